@@ -37,8 +37,8 @@ from torch import Tensor, nn
 
 import landscape
 from landscape.curvature import operators
-from landscape.curvature.exact_trace import ggn_squares
-from landscape.curvature.hessian_graph import HessianGraph
+from landscape.curvature.exact.trace import ggn_squares
+from landscape.curvature.products.hessian_graph import HessianGraph
 from trainers.data import Source, data_directory
 from trainers.data.digits import digits
 from trainers.data.idx import fashion_mnist

@@ -30,7 +30,7 @@ from timing import interval, machine, palindromes, table  # isort: skip  (sets O
 import torch
 import torch.nn.functional as F
 
-from landscape.batches import Batch
+from landscape.problem.batches import Batch
 from trainers import METHODS, Context, Step, Task
 from trainers.models import build_model
 

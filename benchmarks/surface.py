@@ -22,9 +22,9 @@ from sklearn.datasets import load_digits
 from torch import nn
 
 from landscape import Problem
-from landscape.surfaces.directions import directions
-from landscape.surfaces.evaluation_choice import choose
-from landscape.surfaces.grid_evaluation import Choice, GridEvaluation
+from landscape.surfaces.directions.directions import directions
+from landscape.surfaces.grid.choice import choose
+from landscape.surfaces.grid.evaluation import Choice, GridEvaluation
 from trainers.models import build_model
 
 LOSS = nn.CrossEntropyLoss()

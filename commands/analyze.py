@@ -50,7 +50,8 @@ def command(checkpoints: tuple[str, ...], **given: Any) -> None:
     Writes analysis.h5, summary.json, report.html and figures/ to one directory. What an earlier call of the same
     checkpoint computed with the same settings is reused, also after an interruption.
     """
-    from figures import analysis, differences, report, static, table
+    from figures.drawing import static
+    from figures.page import analysis, differences, report, table
     from landscape.files import sha256
 
     paths = [Path(c) for c in checkpoints]
@@ -95,7 +96,7 @@ def _check(given: dict[str, Any]) -> None:
 
 
 def _requests(given: dict[str, Any], subsets: int) -> list[Any]:
-    from figures import analysis
+    from figures.page import analysis
 
     texts = [m for m in given["measures"] if m != analysis.SURFACE] or list(analysis.DEFAULT_MEASURES)
     wanted = analysis.requests(texts, given["rho"], k=given["k"], seed=given["seed"], subsets=subsets)

@@ -21,7 +21,7 @@ from commands import options
 @options.out("Default: the file's directory.")
 def command(file: str, to: str, out: str | None) -> None:
     """Write the results of an HDF5 file in another format; prints the files written."""
-    from landscape.export import export
+    from landscape.results.export import export
 
     options.check_writable(Path(out) if out else Path(file).parent)
     for path in export(file, to, out):

@@ -64,8 +64,8 @@ def command(
         FIGURES.entry(name)
     directory = Path(out or "figures-out")
     options.check_writable(directory)
-    from figures.entry import Unfinished, make
-    from figures.study import Study
+    from figures.study.figure import Unfinished, make
+    from figures.study.study import Study
 
     place = "cpu" if preset != "paper" and device is None else str(options.resolve_device(device))
     processes = workers or (1 if place.startswith("cuda") else _cores())

@@ -12,8 +12,8 @@ from commands import options
 from landscape.errors import InputError
 
 if TYPE_CHECKING:
-    from landscape.invariance import Invariance
-    from landscape.problem import Problem
+    from landscape.invariance.invariance import Invariance
+    from landscape.problem.problem import Problem
 
 
 @click.command("invariance")
@@ -46,12 +46,12 @@ def command(checkpoint: str | None, **given: Any) -> None:
     Without a checkpoint: a randomly initialized network of five linear layers of width 10 and three ReLUs on points in
     the plane. With one: your network. Writes invariance.h5, invariance.json and figures/ to one directory.
     """
-    from figures import invariance as figures
-    from landscape import results
+    from figures.drawing import invariance as figures
     from landscape.files import write_json
-    from landscape.invariance import rescaling_invariance
-    from landscape.invariance_measures import Radii
-    from landscape.journal import Journal
+    from landscape.invariance.invariance import rescaling_invariance
+    from landscape.invariance.measures import Radii
+    from landscape.results import result as results
+    from landscape.results.journal import Journal
 
     names = ("rho", "rho_inf", "adaptive_rho", "adaptive_rho_inf", "steps", "eigenvalues")
     # The ASAM report's toy experiments take 0.5 for both methods.
@@ -144,8 +144,8 @@ def _table_2(given: dict[str, Any]) -> tuple[Problem, str, dict[str, Any]]:
     """The toy network of the ASAM report (Table II), untrained, on points in the plane."""
     import torch
 
-    from landscape.problem import Problem
-    from trainers.datasets import load_data
+    from landscape.problem.problem import Problem
+    from trainers.data.datasets import load_data
     from trainers.models import build_model
 
     for name in ("model", "data", "loss"):

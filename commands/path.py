@@ -32,7 +32,7 @@ def command(context: click.Context, first: str, second: str, **given: Any) -> No
     and figures/ to one directory.
     """
     import landscape
-    from figures import loss_path as drawing
+    from figures.drawing import loss_path as drawing
     from landscape.files import write_json
 
     if context.get_parameter_source("batch_norm") != click.core.ParameterSource.COMMANDLINE:

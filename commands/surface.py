@@ -51,9 +51,9 @@ def command(checkpoints: tuple[str, ...], **given: Any) -> None:
     Writes surface.h5, surface.json and figures/ to one directory. Finished points are safe on disk: --resume goes on
     with what is there. Under torchrun the points are shared among its processes.
     """
-    from figures import surface as drawing
-    from landscape import results
+    from figures.drawing import surface as drawing
     from landscape.files import write_json
+    from landscape.results import result as results
 
     paths = [Path(c) for c in checkpoints]
     single = len(paths) == 1 or given["directions"] in THROUGH
@@ -83,8 +83,8 @@ def command(checkpoints: tuple[str, ...], **given: Any) -> None:
     write_json(out / "surface.json", content)
     drawing.write(found, out / "figures")
     if given["gif"]:
-        from figures import animation
-        from figures.analysis import labels
+        from figures.drawing import animation
+        from figures.page.analysis import labels
 
         animation.write(found["surface"], out / "figures" / "trajectory.gif", labels(paths))
     if given["as_json"]:
@@ -134,8 +134,8 @@ def _surfaces(
     paths: list[Path], subjects: list[Any], arguments: dict[str, Any], given: dict[str, Any], single: bool
 ) -> dict[str, Any]:
     import landscape
-    from figures.analysis import labels
-    from landscape.surfaces.surface_sets import check_same_architecture
+    from figures.page.analysis import labels
+    from landscape.surfaces.sets import check_same_architecture
 
     if not single:
         problems = {n: s.problem for n, s in zip(labels(paths), subjects, strict=True)}
@@ -157,7 +157,7 @@ def _surfaces(
 
 def _optimizer(path: Path, model: Any, given: dict[str, Any]) -> Any:
     from landscape import checkpoint
-    from trainers.base import in_model_order
+    from trainers.loop.base import in_model_order
 
     if given["model"]:
         raise InputError("--directions optimizer needs a checkpoint that this toolkit's training wrote")

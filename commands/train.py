@@ -12,10 +12,10 @@ import click
 from commands import options
 from landscape.registry import Entry, Option, argument_help
 from trainers import METHODS
-from trainers.settings import BASES, ENDS, PRECISIONS, SCHEDULES, Settings
+from trainers.loop.settings import BASES, ENDS, PRECISIONS, SCHEDULES, Settings
 
 if TYPE_CHECKING:
-    from trainers.loop import Run
+    from trainers.loop.loop import Run
 
 _CHOICES = {"base": BASES, "schedule": SCHEDULES, "precision": PRECISIONS}
 _METAVARS = {"save_every": "EPOCHS", "keep_every": "EPOCHS", "data_dir": "DIR", "data": "NAME", "model": "NAME"}
@@ -105,7 +105,7 @@ def _completed(out: Path, given: dict[str, Any]) -> dict[str, Any]:
     path = out / "config.json"
     if not path.exists():
         return given
-    from trainers.run_directory import read_config
+    from trainers.loop.run_directory import read_config
 
     config = read_config(out)
     kept = {**config["settings"], **config["method"]["arguments"]}

@@ -19,48 +19,37 @@ MEASURES = Registry("landscape.measures", "measure")
 
 # Public name -> the module that defines it.
 _HOMES = {
-    "Problem": "problem",
-    "Parameters": "parameters",
-    "Scaling": "scaling",
-    "Sharpness": "sharpness",
+    "Problem": "problem.problem",
+    "Parameters": "problem.parameters",
+    "Scaling": "ball.scaling",
+    "Sharpness": "sharpness.sharpness",
     "InputError": "errors",
     "AsymmetryWarning": "errors",
     "NonDeterministicWarning": "errors",
-    "Result": "results",
-    "LabelledArrays": "labelled",
-    "load": "results",
-    "save": "results",
+    "Result": "results.result",
+    "LabelledArrays": "results.labelled",
+    "load": "results.result",
+    "save": "results.result",
     "surface": "surfaces.surface",
-    "compare_surfaces": "surfaces.surface_sets",
+    "compare_surfaces": "surfaces.sets",
     "path": "surfaces.paths",
     "LossPath": "surfaces.paths",
     "align": "surfaces.alignment",
-    "profiles": "surfaces.surface_sets",
-    "Profiles": "surfaces.surface_sets",
-    "Surface": "surfaces.surface_result",
-    "rescaling_invariance": "invariance",
-    "Invariance": "invariance",
+    "profiles": "surfaces.sets",
+    "Profiles": "surfaces.sets",
+    "Surface": "surfaces.result",
+    "rescaling_invariance": "invariance.invariance",
+    "Invariance": "invariance.invariance",
     "top_eigenvalues": "measures.hessian_top_eigenvalues",
     "trace": "measures.hessian_trace",
     "extreme_eigenvalues": "measures.negative_curvature",
-    "hessian_diagonal": "curvature.diagonals",
+    "hessian_diagonal": "curvature.exact.diagonals",
 }
-_MODULES = (
-    *("ascent", "batches", "checkpoint", "curvature", "errors", "evaluation", "export", "files", "invariance"),
-    *(
-        "invariance_measures",
-        "journal",
-        "labelled",
-        "measures",
-        "memory",
-        "noise",
-        "outputs",
-        "parameters",
-        "perturbation",
-        "problem",
-    ),
-    *("progress", "random", "registry", "rescaling", "results", "scaling", "sharpness", "subsets", "surfaces"),
-)
+# Modules that are part of the public surface.
+_MODULES = {
+    **{name: name for name in ("checkpoint", "errors", "measures", "random", "results", "surfaces")},
+    "rescaling": "invariance.rescaling",
+}
 
 
 def import_all() -> None:
@@ -77,7 +66,7 @@ def __getattr__(name: str) -> Any:
     if name in MEASURES:
         return MEASURES[name]
     if name in _MODULES:
-        return importlib.import_module(f"landscape.{name}")
+        return importlib.import_module(f"landscape.{_MODULES[name]}")
     raise AttributeError(f"module 'landscape' has no attribute {name!r}")
 
 

@@ -5,7 +5,7 @@ import functools
 import torch
 from torch import nn
 
-from landscape.problem import Problem
+from landscape.problem.problem import Problem
 
 
 class SmallViT(nn.Module):

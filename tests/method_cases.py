@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from method_oracles import CLASSES, EXAMPLES, examples, network
 
-from landscape.batches import Batch
+from landscape.problem.batches import Batch
 from trainers import METHODS, Context, Task
 
 SEED = 5

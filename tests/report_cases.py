@@ -2,10 +2,10 @@
 
 import numpy as np
 
-from figures.analysis import Analysis
+from figures.page.analysis import Analysis
 from landscape.measures.hessian_top_eigenvalues import TopEigenvalues
-from landscape.sharpness import Sharpness
-from landscape.surfaces.surface_result import Surface
+from landscape.sharpness.sharpness import Sharpness
+from landscape.surfaces.result import Surface
 
 HOSTILE = "</script><script>window.hacked=1</script><img src=x onerror=window.hacked=1>"
 

@@ -16,7 +16,7 @@ from torch import nn
 import cli
 import landscape
 from landscape import InputError, checkpoint
-from trainers.datasets import load_data
+from trainers.data.datasets import load_data
 from trainers.models import build_model
 from trainers.rebuild import subject
 
@@ -183,7 +183,7 @@ def test_several_checkpoints_share_their_sample_and_directions(runs, tmp_path, c
     ],
 )
 def test_labels_are_unique(parents, expected):
-    from figures.analysis import labels
+    from figures.page.analysis import labels
 
     assert labels([Path(p) / "ckpt.pt" for p in parents]) == expected
 
@@ -194,7 +194,7 @@ def test_a_foreign_checkpoint(runs, tmp_path, capsys, monkeypatch):
     torch.save({"state_dict": {"module." + k: v for k, v in models["a"].state_dict().items()}}, "theirs.pth")
     Path("mine.py").write_text(
         "from trainers.models import build_model\n"
-        "from trainers.datasets import load_data\n"
+        "from trainers.data.datasets import load_data\n"
         "def net():\n    return build_model('small-cnn', classes=10, input_shape=(1, 8, 8))\n"
         "def data():\n    return list(load_data('digits').batches('train', 50))\n"
     )

@@ -10,7 +10,7 @@ from PIL import Image
 
 import landscape
 from commands.surface import command
-from figures import animation
+from figures.drawing import animation
 from landscape.errors import InputError
 from trainers import METHODS, train
 

@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import landscape
-from landscape.ascent import Ball, checkpoints, maximize
+from landscape.ball.ascent import Ball, checkpoints, maximize
 
 
 class NoHostSync(TorchDispatchMode):

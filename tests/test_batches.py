@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from landscape.errors import InputError
 from landscape.random import stream
-from trainers.datasets import TrainingBatches, augment, load_data
+from trainers.data.datasets import TrainingBatches, augment, load_data
 
 
 def rng():

@@ -12,7 +12,7 @@ from torch import nn
 import landscape
 from landscape import random
 from landscape.curvature import operators
-from landscape.curvature.hessian_graph import HessianGraph
+from landscape.curvature.products.hessian_graph import HessianGraph
 from landscape.errors import InputError
 
 NAMES = ("mlp", "cnn", "vit")
@@ -302,7 +302,7 @@ def test_reentrant_checkpoints_are_refused_where_derivatives_would_be_lost(first
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
 @pytest.mark.parametrize("name", ["mlp", "cnn"])
 def test_compiled_products(name, backend):
-    from landscape.curvature.compiled_product import CompiledProduct
+    from landscape.curvature.products.compiled_product import CompiledProduct
 
     problem = case(name)
     compiled = CompiledProduct(problem, chunk_size=12, backend=backend)

@@ -9,7 +9,7 @@ from torch import nn
 import landscape
 from landscape import random
 from landscape.curvature import operators, stochastic
-from landscape.curvature.hessian_graph import HessianGraph
+from landscape.curvature.products.hessian_graph import HessianGraph
 from landscape.errors import InputError
 from landscape.measures import spectral_density as module
 from landscape.measures.layer_eigenvalues import layer_eigenvalues

@@ -9,10 +9,10 @@ from torch import nn
 import landscape
 from landscape import random
 from landscape.curvature import operators, stochastic
-from landscape.curvature.exact_trace import ggn_squares
-from landscape.curvature.output_curvature import OutputCurvature
+from landscape.curvature.exact.output_curvature import OutputCurvature
+from landscape.curvature.exact.trace import ggn_squares
 from landscape.errors import InputError
-from landscape.problem import Problem
+from landscape.problem.problem import Problem
 
 X = torch.randn(9, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
 IMAGES = torch.randn(7, 2, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(2))

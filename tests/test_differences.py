@@ -8,12 +8,12 @@ import torch
 from scipy import stats
 from torch import nn
 
-from figures.analysis import Analysis
-from figures.differences import paired
-from figures.rows import error
+from figures.page.analysis import Analysis
+from figures.page.differences import paired
+from figures.page.rows import error
 from landscape import MEASURES, Problem
 from landscape.measures.average_sharpness import AverageSharpness
-from landscape.sharpness import Sharpness
+from landscape.sharpness.sharpness import Sharpness
 
 
 def analysis(label, loss, sharpness, parts, sample="same"):

@@ -7,7 +7,7 @@ from torch import nn
 
 import landscape
 from landscape import InputError, Problem
-from landscape.surfaces.directions import KINDS, cosine, directions, norm
+from landscape.surfaces.directions.directions import KINDS, cosine, directions, norm
 
 
 def filters(tensor, axis):

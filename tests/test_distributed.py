@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from trainers import METHODS, MethodOptimizer, Task, train
-from trainers.run_directory import read_history
+from trainers.loop.run_directory import read_history
 
 ROOT = Path(__file__).parent.parent
 # Two processes cannot share the last batch, of 237 examples, evenly.

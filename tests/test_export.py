@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 
 import landscape
-from landscape import InputError, results
-from landscape.export import export, write_tidy
-from landscape.labelled import LabelledArrays
-from landscape.results import Result, array
-from landscape.surfaces.surface_result import Surface
+from landscape import InputError
+from landscape.results import result as results
+from landscape.results.export import export, write_tidy
+from landscape.results.labelled import LabelledArrays
+from landscape.results.result import Result, array
+from landscape.surfaces.result import Surface
 
 
 @dataclass(frozen=True, kw_only=True)

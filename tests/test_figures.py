@@ -11,10 +11,12 @@ import pytest
 from matplotlib import pyplot as plt
 
 from cli import run
-from figures import FIGURES, entry, style
-from figures import study as study_module
-from figures.figure_numbers import Numbers
-from figures.study import Study
+from figures import FIGURES
+from figures.drawing import style
+from figures.study import figure as entry
+from figures.study import study as study_module
+from figures.study.figure_data import Numbers
+from figures.study.study import Study
 from landscape.errors import InputError
 
 SUFFIXES = (".pdf", ".svg", ".png", ".csv", ".h5", "-verdict.md", "-verdict.json")
@@ -91,7 +93,7 @@ class TestEveryFigure:
         numbers = Numbers.load(root / f"{name}.h5")
         for attribute in ("run", "result", "history", "training"):
             monkeypatch.setattr(Study, attribute, None)
-        monkeypatch.setattr("figures.study.load_arrays", None)
+        monkeypatch.setattr("figures.study.study.load_arrays", None)
         figure = FIGURES[name]().draw(numbers)
         assert figure.axes
         plt.close(figure)
@@ -147,7 +149,7 @@ class TestEveryFigure:
 
 def test_figures_are_drawn_as_their_own_tasks_end(tmp_path, monkeypatch):
     """The one that needs fewer tasks first, the other after the rest; shared tasks once."""
-    from figures import tasks
+    from figures.study import tasks
 
     real, events = tasks.run_task, []
 
@@ -197,7 +199,7 @@ def test_figures_that_all_fail_by_wrong_input_exit_as_wrong_input(tmp_path, monk
 
 
 def test_a_full_disk_ends_the_study_with_one_line(tmp_path, monkeypatch, capsys):
-    from figures import tasks
+    from figures.study import tasks
 
     def full(*arguments):
         raise OSError(errno.ENOSPC, "No space left on device", "there")
@@ -338,7 +340,7 @@ def test_gradient_descent_is_followed_at_its_iterates_and_midpoints():
     import torch
 
     from figures.paper.edge_of_stability import descend
-    from trainers.datasets import load_data
+    from trainers.data.datasets import load_data
     from trainers.models import build_model
 
     common = {"data": "digits", "samples": 24, "hidden": 2, "lr": 0.1, "steps": 4, "every": 2, "tolerance": 1e-6}
@@ -435,7 +437,7 @@ def test_few_ticks_on_a_short_logarithmic_axis():
 def test_bands_are_intervals():
     from scipy import stats
 
-    from figures import bands
+    from figures.drawing import bands
 
     values = np.array([[1.0, 2.0], [2.0, 4.0], [4.0, 9.0]])
     _, axes = plt.subplots()
@@ -549,7 +551,7 @@ def test_the_numbers_are_those_of_the_runs(made):
 def test_the_gallery_shows_what_was_made(made, tmp_path):
     from PIL import Image
 
-    from figures import gallery
+    from figures.study import gallery
 
     root, _ = made("asam-fig6")
     text = gallery.write(root, tmp_path / "docs").read_text()
@@ -624,7 +626,7 @@ def test_photographs_are_taken_where_their_files_are(tmp_path, clothes):
 
 
 def test_digits_in_place_of_photographs_are_said(tmp_path, monkeypatch, capsys):
-    from figures.recipes import lacking
+    from figures.study.recipes import lacking
 
     monkeypatch.setattr(entry, "make", lambda *_: [])
     command = ["figures", "asam-fig7", "asam-table1", "--data-dir", str(tmp_path), "--out", str(tmp_path)]
@@ -637,7 +639,7 @@ def test_digits_in_place_of_photographs_are_said(tmp_path, monkeypatch, capsys):
 
 
 def test_an_interrupted_command_goes_on(tmp_path, capsys, monkeypatch):
-    from figures import tasks
+    from figures.study import tasks
 
     real, started = tasks.run_task, []
 
@@ -659,7 +661,7 @@ def test_an_interrupted_command_goes_on(tmp_path, capsys, monkeypatch):
 
 
 def test_flatness_at_a_loss_is_that_of_the_first_epoch_below_it(tmp_path):
-    from figures.computations import at_loss, measures
+    from figures.study.computations import at_loss, measures
     from trainers import train
 
     network = {"data": "digits", "model": "mlp:hidden=16", "lr": 0.05, "epochs": 4}

@@ -19,14 +19,14 @@ from torch import nn
 import cli
 from landscape import checkpoint
 from landscape.errors import InputError
-from landscape.problem import Passes
+from landscape.problem.problem import Passes
 from trainers import METHODS, train
-from trainers.base import base_optimizer, clip_gradient, decayed_parameters
-from trainers.budget import Budget, Schedule
-from trainers.datasets import load_data
+from trainers.data.datasets import load_data
+from trainers.loop.base import base_optimizer, clip_gradient, decayed_parameters
+from trainers.loop.budget import Budget, Schedule
+from trainers.loop.run_directory import COLUMNS
+from trainers.loop.settings import Settings
 from trainers.models import build_model
-from trainers.run_directory import COLUMNS
-from trainers.settings import Settings
 
 ROOT = Path(__file__).parent.parent
 TOY = {"data": "toy2d:n=200", "model": "mlp:hidden=8", "batch_size": 64, "weight_decay": 0.0}
@@ -246,7 +246,7 @@ def test_budget_counts_a_forward_as_a_third():
 def test_a_budget_in_seconds_ends_in_time(monkeypatch):
     """By a clock that goes on by a millisecond at each look: one when an epoch starts, after each step, at its end."""
     ticks = itertools.count()
-    monkeypatch.setattr("trainers.loop.time", types.SimpleNamespace(perf_counter=lambda: next(ticks) * 1e-3))
+    monkeypatch.setattr("trainers.loop.loop.time", types.SimpleNamespace(perf_counter=lambda: next(ticks) * 1e-3))
     run = train_toy(epochs=None, budget_seconds=0.0475)
     # Epochs of 4 steps last 5 ms: 9 of them 45 ms, and the third step more, which begins at 47 ms, ends at 48 ms.
     seconds = [row["seconds"] for row in run.history]

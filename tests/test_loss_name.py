@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from landscape.loss_name import loss_name
+from landscape.problem.loss_name import loss_name
 
 
 def plain(outputs, targets):

@@ -12,7 +12,7 @@ from cases import case
 from torch import nn
 
 import landscape
-from landscape.results import Result
+from landscape.results.result import Result
 
 NAMES = list(landscape.MEASURES)
 

@@ -2,7 +2,7 @@
 
 import torch
 
-from landscape import memory
+from landscape.problem import memory
 
 CPU = torch.device("cpu")
 

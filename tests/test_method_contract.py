@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from landscape import checkpoint
-from landscape.batches import Batch
 from landscape.errors import InputError
+from landscape.problem.batches import Batch
 from trainers import METHODS, Context, Task
 
 BASES = ("sgd", "adam", "adamw")

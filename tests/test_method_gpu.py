@@ -11,7 +11,7 @@ from method_cases import TrainingSet, context
 from method_oracles import examples, network
 from torch import nn
 
-from landscape.batches import Batch
+from landscape.problem.batches import Batch
 from trainers import METHODS, Task
 
 OPTIONS = {"saf": {"lag": 1, "start": 0.0}, "mesa": {"start": 0.0}, "looksam": {"k": 2}, "k-sam": {"k": 3}}

@@ -10,10 +10,10 @@ from method_cases import Run, TrainingSet, context, flat
 from method_oracles import EXAMPLES, examples
 from torch import nn
 
-from landscape.batches import as_batch
+from landscape.problem.batches import as_batch
 from trainers import METHODS, Context, Task
+from trainers.method.trajectory import divergence
 from trainers.methods.ssam import fisher_diagonal
-from trainers.trajectory import divergence
 
 
 def probabilities(model, rows, tau):

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from figures import method_table
-from figures.figure_numbers import Numbers
+from figures.study import method_table
+from figures.study.figure_data import Numbers
 
 
 @pytest.fixture
@@ -67,8 +67,8 @@ def test_label_noise_has_a_table_each(capsys, tmp_path):
 
 
 def test_variants_are_compared_with_sgd_of_the_same_length(tmp_path, monkeypatch, capsys):
-    from figures import variants
-    from figures.study import Study
+    from figures.study import variants
+    from figures.study.study import Study
 
     chosen = [variants.Variant("sam", {"rho": 0.5})]
     monkeypatch.setattr(variants, "DIGITS", chosen)
@@ -102,7 +102,7 @@ def test_equal_loss_is_found_between_two_lengths():
 
 def test_shorter_runs_end_like_the_whole_one():
     from figures.paper.matched_loss import shorter
-    from figures.study import Training
+    from figures.study.study import Training
 
     run = Training("sgd", {}, {"epochs": 15, "lr": 0.1, "keep_every": 3, "seed": 2})
     found = shorter(run)

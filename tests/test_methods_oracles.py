@@ -21,7 +21,7 @@ from method_oracles import (
 )
 from torch import nn
 
-from landscape.batches import Batch
+from landscape.problem.batches import Batch
 from trainers import METHODS, Context, Task
 
 

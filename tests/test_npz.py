@@ -7,9 +7,8 @@ import pytest
 import torch
 
 from landscape.errors import InputError
-from trainers import datasets
-from trainers.data import npz
-from trainers.datasets import load_data
+from trainers.data import datasets, npz
+from trainers.data.datasets import load_data
 
 
 def rng():

@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from figures import FIGURES
-from figures.study import Study, Training
+from figures.study.study import Study, Training
 from trainers import METHODS
-from trainers.datasets import load_data
+from trainers.data.datasets import load_data
+from trainers.loop.settings import Settings
 from trainers.models import build_model
 from trainers.names import parse_name
-from trainers.settings import Settings
 
 IMAGES = {"cifar10": ((3, 32, 32), 10), "fashion-mnist": ((1, 28, 28), 10)}
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy import optimize
 
-from landscape.perturbation import ascent, global_norm, perturbed
+from landscape.ball.perturbation import ascent, global_norm, perturbed
 
 
 def tensors(seed=0, dtype=torch.float64):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from report_cases import HOSTILE, analysis, bowl
 
-from figures import report
+from figures.page import report
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed (pip install -e .[dev])")
 ActionChains = pytest.importorskip("selenium.webdriver.common.action_chains").ActionChains

@@ -10,10 +10,10 @@ from torch.testing import assert_close
 
 import landscape
 from landscape.errors import InputError
-from landscape.parameters import Parameters
+from landscape.invariance.rescaling import find
+from landscape.invariance.rescaling.units import ANY, Units
+from landscape.problem.parameters import Parameters
 from landscape.random import stream
-from landscape.rescaling import find
-from landscape.rescaling.units import ANY, Units
 from trainers.models import build_model
 
 
@@ -732,4 +732,4 @@ def test_products_are_solved_exactly():
 
 
 def test_names_are_public():
-    assert landscape.rescaling.find is find
+    assert landscape.invariance.rescaling.find is find

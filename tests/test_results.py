@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from landscape import InputError, results
-from landscape.results import Result, array
+from landscape import InputError
+from landscape.results import result as results
+from landscape.results.result import Result, array
 
 
 @dataclass(frozen=True, kw_only=True)

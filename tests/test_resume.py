@@ -17,7 +17,7 @@ from torch import nn
 
 from landscape.errors import InputError
 from trainers import METHODS, train
-from trainers.run_directory import read_history
+from trainers.loop.run_directory import read_history
 
 ROOT = Path(__file__).parent.parent
 # Ten classes and BatchNorm; five uneven batches an epoch; augmentation draws.

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
+from landscape.ball.scaling import BIASES, KINDS, Scaling
 from landscape.errors import InputError
-from landscape.parameters import Parameters
-from landscape.scaling import BIASES, KINDS, Scaling
+from landscape.problem.parameters import Parameters
 
 
 class Mixed(nn.Module):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from report_cases import analysis, eigenvalues
 
-from figures import grids, static, style, surface
+from figures.drawing import grids, static, style, surface
 
 
 @pytest.fixture(scope="module")

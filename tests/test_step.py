@@ -10,8 +10,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from landscape.errors import InputError
-from trainers import METHODS, Context, Task, network
-from trainers.batch_norm import SynchronizedBatchNorm, synchronize_batch_norm
+from trainers import METHODS, Context, Task
+from trainers.method import network
+from trainers.method.batch_norm import SynchronizedBatchNorm, synchronize_batch_norm
 
 
 def conv_net(norm=nn.BatchNorm2d, **options):

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from figures import tasks as task_module
-from figures import verdict
-from figures.figure_numbers import Numbers
-from figures.study import Computation, Study, Training
-from figures.verdict import Claim, Estimate
+from figures.study import tasks as task_module
+from figures.study import verdict
+from figures.study.figure_data import Numbers
+from figures.study.study import Computation, Study, Training
+from figures.study.verdict import Claim, Estimate
 from landscape.errors import InputError
 from trainers import METHODS
 from trainers.data import DATA
@@ -94,7 +94,7 @@ def test_a_changed_default_is_another_configuration(monkeypatch):
 
 def test_defaults_of_measures_are_part_of_a_computation(monkeypatch):
     def key(**arguments):
-        return Computation("figures.computations:measures", (), {"wanted": {"hessian_trace": arguments}}).key
+        return Computation("figures.study.computations:measures", (), {"wanted": {"hessian_trace": arguments}}).key
 
     from landscape import MEASURES
 
@@ -166,7 +166,7 @@ def test_a_computation_brings_its_training(small):
 
 def test_an_interrupted_study_resumes(small, monkeypatch):
     """Killed within the second run: the first is kept, the second goes on from its checkpoint, bitwise."""
-    from trainers import loop
+    from trainers.loop import loop
 
     tasks = [small.training("sam", s, **{**TOY, "epochs": 2}) for s in (0, 1)]
     whole = Study(small.directory.parent / "whole", "smoke")

@@ -9,9 +9,9 @@ from torch import nn
 
 import landscape
 from landscape import InputError, Problem
-from landscape.surfaces.directions import Directions, described, directions
-from landscape.surfaces.grid_evaluation import Choice, GridEvaluation
-from landscape.surfaces.grids import axis
+from landscape.surfaces.directions.directions import Directions, described, directions
+from landscape.surfaces.grid.axes import axis
+from landscape.surfaces.grid.evaluation import Choice, GridEvaluation
 
 torch.manual_seed(0)
 

@@ -7,8 +7,8 @@ from torch import nn
 
 import landscape
 from landscape import InputError, NonDeterministicWarning, Problem
-from landscape.surfaces.directions import Directions, described, directions
-from landscape.surfaces.evaluation_choice import activations, choose, fitting_points
+from landscape.surfaces.directions.directions import Directions, described, directions
+from landscape.surfaces.grid.choice import activations, choose, fitting_points
 from landscape.surfaces.picture_checks import chance_accuracy, plateau
 
 

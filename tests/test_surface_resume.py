@@ -15,7 +15,7 @@ from torch import nn
 
 import landscape
 from landscape import InputError, Problem
-from landscape.surfaces.grid_store import Journal
+from landscape.surfaces.grid.store import Journal
 
 ROOT = Path(__file__).parent.parent
 
@@ -210,7 +210,7 @@ def test_damaged_files_are_named(tmp_path):
 
 def test_journal_keeps_every_whole_record(tmp_path):
     journal = Journal(tmp_path / "j", {"a": 1})
-    from landscape.surfaces.directions import Directions
+    from landscape.surfaces.directions.directions import Directions
 
     journal.begin({"axes": [[0.0]]}, Directions("own", (torch.ones(3),), torch.ones(3), "||w||"))
     for i in range(5):

@@ -11,7 +11,7 @@ from torch import nn
 import landscape
 from commands.surface import command
 from landscape import InputError, Problem
-from landscape.surfaces.surface_sets import check_same_architecture
+from landscape.surfaces.sets import check_same_architecture
 
 
 def problem_of(seed=0, width=6, dtype=torch.float64):
@@ -52,7 +52,7 @@ def test_checkpoints_on_one_grid():
         np.testing.assert_array_equal(found[name].loss, landscape.surface(problem, grid=5, radius=0.5).loss)
     moved = landscape.compare_surfaces(problems, grid=5, radius=0.5, absolute=True)
     np.testing.assert_array_equal(moved["a"].loss, found["a"].loss)
-    first = landscape.surfaces.directions.directions("gaussian", problems["a"]).vectors
+    first = landscape.surfaces.directions.directions.directions("gaussian", problems["a"]).vectors
     expected = problems["b"].loss(problems["b"].weights + 0.5 * first[0] - 0.25 * first[1])
     assert moved["b"].loss[4, 1] == pytest.approx(float(expected), rel=1e-12)
 
@@ -129,9 +129,9 @@ def test_command_compares_and_draws_lines_and_bands(checkpoints, tmp_path):
 
 def test_command_moves_along_the_optimizers_momentum(checkpoints, tmp_path):
     from landscape import checkpoint
-    from trainers.base import base_optimizer
+    from trainers.loop.base import base_optimizer
+    from trainers.loop.settings import Settings
     from trainers.rebuild import subject
-    from trainers.settings import Settings
 
     run(checkpoints[0], "--directions", "optimizer", "--grid", 3, "--samples", 100, "--out", tmp_path)
     loss = landscape.load(tmp_path / "surface.h5")["surface"].loss
@@ -148,7 +148,7 @@ def test_command_moves_along_the_optimizers_momentum(checkpoints, tmp_path):
 
 @pytest.mark.parametrize("count", [3, 4, 7])
 def test_parts_are_as_many_as_asked_for_and_of_equal_size(count):
-    from landscape.surfaces.surface_sets import _parts
+    from landscape.surfaces.sets import _parts
 
     data = torch.arange(20.0).view(10, 2), torch.arange(10) % 2
     parts = _parts(landscape.Problem(torch.nn.Linear(2, 2), torch.nn.functional.cross_entropy, [data]), count, 0)

@@ -15,15 +15,15 @@ METHODS = Registry("trainers.methods", "method")
 
 # Public name -> the module that defines it; imported when first used, so that --help does not wait for torch.
 _HOMES = {
-    "train": "loop",
-    "Run": "loop",
-    "Context": "method",
-    "Method": "method",
-    "MethodOptimizer": "optimizer",
-    "Pass": "method",
-    "Rows": "method",
-    "Step": "method",
-    "Task": "method",
+    "train": "loop.loop",
+    "Run": "loop.loop",
+    "Context": "method.method",
+    "Method": "method.method",
+    "MethodOptimizer": "method.optimizer",
+    "Pass": "method.method",
+    "Rows": "method.method",
+    "Step": "method.method",
+    "Task": "method.method",
 }
 
 

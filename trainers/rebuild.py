@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 from landscape import checkpoint, files
 from landscape.errors import InputError
-from landscape.problem import Problem
+from landscape.problem.problem import Problem
 from landscape.random import stream
-from trainers.datasets import Data, load_data
+from trainers.data.datasets import Data, load_data
 from trainers.models import build_model
 from trainers.names import parse_name
 
@@ -193,7 +193,7 @@ def _batch_size(network: nn.Module) -> int:
 def _limited(batches: Iterable[Any], samples: int | None) -> Iterable[Any]:
     if samples is None:
         return batches
-    from landscape.batches import as_batch
+    from landscape.problem.batches import as_batch
 
     kept, count = [], 0
     for raw in batches:

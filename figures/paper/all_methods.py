@@ -6,12 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from figures import bands, recipes, style, verdict
-from figures.entry import Figure
-from figures.figure_numbers import Numbers
+from figures.drawing import bands, style
 from figures.paper.saf_fig3 import log_ratio
-from figures.study import Computation, Study, Training
-from figures.verdict import Claim
+from figures.study import recipes, verdict
+from figures.study.figure import Figure
+from figures.study.figure_data import Numbers
+from figures.study.study import Computation, Study, Training
+from figures.study.verdict import Claim
 from landscape.registry import register
 
 NOISE = (0.0, 0.2, 0.4)
@@ -56,7 +57,9 @@ def noisy_runs(study: Study) -> dict[tuple[str, float, int], Training]:
 def measured(study: Study) -> dict[tuple[str, float, int], Computation]:
     """The measures of every one of these runs, on training examples with the labels that were trained on."""
     arguments = {"wanted": MEASURES, "samples": study.samples(2048)}
-    return {key: Computation("figures.computations:measures", (t,), arguments) for key, t in noisy_runs(study).items()}
+    return {
+        key: Computation("figures.study.computations:measures", (t,), arguments) for key, t in noisy_runs(study).items()
+    }
 
 
 @register("all-methods", source="ours")

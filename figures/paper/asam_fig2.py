@@ -6,11 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from figures import rescaled, style, verdict
-from figures.entry import Figure
-from figures.figure_numbers import Numbers
-from figures.study import Computation, Study
-from figures.verdict import Claim
+from figures.drawing import style
+from figures.study import rescaled, verdict
+from figures.study.figure import Figure
+from figures.study.figure_data import Numbers
+from figures.study.study import Computation, Study
+from figures.study.verdict import Claim
 from landscape.registry import register
 
 

@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from figures import bands, recipes, verdict
-from figures.entry import Figure
-from figures.figure_numbers import Numbers
-from figures.study import Computation, Study, Training
-from figures.verdict import Claim
+from figures.drawing import bands
+from figures.study import recipes, verdict
+from figures.study.figure import Figure
+from figures.study.figure_data import Numbers
+from figures.study.study import Computation, Study, Training
+from figures.study.verdict import Claim
 from landscape.registry import register
 
 TRAIN = (1, 5, 15, 25, 30)
@@ -25,8 +26,8 @@ def shifted_errors(
     run: Path, *, variances: list[float], seed: int, n_test: int, device: str, data_dir: str | None
 ) -> dict[str, Any]:
     """Test error at every test variance; inputs are standardized as in training."""
-    from trainers.datasets import load_data
-    from trainers.loop import evaluate
+    from trainers.data.datasets import load_data
+    from trainers.loop.loop import evaluate
     from trainers.rebuild import subject
 
     it = subject(run / "ckpt.pt", samples=2, device=device)
@@ -106,7 +107,7 @@ class ShiftedVariance(Figure):
         """One panel a training variance."""
         import matplotlib.pyplot as plt
 
-        from figures import style
+        from figures.drawing import style
 
         figure, panels = plt.subplots(2, 3, figsize=(style.PAGE, 4.0), sharex=True, sharey=True, layout="constrained")
         x = numbers["test_variance"]

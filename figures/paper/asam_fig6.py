@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from figures import verdict
-from figures.entry import Figure
-from figures.figure_numbers import Numbers
-from figures.study import Computation, Study
-from figures.verdict import Claim
+from figures.study import verdict
+from figures.study.figure import Figure
+from figures.study.figure_data import Numbers
+from figures.study.study import Computation, Study
+from figures.study.verdict import Claim
 from landscape.registry import register
 
 VARIANCES = (5, 10, 15, 30, 50, 80)
@@ -70,7 +70,7 @@ class ToyData(Figure):
         """Six panels of points over the boundary of the Bayes rule."""
         import matplotlib.pyplot as plt
 
-        from figures import style
+        from figures.drawing import style
 
         figure, panels = plt.subplots(2, 3, figsize=(style.PAGE, 4.7), sharex=True, sharey=True, layout="constrained")
         limit = 46

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from figures import bands, recipes, verdict
-from figures.entry import Figure
-from figures.figure_numbers import Numbers
-from figures.study import Study, Training
-from figures.verdict import Claim
+from figures.drawing import bands
+from figures.study import recipes, verdict
+from figures.study.figure import Figure
+from figures.study.figure_data import Numbers
+from figures.study.study import Study, Training
+from figures.study.verdict import Claim
 from landscape.registry import register
 
 BASES = ("adam", "sgd")
@@ -69,7 +70,7 @@ class AccuracyCurves(Figure):
         """A row a base, a panel a method."""
         import matplotlib.pyplot as plt
 
-        from figures import style
+        from figures.drawing import style
 
         figure, panels = plt.subplots(2, 3, figsize=(style.PAGE, 3.6), sharex=True, sharey=True, layout="constrained")
         late = numbers["epoch"] >= numbers["epoch"].max() / 4

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from figures import bands, recipes, verdict
-from figures.entry import Figure
-from figures.figure_numbers import Numbers
+from figures.drawing import bands
 from figures.paper.asam_fig7 import BASES, METHODS, accuracies, accuracy_runs
-from figures.study import Computation, Study, Task
-from figures.verdict import Claim
+from figures.study import recipes, verdict
+from figures.study.figure import Figure
+from figures.study.figure_data import Numbers
+from figures.study.study import Computation, Study, Task
+from figures.study.verdict import Claim
 from landscape.registry import register
 
 PUBLISHED = {"base": 92.3, "sam": 96.19, "asam": 96.44}
@@ -40,7 +41,7 @@ class BestAccuracy(Figure):
             "settings": {**settings, "epochs": 3 if short else 2},
             "rounds": study.rounds(study.choose(ROUNDS, 3) if short else 4),
         }
-        return Computation("figures.computations:epoch_seconds", (), arguments, timed=True)
+        return Computation("figures.study.computations:epoch_seconds", (), arguments, timed=True)
 
     def note(self, study: Study) -> str:
         """Digits stand for Fashion-MNIST where its files are missing."""
@@ -68,7 +69,7 @@ class BestAccuracy(Figure):
         """Accuracy on the left, cost on the right."""
         import matplotlib.pyplot as plt
 
-        from figures import style
+        from figures.drawing import style
 
         figure, (left, right) = plt.subplots(1, 2, figsize=(style.PAGE, 2.6), layout="constrained")
         names, inks, best, cost = [], [], [], []

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from figures import bands, recipes, verdict
-from figures.entry import Figure
-from figures.figure_numbers import Numbers
-from figures.study import Study, Training
-from figures.verdict import Claim
+from figures.drawing import bands
+from figures.study import recipes, verdict
+from figures.study.figure import Figure
+from figures.study.figure_data import Numbers
+from figures.study.study import Study, Training
+from figures.study.verdict import Claim
 from landscape.registry import register
 
 METHODS = {"Adam": ("adam", "adam"), "SAM on Adam": ("sam", "adam"), "ASAM on Adam": ("asam", "adam")} | {
@@ -77,7 +78,7 @@ class EqualTime(Figure):
         """A panel a budget."""
         import matplotlib.pyplot as plt
 
-        from figures import style
+        from figures.drawing import style
 
         figure, panels = plt.subplots(1, 3, figsize=(style.PAGE, 2.8), sharey=True, layout="constrained")
         inks = [bands.color(METHODS[m][0]) for m in numbers["method"]]

@@ -7,12 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from figures import recipes, style, verdict
-from figures.entry import Figure
-from figures.figure_numbers import Numbers
+from figures.drawing import style
 from figures.paper.all_methods import MEASURES, NOISE, measured
-from figures.study import Computation, Study
-from figures.verdict import Claim, Estimate
+from figures.study import recipes, verdict
+from figures.study.figure import Figure
+from figures.study.figure_data import Numbers
+from figures.study.study import Computation, Study
+from figures.study.verdict import Claim, Estimate
 from landscape.registry import register
 
 STATISTICS = {"kendall": "Kendall's $\\tau$", "spearman": "Spearman's $\\rho$"}

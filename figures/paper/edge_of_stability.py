@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from figures import bands, style, verdict
-from figures.entry import Figure
-from figures.figure_numbers import Numbers
-from figures.study import Computation, Study
-from figures.verdict import Claim, Estimate
+from figures.drawing import bands, style
+from figures.study import verdict
+from figures.study.figure import Figure
+from figures.study.figure_data import Numbers
+from figures.study.study import Computation, Study
+from figures.study.verdict import Claim, Estimate
 from landscape.registry import register
 
 RUNS = (("squared error", 0.08), ("squared error", 0.1), ("squared error", 0.125), ("cross-entropy", 0.2))
@@ -60,7 +61,7 @@ def descend(
     import torch.nn.functional as F
 
     import landscape
-    from trainers.datasets import load_data, parse_name
+    from trainers.data.datasets import load_data, parse_name
     from trainers.models import build_model
 
     name, arguments = parse_name(data)

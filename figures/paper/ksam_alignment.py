@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from figures import bands, recipes, style, verdict
-from figures.entry import Figure
-from figures.figure_numbers import Numbers
-from figures.study import Computation, Study, Training
-from figures.verdict import Claim
+from figures.drawing import bands, style
+from figures.study import recipes, verdict
+from figures.study.figure import Figure
+from figures.study.figure_data import Numbers
+from figures.study.study import Computation, Study, Training
+from figures.study.verdict import Claim
 from landscape.registry import register
 
 BATCH = 256

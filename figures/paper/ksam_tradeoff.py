@@ -6,11 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from figures import bands, recipes, style, verdict
-from figures.entry import Figure
-from figures.figure_numbers import Numbers
-from figures.study import Computation, Study, Task, Training
-from figures.verdict import Claim
+from figures.drawing import bands, style
+from figures.study import recipes, verdict
+from figures.study.figure import Figure
+from figures.study.figure_data import Numbers
+from figures.study.study import Computation, Study, Task, Training
+from figures.study.verdict import Claim
 from landscape.registry import register
 
 SHARES = (0.125, 0.25, 0.333, 0.5, 1.0)
@@ -47,7 +48,7 @@ class Tradeoff(Figure):
     def _speed(self, study: Study, specs: list[dict[str, Any]], settings: dict[str, Any]) -> Computation:
         settings = {k: settings[k] for k in ("data", "model", "batch_size")} | {"epochs": study.epochs(6)}
         arguments = {"specs": specs, "settings": settings, "rounds": study.rounds(study.choose(6, 3))}
-        return Computation("figures.computations:epoch_seconds", (), arguments, timed=True)
+        return Computation("figures.study.computations:epoch_seconds", (), arguments, timed=True)
 
     def _speeds(self, study: Study) -> tuple[Computation, Computation]:
         few = [{"method": m, "arguments": a, "first": 1} for m, a in self._variants().values()]

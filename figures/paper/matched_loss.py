@@ -12,13 +12,14 @@ from typing import Any
 
 import numpy as np
 
-from figures import bands, recipes, style, verdict
-from figures.entry import Figure
-from figures.figure_numbers import Numbers
+from figures.drawing import bands, style
 from figures.paper.all_methods import methods, noisy_runs
 from figures.paper.saf_fig3 import log_ratio
-from figures.study import Computation, Study, Training
-from figures.verdict import Claim
+from figures.study import recipes, verdict
+from figures.study.figure import Figure
+from figures.study.figure_data import Numbers
+from figures.study.study import Computation, Study, Training
+from figures.study.verdict import Claim
 from landscape.registry import register
 
 WHEN = ("end", "level")
@@ -61,7 +62,7 @@ def computation(study: Study, run: Training) -> Computation:
         "samples": study.samples(study.choose(1024, 2048, 512)),
         "test": study.choose(None, None, FASHION),
     }
-    return Computation("figures.computations:at_loss", (run,), arguments)
+    return Computation("figures.study.computations:at_loss", (run,), arguments)
 
 
 def shorter(run: Training) -> list[Training]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from figures import bands, recipes, verdict
-from figures.entry import Figure
-from figures.figure_numbers import Numbers
-from figures.study import Computation, Study, Training
-from figures.verdict import Claim
+from figures.drawing import bands
+from figures.study import recipes, verdict
+from figures.study.figure import Figure
+from figures.study.figure_data import Numbers
+from figures.study.study import Computation, Study, Training
+from figures.study.verdict import Claim
 from landscape.registry import register
 
 METHODS = ("sgd", "sam", "saf", "mesa")
@@ -38,7 +39,7 @@ class Convergence(Figure):
     def _sharpness(self, study: Study) -> dict[tuple[str, int], Computation]:
         arguments = {"wanted": {"sam_sharpness": {"rho": RHO}}, "samples": study.samples(SAMPLES)}
         return {
-            key: Computation("figures.computations:along", (t,), {**arguments, "epochs": kept_epochs(t)})
+            key: Computation("figures.study.computations:along", (t,), {**arguments, "epochs": kept_epochs(t)})
             for key, t in runs(study).items()
         }
 
@@ -71,7 +72,7 @@ class Convergence(Figure):
         """Loss on the left, sharpness on the right."""
         import matplotlib.pyplot as plt
 
-        from figures import style
+        from figures.drawing import style
 
         figure, panels = plt.subplots(1, 2, figsize=(style.PAGE, 2.5), layout="constrained")
         inks = {bands.label(m): bands.color(m) for m in METHODS}

@@ -7,12 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from figures import bands, recipes, verdict
-from figures.entry import Figure
-from figures.figure_numbers import Numbers
+from figures.drawing import bands
 from figures.paper.saf_fig3 import METHODS, runs
-from figures.study import Computation, Study
-from figures.verdict import Claim
+from figures.study import recipes, verdict
+from figures.study.figure import Figure
+from figures.study.figure_data import Numbers
+from figures.study.study import Computation, Study
+from figures.study.verdict import Claim
 from landscape.registry import register
 
 RADIUS = 0.07
@@ -88,7 +89,7 @@ class Surfaces(Figure):
         import matplotlib.pyplot as plt
         from matplotlib.colors import LogNorm, Normalize
 
-        from figures import style
+        from figures.drawing import style
 
         figure = plt.figure(figsize=(style.PAGE, 5.2), layout="constrained")
         # Nested: the labels beside the profiles leave the columns above as they are.

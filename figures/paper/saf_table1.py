@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from figures import bands, recipes, verdict
-from figures.entry import Figure
-from figures.figure_numbers import Numbers
+from figures.drawing import bands
 from figures.paper.saf_fig3 import PUBLISHED as AGAINST_SAM
 from figures.paper.saf_fig3 import runs as shared_runs
-from figures.study import Computation, Study, Task, Training
-from figures.verdict import Claim
+from figures.study import recipes, verdict
+from figures.study.figure import Figure
+from figures.study.figure_data import Numbers
+from figures.study.study import Computation, Study, Task, Training
+from figures.study.verdict import Claim
 from landscape.registry import register
 
 METHODS = ("sgd", "sam", "esam", "looksam", "gsam", "saf", "mesa")
@@ -49,7 +50,7 @@ class SpeedAndAccuracy(Figure):
         specs = [{"method": m, "arguments": {}, "first": ACTING} for m in METHODS]
         settings = {**study.choose(quick, paper), "epochs": study.epochs(ACTING + 5)}
         arguments = {"specs": specs, "settings": settings, "rounds": study.rounds(study.choose(6, 3))}
-        return Computation("figures.computations:epoch_seconds", (), arguments, timed=True)
+        return Computation("figures.study.computations:epoch_seconds", (), arguments, timed=True)
 
     def plan(self, study: Study) -> list[Task]:
         """The runs of saf-fig3, three more methods, and one interleaved timing."""
@@ -75,7 +76,7 @@ class SpeedAndAccuracy(Figure):
         """Accuracy over relative speed, and the published speeds."""
         import matplotlib.pyplot as plt
 
-        from figures import style
+        from figures.drawing import style
 
         figure, (left, right) = plt.subplots(1, 2, figsize=(style.PAGE, 2.7), layout="constrained", sharey=True)
         place = list(range(len(METHODS)))[::-1]

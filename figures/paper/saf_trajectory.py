@@ -6,11 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from figures import bands, style, verdict
-from figures.entry import Figure
-from figures.figure_numbers import Numbers
-from figures.study import Computation, Study
-from figures.verdict import Claim
+from figures.drawing import bands, style
+from figures.study import verdict
+from figures.study.figure import Figure
+from figures.study.figure_data import Numbers
+from figures.study.study import Computation, Study
+from figures.study.verdict import Claim
 from landscape.registry import register
 
 RUNS = {"no momentum": (0.0, "cosine"), "momentum 0.9": (0.9, "cosine"), "constant rate": (0.0, "constant")}
@@ -40,8 +41,8 @@ def follow(
     import torch.nn.functional as F
 
     from landscape.random import stream
-    from trainers.budget import Schedule
-    from trainers.datasets import TrainingBatches, load_data, parse_name
+    from trainers.data.datasets import TrainingBatches, load_data, parse_name
+    from trainers.loop.budget import Schedule
     from trainers.models import build_model
 
     name, arguments = parse_name(data)

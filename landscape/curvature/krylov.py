@@ -16,7 +16,7 @@ from torch import Tensor
 from landscape import random
 from landscape.curvature.basis import BLOCK, Basis
 from landscape.errors import AsymmetryWarning, InputError
-from landscape.memory import free_memory
+from landscape.problem.memory import free_memory
 from landscape.progress import Bar
 
 Matvec = Callable[[Tensor], Tensor]

@@ -9,14 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from landscape.curvature.compiled_product import CompiledProduct
-from landscape.curvature.differences import DifferenceProduct
-from landscape.curvature.gauss_newton import MATRICES, GaussNewtonGraph
-from landscape.curvature.hessian_graph import HessianGraph
+from landscape.ball.scaling import Scaling
+from landscape.curvature.products.compiled_product import CompiledProduct
+from landscape.curvature.products.differences import DifferenceProduct
+from landscape.curvature.products.gauss_newton import MATRICES, GaussNewtonGraph
+from landscape.curvature.products.hessian_graph import HessianGraph
 from landscape.errors import InputError, unknown
-from landscape.parameters import Parameters
-from landscape.problem import Problem
-from landscape.scaling import Scaling
+from landscape.problem.parameters import Parameters
+from landscape.problem.problem import Problem
 
 HVPS = ("double-backward", "compiled", "differences")
 
@@ -120,7 +120,7 @@ def gauss_newton(
     chunk_size: int | None = None,
     memory: float | None = None,
 ) -> Operator:
-    """GGN or a Fisher matrix of L at w; arguments as of `landscape.curvature.gauss_newton.GaussNewtonGraph`."""
+    """GGN or a Fisher matrix of L at w; arguments as of `GaussNewtonGraph`."""
     if parameters is not None:
         _at_own_weights(w)
         problem = problem.restricted(parameters)
@@ -146,7 +146,7 @@ def build(
         problem: L.
         matrix: which.
         w: where (default: the weights of the Problem).
-        scaling: T of T A T: kind and treatment of the biases (see `landscape.scaling.Scaling`).
+        scaling: T of T A T: kind and treatment of the biases (see `landscape.ball.scaling.Scaling`).
         parameters: shell pattern(s): the diagonal block of these parameters.
         hvp: how the Hessian is multiplied.
         options: further keyword arguments of `hessian` or `gauss_newton`.

@@ -13,7 +13,7 @@ from landscape import random
 from landscape.curvature.basis import Basis
 from landscape.curvature.krylov import Factorization
 from landscape.errors import InputError
-from landscape.memory import free_memory
+from landscape.problem.memory import free_memory
 from landscape.progress import Bar
 
 Matvec = Callable[[Tensor], Tensor]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from landscape.measures.hessian_top_eigenvalues import TopEigenvalues, top_eigenvalues
-from landscape.problem import Problem
+from landscape.problem.problem import Problem
 from landscape.registry import register
 
 

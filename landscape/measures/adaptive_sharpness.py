@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 
-from landscape.problem import Problem
+from landscape.ball.scaling import Scaling
+from landscape.problem.problem import Problem
 from landscape.registry import register
-from landscape.scaling import Scaling
-from landscape.sharpness import Setting, Sharpness, ball_sharpness, normalized
-from landscape.subsets import positive
+from landscape.sharpness.sharpness import Setting, Sharpness, ball_sharpness, normalized
+from landscape.sharpness.subsets import positive
 
 
 @register("adaptive_sharpness")

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from landscape.noise import Noise
-from landscape.problem import Problem
+from landscape.ball.noise import Noise
+from landscape.ball.scaling import Scaling
+from landscape.problem.problem import Problem
 from landscape.progress import Bar
 from landscape.registry import register
-from landscape.results import array
-from landscape.scaling import Scaling
-from landscape.sharpness import (
+from landscape.results.result import array
+from landscape.sharpness.sharpness import (
     Setting,
     Sharpness,
     check_loss,
@@ -23,7 +23,7 @@ from landscape.sharpness import (
     resolution,
     scaled_ball,
 )
-from landscape.subsets import check_division, disjoint_subsets, in_groups, student_interval
+from landscape.sharpness.subsets import check_division, disjoint_subsets, in_groups, student_interval
 
 DEFAULT_RHO = {True: 0.01, False: 0.1}  # T = 1 or not
 

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from landscape.problem import Problem
+from landscape.ball.scaling import Scaling
+from landscape.problem.problem import Problem
 from landscape.registry import register
-from landscape.results import Result, array, plain
-from landscape.scaling import Scaling
-from landscape.sharpness import check_loss, check_weights, normalized, order, recorded
-from landscape.subsets import check_division, disjoint_subsets, in_groups, student_interval
+from landscape.results.result import Result, array, plain
+from landscape.sharpness.sharpness import check_loss, check_weights, normalized, order, recorded
+from landscape.sharpness.subsets import check_division, disjoint_subsets, in_groups, student_interval
 
 
 @dataclass(frozen=True, kw_only=True)

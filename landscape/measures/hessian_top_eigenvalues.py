@@ -11,9 +11,9 @@ from torch import Tensor
 
 from landscape import random
 from landscape.curvature import krylov, operators
-from landscape.problem import Problem
+from landscape.problem.problem import Problem
 from landscape.registry import register
-from landscape.results import Result, array, plain
+from landscape.results.result import Result, array, plain
 
 
 @dataclass(frozen=True, kw_only=True)

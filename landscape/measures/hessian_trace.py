@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from landscape import random
+from landscape.ball.scaling import Scaling
 from landscape.curvature import operators, stochastic
-from landscape.curvature.exact_trace import Squares, ggn_squares
+from landscape.curvature.exact.trace import Squares, ggn_squares
 from landscape.errors import InputError, unknown
-from landscape.problem import Problem
+from landscape.problem.problem import Problem
 from landscape.registry import register
-from landscape.results import Result, array, plain
-from landscape.scaling import Scaling
+from landscape.results.result import Result, array, plain
 
 METHODS = ("auto", "exact", "hutch++", "hutchinson")
 

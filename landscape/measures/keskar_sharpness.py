@@ -7,11 +7,11 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from landscape.ball.scaling import Scaling
 from landscape.errors import InputError
-from landscape.problem import Problem
+from landscape.problem.problem import Problem
 from landscape.registry import register
-from landscape.scaling import Scaling
-from landscape.sharpness import Setting, Sharpness, ball_sharpness, normalized
+from landscape.sharpness.sharpness import Setting, Sharpness, ball_sharpness, normalized
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from landscape import random
 from landscape.curvature import krylov, operators
-from landscape.curvature.hessian_graph import HessianGraph
-from landscape.problem import Problem
+from landscape.curvature.products.hessian_graph import HessianGraph
+from landscape.problem.problem import Problem
 from landscape.progress import track
 from landscape.registry import register
-from landscape.results import Result, array, plain
+from landscape.results.result import Result, array, plain
 
 
 @dataclass(frozen=True, kw_only=True)

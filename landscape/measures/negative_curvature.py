@@ -9,9 +9,9 @@ from torch import Tensor
 
 from landscape import random
 from landscape.curvature import krylov, operators
-from landscape.problem import Problem
+from landscape.problem.problem import Problem
 from landscape.registry import register
-from landscape.results import Result
+from landscape.results.result import Result
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,15 +10,15 @@ from typing import Any
 import numpy as np
 import torch
 
+from landscape.ball.noise import Noise
+from landscape.ball.scaling import Scaling
 from landscape.errors import InputError
-from landscape.noise import Noise
-from landscape.problem import Problem
+from landscape.problem.problem import Problem
 from landscape.progress import Bar
 from landscape.registry import register
-from landscape.results import Result, array, plain
-from landscape.scaling import Scaling
-from landscape.sharpness import check_loss, check_weights, normalized, scaled_ball
-from landscape.subsets import check_division, disjoint_subsets, student_interval
+from landscape.results.result import Result, array, plain
+from landscape.sharpness.sharpness import check_loss, check_weights, normalized, scaled_ball
+from landscape.sharpness.subsets import check_division, disjoint_subsets, student_interval
 
 # Noise of 1,000 times the weights' norm: beyond it the rise of a loss would be rounding.
 _DOUBLINGS, _HALVINGS = 14, 60

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from landscape.problem import Problem
+from landscape.problem.problem import Problem
 from landscape.registry import register
-from landscape.sharpness import Setting, Sharpness, ball_sharpness, normalized
+from landscape.sharpness.sharpness import Setting, Sharpness, ball_sharpness, normalized
 
 
 @register("sam_sharpness", plain_radius=True)

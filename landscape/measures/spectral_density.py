@@ -12,10 +12,10 @@ from torch import Tensor
 from landscape import random
 from landscape.curvature import operators, stochastic
 from landscape.errors import InputError
-from landscape.memory import free_memory
-from landscape.problem import Problem
+from landscape.problem.memory import free_memory
+from landscape.problem.problem import Problem
 from landscape.registry import register
-from landscape.results import Result, array, plain
+from landscape.results.result import Result, array, plain
 
 _SHARE_OF_FREE = 0.25
 _REACH = 6.0  # kernel widths beyond the outermost node: 2e-9 of its mass lies further out

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from landscape.problem import Problem
+from landscape.ball.scaling import Scaling
+from landscape.problem.problem import Problem
 from landscape.registry import register
-from landscape.scaling import Scaling
-from landscape.sharpness import Setting, Sharpness, ball_sharpness, normalized
+from landscape.sharpness.sharpness import Setting, Sharpness, ball_sharpness, normalized
 
 
 @register("worst_case_sharpness", plain_radius=True)
@@ -28,12 +28,12 @@ def worst_case_sharpness(
     """Largest rise of the loss within a ball, found by projected gradient ascent.
 
     S = max over ||T^-1 epsilon||_p <= rho of L(w + epsilon) - L(w), solved in u = T^-1 epsilon (see
-    `landscape.ascent.maximize`); exactly invariant under rescaling for the element-wise T. Never below the one-step
-    value nor below 0, and monotone in rho: the maximizer at a smaller radius is a candidate at the larger ones and
-    starts an ascent of its own there. It is a lower bound of the true maximum: at small radii (p = 2: 0.2; element-wise
-    0.5) 20 steps reached 0.9998 of the best of many on small convolutional networks. Where the loss has several maxima
-    in the ball a single ascent may end in a lower one (0.88 of the best at 0.2 on a network trained to a loss of
-    0.007); more steps gain nothing there, restarts do, and `restart_spread` shows it.
+    `landscape.ball.ascent.maximize`); exactly invariant under rescaling for the element-wise T. Never below the
+    one-step value nor below 0, and monotone in rho: the maximizer at a smaller radius is a candidate at the larger
+    ones and starts an ascent of its own there. It is a lower bound of the true maximum: at small radii (p = 2: 0.2;
+    element-wise 0.5) 20 steps reached 0.9998 of the best of many on small convolutional networks. Where the loss has
+    several maxima in the ball a single ascent may end in a lower one (0.88 of the best at 0.2 on a network trained to a
+    loss of 0.007); more steps gain nothing there, restarts do, and `restart_spread` shows it.
 
     Args:
         rho: radius of the ball, one or several (a curve, monotone by construction).

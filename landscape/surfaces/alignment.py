@@ -16,9 +16,9 @@ from torch import Tensor
 
 from landscape import random
 from landscape.errors import InputError
-from landscape.outputs import logits_of
-from landscape.problem import Problem
-from landscape.rescaling import find
+from landscape.invariance.rescaling import find
+from landscape.problem.outputs import logits_of
+from landscape.problem.problem import Problem
 
 Named = dict[str, Tensor]
 _SWEEPS = 100
@@ -99,7 +99,7 @@ def align(first: Problem, second: Problem, *, seed: int = 0) -> Alignment:
     """
     from scipy.optimize import linear_sum_assignment
 
-    from landscape.surfaces.surface_sets import check_same_architecture
+    from landscape.surfaces.sets import check_same_architecture
 
     check_same_architecture(first, second)
     groups, rejected = permutable(second, seed)

@@ -15,15 +15,15 @@ from torch import Tensor
 
 from landscape import random
 from landscape.errors import InputError
-from landscape.evaluation import Evaluator
-from landscape.problem import Problem
+from landscape.problem.evaluator import Evaluator
+from landscape.problem.problem import Problem
 from landscape.progress import track
-from landscape.results import Result, array, plain
+from landscape.results.result import Result, array, plain
 from landscape.surfaces.alignment import align
-from landscape.surfaces.directions import norm
-from landscape.surfaces.evaluation_choice import choose
-from landscape.surfaces.grid_evaluation import GridEvaluation
-from landscape.surfaces.grid_run import Phase, Processes, Run
+from landscape.surfaces.directions.directions import norm
+from landscape.surfaces.grid.choice import choose
+from landscape.surfaces.grid.evaluation import GridEvaluation
+from landscape.surfaces.grid.run import Phase, Processes, Run
 
 
 def _linear(t: float) -> tuple[float, float]:
@@ -141,7 +141,7 @@ def path(
     Cost: `points` forward passes; `epochs` forward and backward passes for a bend.
     """
     from landscape.errors import unknown
-    from landscape.surfaces.surface_sets import check_same_architecture
+    from landscape.surfaces.sets import check_same_architecture
 
     if curve not in CURVES:
         raise unknown("curve", curve, CURVES)

@@ -11,11 +11,11 @@ import numpy as np
 import torch
 
 from landscape.errors import InputError
-from landscape.problem import Problem
+from landscape.problem.problem import Problem
 
 if TYPE_CHECKING:
-    from landscape.surfaces.grid_evaluation import GridEvaluation
-    from landscape.surfaces.surface_result import Surface
+    from landscape.surfaces.grid.evaluation import GridEvaluation
+    from landscape.surfaces.result import Surface
 
 SATURATED = 0.5
 """Share of points at which a range counts as too large."""

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from landscape import random
 from landscape.errors import InputError
-from landscape.problem import Problem
-from landscape.surfaces.directions import norm
-from landscape.surfaces.grid_evaluation import GridEvaluation, Point
-from landscape.surfaces.grid_run import Phase
+from landscape.problem.problem import Problem
+from landscape.surfaces.directions.directions import norm
+from landscape.surfaces.grid.evaluation import GridEvaluation, Point
+from landscape.surfaces.grid.run import Phase
 
 TOLERANCE = 1e-3
 """Residual allowed, relative to the largest |lambda|. At 1e-2 Lanczos took an inner eigenvalue for the smallest one."""

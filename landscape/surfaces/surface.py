@@ -8,12 +8,12 @@ from typing import Any
 
 from torch import Tensor
 
-from landscape.problem import Problem
-from landscape.surfaces.directions import Directions
-from landscape.surfaces.directions import directions as draw
-from landscape.surfaces.grid_run import Processes
-from landscape.surfaces.surface_result import Surface
-from landscape.surfaces.surface_work import Asked, Keeper, Work, header_of, identity_of
+from landscape.problem.problem import Problem
+from landscape.surfaces.directions.directions import Directions
+from landscape.surfaces.directions.directions import directions as draw
+from landscape.surfaces.grid.run import Processes
+from landscape.surfaces.grid.work import Asked, Keeper, Work, header_of, identity_of
+from landscape.surfaces.result import Surface
 
 __all__ = ["Surface", "surface"]
 
@@ -48,7 +48,7 @@ def surface(
 
     Args:
         problem: what is evaluated, with its BatchNorm policy.
-        directions: a kind (see `landscape.surfaces.directions.directions`) or directions made before.
+        directions: a kind (see `landscape.surfaces.directions.directions.directions`) or directions made before.
         radius: half-width of every axis, in the unit of the directions; by default 0.07 for multiples of ||w||, 1 for
             multiples of filter or layer norms, and what contains the checkpoints for a plane through checkpoints.
         grid: points an axis, or one number an axis; odd, so that the trained weights are on the grid.
@@ -66,7 +66,7 @@ def surface(
         precision: "native", "tf32" or "bfloat16" (on a GPU); the error against native at the center and corners is
             measured and stored.
         batch_size: instead of the probe; 0 keeps the batches as given.
-        points_per_launch: instead of the rule (see `landscape.surfaces.evaluation_choice`).
+        points_per_launch: instead of the rule (see `landscape.surfaces.grid.choice`).
         file: HDF5 file that keeps the surface from the first point on, in the group `name`; finished points are
             journaled beside it, and a killed run goes on from them, bit for bit.
         name: the group.

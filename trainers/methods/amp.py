@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from landscape.perturbation import global_norm, ratio
+from landscape.ball.perturbation import global_norm, ratio
 from landscape.registry import register
-from trainers.method import Method, Pass, State, Step, require
+from trainers.method.method import Method, Pass, State, Step, require
 
 
 @register(

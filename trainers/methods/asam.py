@@ -10,11 +10,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from landscape.ball.perturbation import ascent
+from landscape.ball.scaling import Scaling
 from landscape.errors import unknown
-from landscape.perturbation import ascent
 from landscape.registry import register
-from landscape.scaling import Scaling
-from trainers.method import Method, Pass, State, Step, require
+from trainers.method.method import Method, Pass, State, Step, require
 
 NORMALIZED = ("weights", "all", "unperturbed-biases")
 

@@ -16,9 +16,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from landscape.perturbation import ascent
+from landscape.ball.perturbation import ascent
 from landscape.registry import register
-from trainers.method import Method, Pass, State, Step, require
+from trainers.method.method import Method, Pass, State, Step, require
 
 
 @register(

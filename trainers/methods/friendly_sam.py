@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 import torch
 
-from landscape.perturbation import ascent
+from landscape.ball.perturbation import ascent
 from landscape.registry import register
-from trainers.method import Context, Method, Pass, State, Step, Task, require
+from trainers.method.method import Context, Method, Pass, State, Step, Task, require
 
 
 @register(

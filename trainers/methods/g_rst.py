@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from landscape.perturbation import ascent
+from landscape.ball.perturbation import ascent
 from landscape.registry import register
-from trainers.method import Step, require
+from trainers.method.method import Step, require
+from trainers.method.mixing import leave_mixture
 from trainers.methods.rst import RST
-from trainers.mixing import leave_mixture
 
 
 @register(

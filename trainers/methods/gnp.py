@@ -14,11 +14,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from landscape.ball.perturbation import ascent
 from landscape.errors import unknown
-from landscape.perturbation import ascent
 from landscape.registry import register
-from trainers.method import Context, Method, Pass, State, Step, Task, require
-from trainers.mixing import leave_mixture
+from trainers.method.method import Context, Method, Pass, State, Step, Task, require
+from trainers.method.mixing import leave_mixture
 
 WARMUPS = ("none", "lambda", "r", "zero")
 

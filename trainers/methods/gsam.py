@@ -15,10 +15,10 @@ from dataclasses import dataclass
 
 import torch
 
+from landscape.ball.perturbation import ascent, rejection
 from landscape.errors import unknown
-from landscape.perturbation import ascent, rejection
 from landscape.registry import register
-from trainers.method import Context, Method, Pass, State, Step, Task, require
+from trainers.method.method import Context, Method, Pass, State, Step, Task, require
 
 DESCENTS = ("perturbed", "clean")
 

@@ -11,9 +11,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from landscape.perturbation import ascent
+from landscape.ball.perturbation import ascent
 from landscape.registry import register
-from trainers.method import Context, Method, Pass, State, Step, Task, require
+from trainers.method.method import Context, Method, Pass, State, Step, Task, require
 
 
 @register(

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from landscape.registry import register
-from trainers import trajectory
-from trainers.method import Context, Method, Pass, State, Step, Task, require
+from trainers.method import trajectory
+from trainers.method.method import Context, Method, Pass, State, Step, Task, require
 
 PAPER_DECAY = 0.9995
 HORIZON = 4.0

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from landscape.ball.scaling import Scaling
 from landscape.registry import register
-from landscape.scaling import Scaling
-from trainers.method import Method, Pass, State, Step, require
-from trainers.mixing import leave_mixture
+from trainers.method.method import Method, Pass, State, Step, require
+from trainers.method.mixing import leave_mixture
 
 
 @register(

@@ -16,10 +16,10 @@ from dataclasses import dataclass
 
 import torch
 
+from landscape.ball.perturbation import ascent
 from landscape.errors import unknown
-from landscape.perturbation import ascent
 from landscape.registry import register
-from trainers.method import Context, Method, Pass, State, Step, Task, require
+from trainers.method.method import Context, Method, Pass, State, Step, Task, require
 
 SCHEDULES: dict[str, Callable[[float, float], float]] = {
     "constant": lambda p, t: p,

@@ -21,8 +21,8 @@ from torch import Tensor
 
 from landscape.errors import InputError, unknown
 from landscape.registry import register
-from trainers import trajectory
-from trainers.method import Context, Method, Pass, State, Step, Task, require
+from trainers.method import trajectory
+from trainers.method.method import Context, Method, Pass, State, Step, Task, require
 
 PRECISIONS = ("half", "full")
 NEVER = -(2**31)

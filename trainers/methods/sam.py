@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from landscape.perturbation import ascent
+from landscape.ball.perturbation import ascent
 from landscape.registry import register
-from trainers.method import Method, Pass, State, Step, require
+from trainers.method.method import Method, Pass, State, Step, require
 
 
 @register(

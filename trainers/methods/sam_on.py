@@ -12,10 +12,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from landscape.parameters import NORM_LAYERS
-from landscape.perturbation import ascent
+from landscape.ball.perturbation import ascent
+from landscape.problem.parameters import NORM_LAYERS
 from landscape.registry import register
-from trainers.method import Context, Method, Pass, State, Step, Task, require
+from trainers.method.method import Context, Method, Pass, State, Step, Task, require
 
 
 @register(

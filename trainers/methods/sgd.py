@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from landscape.registry import register
-from trainers.method import Method, Pass, State, Step
+from trainers.method.method import Method, Pass, State, Step
 
 
 @register("sgd", source="torch.optim.SGD", cost="1 forward + 1 backward", statistics="the only pass")

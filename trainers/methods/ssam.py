@@ -20,14 +20,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from landscape.batches import Batch
+from landscape.ball.perturbation import ascent
 from landscape.errors import InputError, unknown
-from landscape.perturbation import ascent
+from landscape.problem.batches import Batch
 from landscape.random import stream
 from landscape.registry import register
-from trainers import network
-from trainers.method import Context, Method, Pass, State, Step, Task, require
-from trainers.step import sum_over_processes
+from trainers.method import network
+from trainers.method.method import Context, Method, Pass, State, Step, Task, require
+from trainers.method.step import sum_over_processes
 
 MASKS = ("fisher", "dynamic")
 

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 
 import torch
 
-from landscape.perturbation import ascent
+from landscape.ball.perturbation import ascent
 from landscape.registry import register
-from trainers.method import Context, Method, Pass, State, Step, Task, require
-from trainers.mixing import leave_mixture
+from trainers.method.method import Context, Method, Pass, State, Step, Task, require
+from trainers.method.mixing import leave_mixture
 
 
 @register(

@@ -1,0 +1,203 @@
+"""Loss surfaces as figures need them: finite values, named axes, one scale for all, and checks of the picture."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from figures.page.formatting import number
+
+if TYPE_CHECKING:
+    from figures.page.analysis import Analysis
+
+LEVELS = 14
+"""Contour levels that a picture should have, about."""
+
+_AXES = {
+    "gaussian": "random direction {}",
+    "filter": "filter-normalized direction {}",
+    "layer": "layer-normalized direction {}",
+    "hessian": "Hessian eigenvector {}",
+    "trajectory": "principal component {}",
+}
+
+
+@dataclass(frozen=True)
+class Check:
+    """One question about the picture: `good` says whether the answer is reassuring."""
+
+    good: bool
+    text: str
+
+
+@dataclass(frozen=True)
+class Grid:
+    """One surface, ready to be drawn.
+
+    Attributes:
+        label: of the checkpoint.
+        axes: coordinates (n,), one or two of them.
+        loss: (n,) or (n, m), indexed as the axes; nan where not computed or not finite.
+        names: of the axes, with the unit.
+        unit: of both axes.
+        center: loss at the trained weights (nan where it is unknown).
+        caption: what was computed.
+        checks: whether the picture is to be trusted.
+        marks: (checkpoint, axis) coordinates of a trajectory's checkpoints, or None.
+        maps: what else was computed at every point, by its title.
+    """
+
+    label: str
+    axes: tuple[np.ndarray, ...]
+    loss: np.ndarray
+    names: tuple[str, ...]
+    unit: str
+    center: float
+    caption: str
+    checks: tuple[Check, ...] = ()
+    marks: np.ndarray | None = None
+    maps: dict[str, np.ndarray] = field(default_factory=dict)
+
+    def cuts(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """(coordinates, loss) along each axis through the grid point nearest to the center."""
+        middle = [int(np.argmin(np.abs(a))) for a in self.axes]
+        for i, axis in enumerate(self.axes):
+            index: list[Any] = list(middle)
+            index[i] = slice(None)
+            yield axis, self.loss[tuple(index)]
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Range, contour levels and ticks that several surfaces share, on a linear or a logarithmic axis of the loss."""
+
+    low: float
+    high: float
+    center: float = field(default=math.nan)
+
+    @property
+    def wide_range(self) -> bool:
+        """Whether a linear scale would show the rim and hide the middle."""
+        return self.low > 0 and self.high > 50 * max(self.center if math.isfinite(self.center) else self.low, 1e-12)
+
+    def limits(self, log: bool) -> tuple[float, float]:
+        """Color range; of log10(loss) where `log`."""
+        if log:
+            return math.log10(self.low), math.log10(self.high)
+        return self.low, self.high
+
+    def padded(self, log: bool) -> list[float]:
+        """Range of the z axis."""
+        low, high = self.limits(log)
+        margin = 0.03 * (high - low)
+        return [low - margin, high + margin]
+
+    def levels(self, log: bool) -> np.ndarray:
+        """Contour levels, evenly spaced on the scale (log10 of the loss where `log`)."""
+        low, high = self.limits(log)
+        step = nice_step((high - low) / LEVELS, (1, 1.25, 1.5, 2, 2.5, 3, 4, 5, 7.5))
+        first = math.floor(low / step) + 1
+        return step * np.arange(first, math.ceil(high / step))
+
+    def ticks(self, log: bool) -> tuple[list[float], list[str]]:
+        """Positions on the scale, and the losses written there."""
+        low, high = self.limits(log)
+        if not log:
+            step = nice_step((high - low) / 5)
+            values = [k * step for k in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
+            return values, [number(v, 3) for v in values]
+        decades = range(math.floor(low), math.ceil(high) + 1)
+        factors = (1,) if high - low > 3 else (1, 3) if high - low > 1.5 else (1, 2, 5)
+        losses = [m * 10.0**d for d in decades for m in factors if self.low <= m * 10.0**d <= self.high]
+        if len(losses) < 3:
+            losses = [v for v in self.ticks(False)[0] if v > 0]
+        if len(losses) > 8:
+            losses = losses[:: math.ceil(len(losses) / 8)]
+        return [math.log10(v) for v in losses], [number(v, 3) for v in losses]
+
+
+def nice_step(size: float, factors: Sequence[float] = (1, 2, 2.5, 5)) -> float:
+    """The smallest of `factors` times a power of ten that is at least `size`."""
+    power = 10.0 ** math.floor(math.log10(size))
+    return next(m * power for m in (*factors, 10) if m * power >= size * (1 - 1e-9))
+
+
+def grids(analyses: Sequence[Analysis]) -> list[Grid]:
+    """The surfaces of the analyses that have one."""
+    return [grid(a.surface, a.label) for a in analyses if a.surface is not None]
+
+
+def grid(surface: Any, label: str = "") -> Grid:
+    """A `Surface` result as a `Grid`."""
+    axes = tuple(np.asarray(a, dtype=float) for a in surface.axes)
+    loss = np.where(np.isfinite(surface.loss), np.asarray(surface.loss, dtype=float), np.nan)
+    done = getattr(surface, "done", None)
+    if done is not None:
+        loss = np.where(done, loss, np.nan)
+    kind = str(getattr(surface, "directions", "") or "")
+    unit = str(getattr(surface, "unit", "") or "").replace("||", "‖")
+    pattern = _AXES.get(kind, "direction {}") if len(axes) > 1 or kind not in _AXES else _AXES[kind].replace(" {}", "")
+    names = tuple(pattern.format(i + 1) + (f" (× {unit})" if unit else "") for i in range(len(axes)))
+    center = float(getattr(surface, "center_loss", math.nan))
+    return Grid(
+        label,
+        axes,
+        loss,
+        names,
+        unit,
+        center,
+        _caption(surface),
+        checks=tuple(_checks(surface)),
+        marks=_marks(surface),
+        maps=_maps(surface),
+    )
+
+
+def _marks(surface: Any) -> np.ndarray | None:
+    marks = getattr(surface, "marks", None)
+    return None if marks is None or len(marks) == 0 else np.asarray(marks, dtype=float)
+
+
+def _maps(surface: Any) -> dict[str, np.ndarray]:
+    """Gradient norm and the honesty map (Li 2018, section 5): how much of the curvature the picture cannot show."""
+    found = {}
+    if getattr(surface, "gradient_norm", None) is not None:
+        found["Gradient norm"] = np.asarray(surface.gradient_norm, dtype=float)
+    low, high = getattr(surface, "lambda_min", None), getattr(surface, "lambda_max", None)
+    if low is not None and high is not None:
+        with np.errstate(divide="ignore", invalid="ignore"):
+            ratio = np.maximum(0.0, -np.asarray(low, dtype=float)) / np.abs(np.asarray(high, dtype=float))
+        found["Negative against positive curvature"] = ratio
+    return found
+
+
+def shared_scale(drawn: Sequence[Grid]) -> Scale:
+    """One scale for all; a constant surface gets a sliver of range so that it can be drawn."""
+    finite = np.concatenate([g.loss[np.isfinite(g.loss)] for g in drawn])
+    if not finite.size:
+        return Scale(0.0, 1.0)
+    low, high = float(finite.min()), float(finite.max())
+    if not high - low > 1e-12 * max(abs(low), abs(high), 1e-300):
+        low, high = low - 0.5 * abs(low or 1.0), high + 0.5 * abs(high or 1.0)
+    centers = [g.center for g in drawn if math.isfinite(g.center)]
+    return Scale(low, high, float(np.median(centers)) if centers else math.nan)
+
+
+def _caption(surface: Any) -> str:
+    return str(surface.caption()).replace("||", "‖")
+
+
+def _checks(surface: Any) -> Iterator[Check]:
+    """What the surface says of itself, and how much of it is there."""
+    pending = int(np.size(surface.done) - np.sum(surface.done))
+    blank = int(np.sum(~np.isfinite(surface.loss))) - pending
+    if pending:
+        yield Check(False, f"{pending} of {np.size(surface.done):,} points are not computed yet: finish with --resume")
+    if blank > 0:
+        yield Check(False, f"{blank} points have a loss of nan or infinity and are left blank")
+    for found in surface.checks:
+        yield Check(bool(found["ok"]), str(found["text"]))

@@ -1,0 +1,97 @@
+"""The loss along a path between two networks, with its barrier."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from figures.drawing import style
+from figures.drawing.surface import noted
+from figures.page.formatting import number
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def write(result: Any, directory: str | Path, ends: Sequence[Path] = ()) -> list[Path]:
+    """Draw the path; returns the files written."""
+    notes = [result.caption(), *(f"! {w}" for w in result.warnings)]
+    figure = noted(draw(result, [_short(p) for p in ends]), notes)
+    return style.save(figure, Path(directory) / "path", {**result.arguments, **result.provenance}, title="path")
+
+
+def draw(result: Any, ends: Sequence[str] = ()) -> Figure:
+    """Loss above, accuracy below where there is one; the line between the ends is dotted, the barrier an arrow."""
+    import matplotlib.pyplot as plt
+
+    accuracy = np.isfinite(result.accuracy).any()
+    with style.use():
+        figure, panels = plt.subplots(
+            1 + accuracy,
+            1,
+            figsize=(style.COLUMN, 2.1 + 1.4 * accuracy),
+            sharex=True,
+            squeeze=False,
+            layout="constrained",
+        )
+        upper = panels[0, 0]
+        own = "train" if "test" in result.others else "test" if "train" in result.others else "loss"
+        rows = [(own, result.loss, result.accuracy)]
+        if result.others:
+            rows += zip(result.others, result.other_loss, result.other_accuracy, strict=True)
+        for i, (name, loss, right) in enumerate(rows):
+            look = {"color": style.color(i), "linestyle": ("-", "--", "-.")[i % 3], "label": name}
+            upper.plot(result.t, loss, **look)
+            upper.plot(result.t[[0, -1]], loss[[0, -1]], color=style.color(i), linewidth=0.7, linestyle=":")
+            if accuracy:
+                panels[1, 0].plot(result.t, right, **look)
+        upper.set_ylabel("loss")
+        if np.isfinite(result.barrier) and result.barrier > 0.02 * np.ptp(result.loss):
+            _barrier(upper, result)
+        if len(rows) > 1:
+            upper.legend()
+        if accuracy:
+            panels[1, 0].set_ylabel("accuracy")
+        last = panels[-1, 0]
+        last.set_xlim(0, 1)
+        last.set_xlabel("t" + (f"  (0: {ends[0]}, 1: {ends[1]})" if len(ends) == 2 else ""))
+    return figure
+
+
+def _barrier(panel: Any, result: Any) -> None:
+    at = int(np.argmin(np.abs(result.t - result.barrier_at)))
+    top = float(result.loss[at])
+    look = {"arrowstyle": "<->", "color": "#3a3f45", "linewidth": 0.8, "shrinkA": 0, "shrinkB": 0}
+    panel.annotate("", (result.barrier_at, top), (result.barrier_at, top - result.barrier), arrowprops=look)
+    right = result.barrier_at < 0.6
+    panel.annotate(
+        f"barrier {number(result.barrier, 3)}",
+        (result.barrier_at, top - result.barrier / 2),
+        xytext=(4 if right else -4, 0),
+        textcoords="offset points",
+        ha="left" if right else "right",
+        va="center",
+        fontsize=6.5,
+        bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.8, "alpha": 0.8},
+    )
+
+
+def described(result: Any) -> str:
+    """A few lines for the terminal."""
+    lines = [
+        f"barrier {number(result.barrier)} at t = {number(result.barrier_at, 3)}; loss {number(float(result.loss[0]))} "
+        f"at the first, {number(float(result.loss[-1]))} at the second",
+        f"  {result.caption()}",
+    ]
+    if "alignment" in result.facts:
+        a = result.facts["alignment"]
+        cosines = " to ".join(number(c, 3) for c in a["cosine"])
+        lines.append(f"  aligned: {a['moved']} of {a['units']} units moved, cosine of the weights {cosines}")
+    return "\n".join([*lines, *(f"  !  {w}" for w in result.warnings)])
+
+
+def _short(path: Path) -> str:
+    return path.resolve().parent.name if path.name == "ckpt.pt" else path.stem

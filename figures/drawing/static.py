@@ -1,0 +1,235 @@
+"""The still pictures of an analysis directory: what the report shows, as PNG and PDF for a paper."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from figures.drawing import style, surface
+from figures.drawing.grids import grids, shared_scale
+from figures.page.curves import curve
+from figures.page.meanings import meaning
+from figures.page.rows import keys_of
+from figures.page.spectra import spectrum
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from figures.page.analysis import Analysis
+
+
+INSIDE = 4
+"""Most entries of a legend within a panel."""
+
+
+def write(
+    analyses: Sequence[Analysis], directory: str | Path, *, formats: Sequence[str] = ("pdf", "png")
+) -> list[Path]:
+    """Draw everything for which there is data; returns the files written.
+
+    Files: surface-contours, surface-3d (and -log of both where the loss is positive), surface-cuts, sharpness,
+    eigenvalues, spectral-density, training.
+    """
+    written: list[Path] = []
+    for name, figure in pictures(analyses):
+        written += style.save(figure, Path(directory) / name, facts(analyses), title=name, formats=formats)
+    return written
+
+
+def pictures(analyses: Sequence[Analysis]) -> Iterator[tuple[str, Figure]]:
+    """(name, figure) of every picture, drawn one at a time."""
+    drawn = grids(analyses)
+    planes = [g for g in drawn if g.loss.ndim == 2]
+    if planes:
+        scale = shared_scale(planes)
+        notes = surface.notes(
+            {a.label: a.surface for a in analyses if a.surface is not None and a.surface.loss.ndim == 2}
+        )
+        for log in (False, True) if scale.low > 0 else (False,):
+            suffix = "-log" if log else ""
+            yield f"surface-contours{suffix}", surface.noted(surface.contours(planes, log=log, scale=scale), notes)
+            yield f"surface-3d{suffix}", surface.noted(surface.surfaces(planes, log=log, scale=scale), notes)
+    if drawn:
+        yield "surface-cuts", cuts(analyses)
+    for name, make in (("sharpness", sharpness), ("eigenvalues", eigenvalues), ("spectral-density", densities)):
+        if (figure := make(analyses)) is not None:
+            yield name, figure
+    if any(a.history for a in analyses):
+        yield "training", training(analyses)
+
+
+def facts(analyses: Sequence[Analysis]) -> dict[str, Any]:
+    """What a caption has to say: samples, BatchNorm policy, dtype, seeds, radius, checkpoints."""
+    first = analyses[0]
+    found: dict[str, Any] = {"samples": first.samples, "parameters": first.parameters}
+    found |= {k: first.provenance.get(k) for k in ("batch_norm", "dtype", "split", "sample_seed", "sample_sha256")}
+    found["checkpoints"] = {a.label: a.sha256 for a in analyses}
+    found["arguments"] = {k: dict(r.arguments) for k, r in first.measures.items()}
+    if first.surface is not None:
+        found["surface"] = dict(first.surface.arguments)
+    return found
+
+
+def cuts(analyses: Sequence[Analysis]) -> Figure:
+    """The loss along each direction through the center: one panel a direction, every checkpoint on one scale."""
+    import matplotlib.pyplot as plt
+
+    drawn = grids(analyses)
+    number_of = max(len(g.axes) for g in drawn)
+    with style.use():
+        figure, panels = plt.subplots(
+            1,
+            number_of,
+            figsize=(style.COLUMN if number_of == 1 else style.PAGE, 2.3),
+            sharey=True,
+            squeeze=False,
+            layout="constrained",
+        )
+        for i, panel in enumerate(panels[0]):
+            ends = {}
+            for j, grid in enumerate(drawn):
+                if i < len(grid.axes):
+                    x, loss = list(grid.cuts())[i]
+                    panel.plot(x, loss, color=style.color(j), linestyle=style.line(j))
+                    ends[grid.label] = (x[-1], loss[-1], style.color(j))
+            panel.set_xlabel(next(g.names[i] for g in drawn if i < len(g.names)))
+            if i == number_of - 1 and len(drawn) > 1:
+                _labels(figure, panel, ends)
+        panels[0, 0].set_ylabel("loss")
+    return figure
+
+
+def sharpness(analyses: Sequence[Analysis]) -> Figure | None:
+    """The rise of the loss against the radius: one panel a measure, since their balls have different shapes."""
+    import matplotlib.pyplot as plt
+
+    keys = [k for k in keys_of(analyses) if any(len(_points(a, k)) > 1 for a in analyses)]
+    if not keys:
+        return None
+    with style.use():
+        columns = min(len(keys), 3)
+        rows = -(-len(keys) // columns)
+        figure, panels = plt.subplots(
+            rows,
+            columns,
+            figsize=(style.COLUMN if columns == 1 else style.PAGE, 2.2 * rows),
+            squeeze=False,
+            layout="constrained",
+        )
+        for panel, key in zip(panels.flat, keys, strict=False):
+            for i, a in enumerate(analyses):
+                points = _points(a, key)
+                rho, value = ([p[k] for p in points] for k in ("rho", "value"))
+                half = np.array([p["error"] or 0 for p in points])
+                panel.plot(rho, value, marker="o", color=style.color(i), linestyle=style.line(i), label=a.label)
+                if half.any():
+                    panel.fill_between(rho, value - half, value + half, color=style.color(i), alpha=0.2, linewidth=0)
+            panel.set(title=meaning(key.split(":")[0]).label, xlabel="radius ρ", ylabel="rise of the loss")
+            panel.set_xlim(left=0)
+        for panel in panels.flat[len(keys) :]:
+            panel.set_axis_off()
+        _legend(figure, panels.flat[0], len(analyses))
+    return figure
+
+
+def eigenvalues(analyses: Sequence[Analysis]) -> Figure | None:
+    """The largest eigenvalues with their error bounds, one panel a measure."""
+    import matplotlib.pyplot as plt
+
+    keys = [k for k in keys_of(analyses) if any(_eigenvalues(a, k) for a in analyses)]
+    if not keys:
+        return None
+    with style.use():
+        figure, panels = plt.subplots(
+            1,
+            len(keys),
+            figsize=(style.COLUMN if len(keys) == 1 else style.PAGE, 2.3),
+            squeeze=False,
+            layout="constrained",
+        )
+        for panel, key in zip(panels[0], keys, strict=True):
+            most = 1
+            for i, a in enumerate(analyses):
+                if not (summary := _eigenvalues(a, key)):
+                    continue
+                values = summary["values"]
+                most = max(most, len(values))
+                shift = (i - (len(analyses) - 1) / 2) * min(0.12, 0.6 / len(analyses))
+                panel.errorbar(
+                    np.arange(1, len(values) + 1) + shift, values, yerr=summary["error_bounds"],
+                    fmt="oD"[i // len(style.PALETTE) % 2], color=style.color(i), label=a.label,
+                )  # fmt: skip
+            panel.set(title=meaning(key.split(":")[0]).several, xlabel="rank", ylabel="eigenvalue λ")
+            panel.set_xticks(range(1, most + 1) if most <= 12 else range(1, most + 1, most // 6))
+            panel.set_xlim(0.5, most + 0.5)
+            panel.set_ylim(bottom=min(0, panel.get_ylim()[0]))
+        _legend(figure, panels.flat[0], len(analyses))
+    return figure
+
+
+def densities(analyses: Sequence[Analysis]) -> Figure | None:
+    """The spectral density, on a logarithmic axis: the bulk at zero is many orders above the outliers."""
+    import matplotlib.pyplot as plt
+
+    found = [(i, a, s) for i, a in enumerate(analyses) for r in a.measures.values() if (s := spectrum(r))]
+    if not found:
+        return None
+    with style.use():
+        figure, panel = plt.subplots(figsize=(style.COLUMN, 2.3), layout="constrained")
+        for i, a, s in found:
+            panel.fill_between(s.x, s.low, s.high, color=style.color(i), alpha=0.2, linewidth=0)
+            panel.plot(s.x, s.density, color=style.color(i), linestyle=style.line(i), label=a.label)
+        top = max(float(np.nanmax(s.density)) for _, _, s in found)
+        panel.set(yscale="log", ylim=(top * 1e-8, top * 3), xlabel="eigenvalue λ", ylabel="density")
+        _legend(figure, panel, len(analyses))
+    return figure
+
+
+def training(analyses: Sequence[Analysis]) -> Figure:
+    """Loss and accuracy over the epochs: dashed on the training set, solid on the test set."""
+    import matplotlib.pyplot as plt
+
+    with style.use():
+        figure, panels = plt.subplots(1, 2, figsize=(style.PAGE, 2.3), layout="constrained")
+        for panel, column, scale in zip(panels, ("loss", "accuracy"), (1, 100), strict=True):
+            for i, a in enumerate(analyses):
+                for split, dash in (("train", "--"), ("test", "-")):
+                    rows = [(r["epoch"], r[f"{split}_{column}"]) for r in a.history or () if f"{split}_{column}" in r]
+                    name = split if len(analyses) == 1 else a.label if split == "test" else None
+                    if rows:
+                        epochs, values = np.array(rows, dtype=float).T
+                        panel.plot(epochs, scale * values, dash, color=style.color(i), label=name)
+            panel.xaxis.get_major_locator().set_params(integer=True)
+            panel.set(xlabel="epoch", ylabel="loss" if column == "loss" else "accuracy (%)")
+        panels[0].set_title("dashed: training set, solid: test set")
+        if len(analyses) > INSIDE:
+            _legend(figure, panels[1], len(analyses))
+        else:
+            panels[1].legend(loc="lower right")
+    return figure
+
+
+def _legend(figure: Figure, panel: Any, entries: int) -> None:
+    """Names of several checkpoints: in the panel where they are few, below the drawing where they would cover it."""
+    if entries > INSIDE:
+        columns = 5 if figure.get_figwidth() > style.COLUMN else 3
+        figure.legend(*panel.get_legend_handles_labels(), loc="outside lower center", ncols=columns)
+    elif entries > 1:
+        panel.legend()
+
+
+def _points(a: Analysis, key: str) -> list[dict[str, Any]]:
+    return curve(a.measures[key].summary()) if key in a.measures else []
+
+
+def _eigenvalues(a: Analysis, key: str) -> dict[str, Any]:
+    summary = a.measures[key].summary() if key in a.measures else {}
+    return summary if summary.get("values") and "error_bounds" in summary else {}
+
+
+def _labels(figure: Figure, panel: Any, ends: dict[str, tuple[float, float, str]]) -> None:
+    figure.canvas.draw()
+    style.label_lines(panel, ends)

@@ -1,0 +1,216 @@
+"""Every plot of the report: what is drawn from which results."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from figures.page.curves import curve
+from figures.page.formatting import number
+from figures.page.meanings import meaning
+from figures.page.rows import keys_of
+from figures.page.specification import Arrays, Plot, band, error_bars, linear_log, rounded, slug, text
+from figures.page.spectra import layers, spectrum
+from figures.page.surface_plots import surface_plots
+
+if TYPE_CHECKING:
+    from figures.page.analysis import Analysis
+
+
+def plots(analyses: Sequence[Analysis]) -> tuple[list[Plot], dict[str, Any]]:
+    """Every plot for which there is data, and the arrays that they share."""
+    arrays = Arrays()
+    found = [
+        *surface_plots(analyses, arrays),
+        *_sharpness(analyses),
+        *_eigenvalues(analyses),
+        *_densities(analyses, arrays),
+    ]
+    found += [*_layers(analyses), *_training(analyses)]
+    return found, arrays.held
+
+
+def _sharpness(analyses: Sequence[Analysis]) -> Iterator[Plot]:
+    """One panel a measure: their balls differ, so no two measures share an axis of radii."""
+    for key in keys_of(analyses):
+        curves = [(i, a, curve(a.measures[key].summary())) for i, a in enumerate(analyses) if key in a.measures]
+        if not any(len(c) > 1 for _, _, c in curves):
+            continue
+        traces: list[dict[str, Any]] = []
+        for i, a, points in curves:
+            rho = [p["rho"] for p in points]
+            value = [p["value"] for p in points]
+            half = [p["error"] for p in points]
+            if any(h is not None for h in half):
+                traces += band(
+                    i,
+                    rho,
+                    [v - (h or 0) for v, h in zip(value, half, strict=True)],
+                    [v + (h or 0) for v, h in zip(value, half, strict=True)],
+                )
+            traces.append(
+                {
+                    "type": "scatter", "mode": "lines+markers", "x": rounded(rho), "y": rounded(value),
+                    "name": text(a.label), "line": {"color": f"$series{i}"}, "marker": {"size": 7},
+                    "showlegend": len(curves) > 1,
+                    "hovertemplate": "ρ = %{x:.4g}: <b>%{y:.4g}</b><extra>%{fullData.name}</extra>",
+                }
+            )  # fmt: skip
+        label = meaning(key.split(":")[0]).label
+        note = " The band is a 95% interval." if any("fill" in t for t in traces) else ""
+        yield Plot(
+            f"sharpness-{slug(key)}", "sharpness", label if ":" not in key else key,
+            f"Rise of the loss against the radius ρ of the ball.{note}",
+            linear_log(traces, "radius ρ", "rise of the loss", log_x=True), group=f"sharpness-{slug(key)}",
+        )  # fmt: skip
+
+
+def _eigenvalues(analyses: Sequence[Analysis]) -> Iterator[Plot]:
+    for key in keys_of(analyses):
+        held = [(i, a, a.measures[key].summary()) for i, a in enumerate(analyses) if key in a.measures]
+        held = [(i, a, s) for i, a, s in held if s.get("values") and "error_bounds" in s]
+        traces = []
+        for i, a, summary in held:
+            values = summary["values"]
+            rank = np.arange(1, len(values) + 1) + (i - (len(analyses) - 1) / 2) * min(0.12, 0.6 / len(analyses))
+            traces.append(
+                {
+                    "type": "scatter", "mode": "markers", "x": rounded(rank), "y": rounded(values),
+                    "error_y": {
+                        "type": "data", "array": rounded(summary["error_bounds"]), "thickness": 1.5, "width": 5,
+                        "color": f"$series{i}",
+                    },
+                    "customdata": [number(b, 2) for b in summary["error_bounds"]],
+                    "name": text(a.label), "marker": {"size": 9, "color": f"$series{i}"},
+                    "showlegend": len(held) > 1,
+                    "hovertemplate": "<b>%{y:.6g}</b> ± %{customdata}<extra>%{fullData.name}</extra>",
+                }
+            )  # fmt: skip
+        if traces:
+            modes = linear_log(traces, "rank", "eigenvalue λ")
+            for mode in modes.values():
+                mode["layout"]["xaxis"].update(tickmode="linear", tick0=1, dtick=1, showgrid=False)
+            title = meaning(key.split(":")[0]).several
+            yield Plot(
+                f"eigenvalues-{slug(key)}", "curvature", title,
+                "Bars are error bounds: an eigenvalue lies within each. Invisible bars are smaller than the dots.",
+                modes, group=f"eigenvalues-{slug(key)}",
+            )  # fmt: skip
+
+
+def _densities(analyses: Sequence[Analysis], arrays: Arrays) -> Iterator[Plot]:
+    for key in keys_of(analyses):
+        held = [(i, a, spectrum(a.measures[key])) for i, a in enumerate(analyses) if key in a.measures]
+        found = [(i, a, s) for i, a, s in held if s is not None]
+        if not found:
+            continue
+        name = slug(key)
+        traces, signs = [], []
+        for i, a, s in found:
+            x, low, high = (
+                arrays.put(f"{n}-{name}-{i}", getattr(s, v)) for n, v in (("x", "x"), ("low", "low"), ("high", "high"))
+            )
+            if len(found) == 1:
+                traces += band(i, x, low, high)
+            traces.append(_line(i, a.label, x, arrays.put(f"density-{name}-{i}", s.density), len(found) > 1))
+            for sign, dash, values in (("λ > 0", "solid", s.log_positive), ("λ < 0", "dash", s.log_negative)):
+                label = sign if len(found) == 1 else f"{a.label}, {sign}"
+                y = arrays.put(f"{dash}-{name}-{i}", values)
+                size = arrays.put(f"size-{name}-{i}", 10.0**s.log_x)
+                signs.append(_line(i, label, size, y, True, dash))
+        title = meaning(key.split(":")[0]).label
+        modes = linear_log(traces, "eigenvalue λ", "density (1/λ)")
+        top = max(float(np.nanmax(s.density)) for _, _, s in found)
+        modes["log"]["layout"]["yaxis"]["range"] = [math.log10(top) - 8, math.log10(top) + 0.3]
+        widths = ", ".join(dict.fromkeys(number(s.width, 2) for _, _, s in found))
+        probes = " The band holds 80% of the random probes." if len(found) == 1 else ""
+        yield Plot(
+            f"spectrum-{name}", "curvature", title,
+            f"Share of the directions that have a curvature, smoothed by a Gaussian of width {widths}; area 1.{probes}",
+            {"log": modes["log"], "linear": modes["linear"]}, group=f"spectrum-{name}", row=f"spectrum-{name}",
+        )  # fmt: skip
+        modes = linear_log(signs, "size of the eigenvalue |λ|", "density (a decade)", log_x=True)
+        log_x = modes["linear"]["layout"]["xaxis"] | {"type": "log", "exponentformat": "power", "dtick": 2}
+        modes["linear"]["layout"]["xaxis"] = log_x
+        yield Plot(
+            f"spectrum-decades-{name}", "curvature", f"{title} by size",
+            "The same over powers of ten, positive and negative curvatures apart. The leftmost point holds the zeros.",
+            {"linear": modes["linear"]}, row=f"spectrum-{name}",
+        )  # fmt: skip
+
+
+def _line(i: int, label: str, x: str, y: str, legend: bool, dash: str = "solid") -> dict[str, Any]:
+    return {
+        "type": "scatter", "mode": "lines", "x": x, "y": y, "name": text(label), "showlegend": legend,
+        "line": {"color": f"$series{i}", "dash": dash},
+        "hovertemplate": "λ = %{x:.4g}: density %{y:.3g}<extra>%{fullData.name}</extra>",
+    }  # fmt: skip
+
+
+def _layers(analyses: Sequence[Analysis]) -> Iterator[Plot]:
+    for key in keys_of(analyses):
+        held = [(i, a, layers(a.measures[key].summary())) for i, a in enumerate(analyses) if key in a.measures]
+        held = [(i, a, h) for i, a, h in held if h]
+        if not held:
+            continue
+        names = list(dict.fromkeys(n for _, _, h in held for n in h))
+        traces = [
+            {
+                "type": "bar", "orientation": "h", "y": [text(n) for n in names],
+                "x": rounded([h.get(n, (math.nan, None))[0] for n in names]),
+                **error_bars("error_x", [h.get(n, (0, None))[1] for n in names]),
+                "name": text(a.label), "marker": {"color": f"$series{i}"}, "showlegend": len(held) > 1,
+                "hovertemplate": "%{y}: <b>%{x:.4g}</b><extra>%{fullData.name}</extra>",
+            }
+            for i, a, h in held
+        ]  # fmt: skip
+        layout = {
+            "barmode": "group", "bargap": 0.25, "margin": {"l": 20, "r": 15, "t": 10, "b": 45},
+            "xaxis": {"title": {"text": meaning(key.split(":")[0]).label}, "zeroline": True},
+            "yaxis": {"autorange": "reversed", "automargin": True, "showgrid": False, "type": "category"},
+        }  # fmt: skip
+        yield Plot(
+            f"layers-{slug(key)}", "layers", f"{meaning(key.split(':')[0]).label}, layer by layer",
+            "Lines at the bars' ends are errors." if any("error_x" in t for t in traces) else "",
+            {"": {"data": traces, "layout": layout}}, wide=True,
+            height=min(900, 110 + len(names) * (16 + 12 * len(held))),
+        )  # fmt: skip
+
+
+def _training(analyses: Sequence[Analysis]) -> Iterator[Plot]:
+    if not any(a.history for a in analyses):
+        return
+    for column, title, unit, log in (("loss", "Loss", "loss", True), ("accuracy", "Accuracy", "accuracy", False)):
+        traces: list[dict[str, Any]] = []
+        named: set[int] = set()
+        for i, a in enumerate(analyses):
+            for split, dash in (("test", "solid"), ("train", "dash")):
+                points = [(r.get("epoch"), r.get(f"{split}_{column}")) for r in a.history or ()]
+                points = [(e, v) for e, v in points if e is not None and v is not None and math.isfinite(v)]
+                if not points:
+                    continue
+                several = len(analyses) > 1
+                full = text(f"{a.label}, {split}" if several else split)
+                traces.append(
+                    {
+                        "type": "scatter", "mode": "lines", "x": [e for e, _ in points],
+                        "y": rounded([v for _, v in points]), "name": text(a.label if several else split),
+                        "line": {"color": f"$series{i}", "dash": dash},
+                        "hovertemplate": f"epoch %{{x}}: <b>%{{y:.4g}}</b><extra>{full}</extra>",
+                        # One entry a checkpoint, which hides both of its lines: twenty would eat the plot.
+                        **({"legendgroup": str(i), "showlegend": i not in named} if several else {}),
+                    }
+                )  # fmt: skip
+                named.add(i)
+        if traces:
+            modes = linear_log(traces, "epoch", unit)
+            if not log:
+                modes = {"": modes["linear"]}
+                modes[""]["layout"]["yaxis"].update(tickformat=".0%", rangemode="normal")
+            yield Plot(
+                f"training-{column}", "training", f"{title} during training",
+                "Dashed: training set, as seen during the epoch. Solid: test set.", modes, group=f"training-{column}",
+            )  # fmt: skip

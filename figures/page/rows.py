@@ -1,0 +1,240 @@
+"""The summary table's content: a row for each measure, a cell for each checkpoint, with errors and differences."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from figures.page.formatting import digits, number, percent, rounded_up, signed
+from figures.page.meanings import Meaning, meaning
+
+if TYPE_CHECKING:
+    from figures.page.analysis import Analysis
+
+INTERVAL, BOUND, EXACT = "95% interval", "error bound", "exact"
+_Z = 1.959963984540054  # two-sided 95% of the normal distribution
+
+Differences = Mapping[str, Sequence[Mapping[str, float] | None]]
+"""Row key -> for each checkpoint {"value", "low", "high"}: its difference from the first; None where unknown."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A number with what is known of its error.
+
+    Attributes:
+        value: the number; None where it is missing or not finite.
+        error: half width of `kind`, or None.
+        kind: INTERVAL (from a standard error), BOUND (guaranteed), EXACT (to rounding), or "".
+        note: more about it: other values, whether the solver converged.
+        as_percent: it is a fraction to be shown in percent.
+    """
+
+    value: float | None
+    error: float | None = None
+    kind: str = ""
+    note: str = ""
+    as_percent: bool = False
+
+    @property
+    def clear(self) -> bool:
+        """Whether its interval or bound leaves out zero."""
+        return self.value is not None and self.error is not None and abs(self.value) > self.error
+
+    @property
+    def text(self) -> str:
+        """The cell in one line."""
+        return f"{self.short} ± {self.error_text}" if self.error_text else self.short
+
+    @property
+    def short(self) -> str:
+        """The number alone, to the digits that its error leaves (at most five)."""
+        return percent(self.value) if self.as_percent else number(self.value, digits(self.value, self.error))
+
+    @property
+    def error_text(self) -> str:
+        """The half width alone, rounded up."""
+        if self.error is None or self.kind == EXACT:
+            return ""
+        return f"{100 * self.error:.2f}%" if self.as_percent else number(rounded_up(self.error), 2)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table; `cells` and `differences` have one entry a checkpoint (None where not measured)."""
+
+    key: str
+    label: str
+    setting: str
+    meaning: str
+    cells: tuple[Cell | None, ...]
+    differences: tuple[Cell | None, ...] = ()
+
+    def difference_text(self, index: int) -> str:
+        """Difference of checkpoint `index` from the first one, with its sign."""
+        cell = self.differences[index] if self.differences else None
+        return "–" if cell is None else signed(cell.short)
+
+
+def rows(analyses: Sequence[Analysis], differences: Differences | None = None) -> list[Row]:
+    """Every row of the table over `analyses`, in the order in which the first checkpoint has them.
+
+    Args:
+        analyses: one or several.
+        differences: intervals computed elsewhere (for example over seeds); by default they follow from the errors.
+    """
+    found = [
+        _fact("loss", [Cell(finite(a.loss)) for a in analyses]),
+        _fact("accuracy", [_accuracy(a) for a in analyses]),
+    ]
+    keys = keys_of(analyses)
+    summaries = {k: [a.measures[k].summary() if k in a.measures else None for a in analyses] for k in keys}
+    for key in keys:
+        found.extend(_measure(key, summaries[key], analyses))
+    found = [r for r in found if any(c and c.value is not None for c in r.cells)]
+    if len(analyses) == 1:
+        return found
+    return [_with_differences(r, (differences or {}).get(r.key)) for r in found]
+
+
+def keys_of(analyses: Sequence[Analysis]) -> list[str]:
+    """Names of the measures that any of the analyses has, in the order in which they came."""
+    return list(dict.fromkeys(k for a in analyses for k in a.measures))
+
+
+def finite(value: Any) -> float | None:
+    """A number that can be shown and stored in JSON, else None."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return float(value) if math.isfinite(value) else None
+
+
+def setting(summary: Mapping[str, Any]) -> str:
+    """What tells two rows of one measure apart: radius, norm, scaling."""
+    parts = []
+    if (rho := finite(summary.get("rho"))) is not None:
+        parts.append(f"ρ = {number(rho, 3)}")
+    if summary.get("p") not in (None, 2, 2.0):
+        parts.append(f"p = {summary['p']}")
+    if summary.get("scaling") not in (None, "identity"):
+        parts.append(str(summary["scaling"]))
+    if finite(summary.get("m")) is not None:
+        parts.append(f"m = {number(summary['m'])}")
+    return ", ".join(parts)
+
+
+def error(summary: Mapping[str, Any]) -> tuple[float | None, str]:
+    """Half width and kind of the error that a summary states for its `value`."""
+    if summary.get("exact"):
+        return 0.0, EXACT
+    low, high, stderr = (finite(summary.get(name)) for name in ("low", "high", "stderr"))
+    # `low` and `high` speak of other examples, `stderr` of other draws: independent errors of one number.
+    examples = (high - low) / 2 if low is not None and high is not None else None
+    parts = [e for e in (examples, None if stderr is None else _Z * stderr) if e is not None]
+    if parts:
+        return math.hypot(*parts), INTERVAL
+    for name in ("error_bound", "error"):
+        if (bound := finite(summary.get(name))) is not None:
+            return bound, BOUND
+    return None, ""
+
+
+def _fact(key: str, cells: Sequence[Cell]) -> Row:
+    text = meaning(key)
+    return Row(key, text.label, "", text.general, tuple(cells))
+
+
+def _accuracy(a: Analysis) -> Cell:
+    """With Wilson's interval (1927): it does not shrink to nothing where every example is right."""
+    p, n = finite(a.accuracy), a.samples
+    if p is None or not n:
+        return Cell(p, as_percent=True)
+    middle = (p + _Z**2 / (2 * n)) / (1 + _Z**2 / n)
+    half = _Z / (1 + _Z**2 / n) * math.sqrt(p * (1 - p) / n + _Z**2 / (4 * n**2))
+    return Cell(p, max(p - middle + half, middle + half - p), INTERVAL, as_percent=True)
+
+
+def _measure(key: str, summaries: Sequence[Mapping[str, Any] | None], analyses: Sequence[Analysis]) -> list[Row]:
+    name = key.split(":")[0]
+    text = meaning(name)
+    cells = tuple(None if s is None else _cell(s) for s in summaries)
+    first = next(s for s in summaries if s is not None)
+    if any(c is not None and c.value is not None for c in cells):
+        line = _line(text, first, analyses) if len(analyses) == 1 else text.general
+        return [Row(key, text.label, setting(first), line, cells)]
+    return _generic(key, text, summaries)
+
+
+def _line(text: Meaning, summary: Mapping[str, Any], analyses: Sequence[Analysis]) -> str:
+    return (text.says(summary, analyses[0].loss) if text.says else "") or text.general
+
+
+def _cell(summary: Mapping[str, Any]) -> Cell:
+    value = finite(summary.get("value"))
+    values = summary.get("values")
+    if value is None and isinstance(values, Sequence) and values:
+        bounds = summary.get("error_bounds") or []
+        rest = ", ".join(number(finite(v), 4) for v in values[1:6])
+        notes = [f"then {rest}" if rest else "", "" if summary.get("converged", True) else "not converged"]
+        bound = finite(bounds[0]) if bounds else None
+        return Cell(finite(values[0]), bound, BOUND if bound is not None else "", "; ".join(n for n in notes if n))
+    half, kind = error(summary)
+    worst = finite(summary.get("worst_case"))
+    notes = [
+        "" if worst is None or worst == value else f"worst case {number(worst)}",
+        "" if summary.get("converged", True) else "not converged",
+    ]
+    return Cell(value, half, kind, "; ".join(n for n in notes if n))
+
+
+def _generic(key: str, text: Meaning, summaries: Sequence[Mapping[str, Any] | None]) -> list[Row]:
+    """Rows for a measure that has no `value`: the fields that its meaning names, else a few of its scalars."""
+    names = list(dict.fromkeys(n for s in summaries if s for n, v in s.items() if finite(v) is not None))
+    fields = text.fields or {
+        n: (f"{text.label}: {n.replace('_', ' ')}", "", text.general)
+        for n in [n for n in names if n not in _NOT_VALUES][:4]
+    }
+    return [
+        Row(f"{key}.{n}", label, "", words, tuple(_field(s, n, bound) for s in summaries))
+        for n, (label, bound, words) in fields.items()
+    ]
+
+
+_NOT_VALUES = {"seconds", "seed", "rho", "samples", "k", "tol", "draws", "steps", "probes", "hvps", "max_hvps"}
+
+
+def _field(summary: Mapping[str, Any] | None, name: str, bound: str) -> Cell | None:
+    if summary is None:
+        return None
+    half = finite(summary.get(bound))
+    return Cell(finite(summary.get(name)), half, "" if half is None else BOUND)
+
+
+def _with_differences(row: Row, given: Sequence[Mapping[str, float] | None] | None) -> Row:
+    made = []
+    for i, cell in enumerate(row.cells):
+        stated = given[i] if given is not None and i < len(given) else None
+        made.append(None if i == 0 else _given(stated, row) if stated else _difference(row.cells[0], cell))
+    return Row(row.key, row.label, row.setting, row.meaning, row.cells, tuple(made))
+
+
+def _given(stated: Mapping[str, float], row: Row) -> Cell:
+    low, high = finite(stated.get("low")), finite(stated.get("high"))
+    half = None if low is None or high is None else (high - low) / 2
+    as_percent = any(c.as_percent for c in row.cells if c)
+    return Cell(finite(stated.get("value")), half, INTERVAL if half is not None else "", as_percent=as_percent)
+
+
+def _difference(first: Cell | None, other: Cell | None) -> Cell | None:
+    if first is None or other is None or first.value is None or other.value is None:
+        return None
+    value = other.value - first.value
+    if first.error is None or other.error is None:
+        return Cell(value, as_percent=first.as_percent)
+    if first.kind == other.kind == EXACT:
+        return Cell(value, 0.0, EXACT)
+    if BOUND in (first.kind, other.kind):
+        return Cell(value, first.error + other.error, BOUND, as_percent=first.as_percent)
+    return Cell(value, math.hypot(first.error, other.error), INTERVAL, as_percent=first.as_percent)

@@ -1,0 +1,110 @@
+"""The terminal summary: an aligned table that says what was measured, with errors, without opening anything."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from rich import box
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from figures.page.formatting import count, signed
+from figures.page.rows import BOUND, INTERVAL, Cell, Differences, Row, rows
+
+if TYPE_CHECKING:
+    from figures.page.analysis import Analysis
+
+
+def render(analyses: Sequence[Analysis], *, differences: Differences | None = None) -> RenderableType:
+    """The summary of one or several analyses, for a rich console.
+
+    Names come from files: they are `Text`, so that brackets in them are not read as markup.
+
+    Args:
+        analyses: in the order of the columns.
+        differences: see `figures.page.rows.Differences`.
+    """
+    first = analyses[0]
+    about = f"{count(first.samples)} examples, {count(first.parameters)} parameters"
+    policy = first.provenance.get("batch_norm") if first.provenance.get("has_batch_norm", True) else None
+    head = Text(first.label if len(analyses) == 1 else f"{len(analyses)} checkpoints", style="bold")
+    head.append(f"  {about}" + (f", BatchNorm {policy}" if policy else ""), style="dim")
+    found = rows(analyses, differences)
+    kinds = dict.fromkeys(c.kind for r in found for c in r.cells if c and c.error_text)
+    if len(analyses) == 1:
+        return Group(head, _single(found), *([Text(_scope(kinds), style="dim")] if kinds else []))
+    error = f"; ±: {' or '.join(kinds)}" if kinds else ""
+    foot = Text(f"Δ: difference from {first.label}, * where its error leaves out zero{error}", style="dim")
+    return Group(head, _compared(found, [a.label for a in analyses]), foot, Text(_scope(kinds), style="dim"))
+
+
+def show(analyses: Sequence[Analysis], *, differences: Differences | None = None) -> None:
+    """Print the summary on stdout; where that is no terminal, 100 columns wide and without color."""
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=100)
+    console.print(render(analyses, differences=differences))
+
+
+def text(analyses: Sequence[Analysis], *, width: int = 100, differences: Differences | None = None) -> str:
+    """The summary as plain text."""
+    console = Console(width=width, color_system=None, force_terminal=False)
+    with console.capture() as captured:
+        console.print(render(analyses, differences=differences))
+    return captured.get()
+
+
+def _scope(kinds: Iterable[str]) -> str:
+    """What the errors speak of, and what they do not."""
+    says = {
+        INTERVAL: "an interval speaks of these examples and probes, not of other training seeds",
+        BOUND: "an error bound of the arithmetic alone",
+    }
+    text = "; ".join(words for kind, words in says.items() if kind in kinds)
+    return f"{text[:1].upper()}{text[1:]}" if text else "No errors are known here; other training seeds differ"
+
+
+def _table() -> Table:
+    return Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, header_style="bold", padding=(0, 1))
+
+
+def _single(found: Sequence[Row]) -> Table:
+    table = _table()
+    table.add_column("measure", min_width=18)
+    table.add_column("setting", style="dim")
+    table.add_column("value", justify="right", no_wrap=True)
+    table.add_column("", style="dim")
+    for row in found:
+        table.add_row(Text(row.label), Text(row.setting), Text(_value(row.cells[0])), Text(_remark(row.cells[0])))
+    return table
+
+
+def _compared(found: Sequence[Row], labels: Sequence[str]) -> Table:
+    """One line a measure and checkpoint: any number of checkpoints fits in a terminal, and the values stand in line."""
+    table = _table()
+    table.add_column("", min_width=18)
+    table.add_column("value", justify="right")
+    table.add_column(Text("Δ"), justify="right")
+    for row in found:
+        table.add_row(Text(row.label, style="bold"), Text(row.setting, style="dim"))
+        for i, (label, cell) in enumerate(zip(labels, row.cells, strict=True)):
+            change = Text(_difference(row, i) if i else "")
+            table.add_row(Text(f"  {label}"), Text(_value(cell)), change, end_section=i == len(labels) - 1)
+    return table
+
+
+def _value(cell: Cell | None) -> str:
+    return cell.text if cell else "–"
+
+
+def _difference(row: Row, index: int) -> str:
+    difference = row.differences[index]
+    if difference is None:
+        return "–"
+    return f"{signed(_value(difference))}{' *' if difference.clear else ''}"
+
+
+def _remark(cell: Cell | None) -> str:
+    return "" if cell is None else "; ".join(t for t in (cell.kind, cell.note) if t)

@@ -1,0 +1,1 @@
+"""Studies: what figures need is run once; verdicts."""

@@ -1,0 +1,203 @@
+"""Tasks of a study: a training, or a computation on trained networks; what identifies one, and how it is run.
+
+A task is identified by a hash of everything that determines its outcome, with every default filled in: a default that
+changes makes another configuration. What a hash cannot see is an algorithm that changed: `RESULTS_VERSION` and the
+methods' `revision` stand for those.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib
+import inspect
+import json
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import CodeType
+from typing import Any
+
+import landscape
+from figures.study.figure_data import load_facts, save_arrays
+from landscape.files import write_json
+from landscape.results.result import plain
+from trainers import METHODS
+
+RESULTS_VERSION = 1
+"""Raised when trainers or measures change what they compute: everything kept before counts as another configuration.
+
+Where the algorithm of one method changed, its `revision` among the facts of its registration is raised instead.
+"""
+
+FREE = ("save_every", "data_dir")
+"""Settings that change no number. Which checkpoints are kept does change what can be measured."""
+
+
+@dataclass(frozen=True)
+class Training:
+    """One training run; `settings` are those of `trainers.loop.settings.Settings`, seed included."""
+
+    method: str
+    arguments: dict[str, Any]
+    settings: dict[str, Any]
+
+    timed = property(lambda self: self.settings.get("budget_seconds") is not None)
+
+    @functools.cached_property
+    def configuration(self) -> dict[str, Any]:
+        """All that determines the outcome, defaults filled in: of the method, the settings, the network, the data."""
+        from trainers.data import DATA
+        from trainers.loop.settings import Settings
+        from trainers.models import MODELS
+
+        method = METHODS[self.method](**self.arguments)
+        settings = {k: v for k, v in Settings(**self.settings).resolved(method.base).plain.items() if k not in FREE}
+        settings |= {"data": _named(DATA, settings["data"]), "model": _named(MODELS, settings["model"])}
+        revision = METHODS.entry(self.method).facts.get("revision")
+        return {"method": self.method, "revision": revision, "arguments": method.arguments, "settings": settings}
+
+    @functools.cached_property
+    def key(self) -> str:
+        """Hash of the configuration."""
+        return _hash(self.configuration)
+
+    @property
+    def name(self) -> str:
+        """Name of the run's directory."""
+        return f"{self.method}-{re.split('[:,]', self.settings.get('data', 'digits'))[0]}-{self.key}"
+
+    def run(self, path: Path, place: Mapping[str, Any]) -> None:
+        """Train into the directory `path`, from the last checkpoint there if there is one."""
+        from trainers import train
+
+        settings = {**self.settings, "data_dir": place["data_dir"]}
+        train(METHODS[self.method](**self.arguments), out=path, resume=True, device=place["device"], **settings)
+
+
+@dataclass(frozen=True)
+class Computation:
+    """A function of trained networks: function(*run directories, **arguments) -> name -> number or array.
+
+    Attributes:
+        function: "module:name".
+        trainings: what it reads.
+        arguments: plain values.
+        timed: it measures time: runs alone.
+    """
+
+    function: str
+    trainings: tuple[Training, ...] = ()
+    arguments: dict[str, Any] = field(default_factory=dict)
+    timed: bool = False
+
+    @functools.cached_property
+    def key(self) -> str:
+        """Hash of what determines the outcome, the function's own text included."""
+        runs = [t.key for t in self.trainings]
+        text, arguments = source(self._callable), _with_defaults(self.arguments)
+        return _hash({"function": self.function, "text": text, "runs": runs, "arguments": arguments})
+
+    @property
+    def name(self) -> str:
+        """Name of the result's file, without suffix."""
+        return f"{self.function.split(':')[1].strip('_')}-{self.key}"
+
+    @property
+    def _callable(self) -> Callable[..., dict[str, Any]]:
+        module, name = self.function.split(":")
+        return getattr(importlib.import_module(module), name)
+
+    def run(self, inputs: Sequence[Path], place: Mapping[str, Any]) -> dict[str, Any]:
+        """What the function returns for these run directories."""
+        needs = {k: v for k, v in place.items() if k in inspect.signature(self._callable).parameters}
+        return self._callable(*inputs, **self.arguments, **needs)
+
+
+Task = Training | Computation
+
+
+def needed(task: Task) -> tuple[Training, ...]:
+    """The trainings that have to be finished before."""
+    return task.trainings if isinstance(task, Computation) else ()
+
+
+def run_task(task: Task, path: Path, inputs: Sequence[Path], place: Mapping[str, Any]) -> str:
+    """Run one task and put its outcome, with what it cost, at `path`; returns its name."""
+    started = time.perf_counter(), time.process_time()
+    if isinstance(task, Training):
+        task.run(path, place)
+        write_json(path / "done.json", {"key": task.key, "landscape": landscape.__version__, **_spent(started)})
+    else:
+        found = task.run(inputs, place)
+        facts = {"function": task.function, "arguments": task.arguments, "runs": [p.name for p in inputs]}
+        save_arrays(path, found, {**facts, **_spent(started)})
+    return task.name
+
+
+def read_cost(path: Path) -> dict[str, float]:
+    """What the task whose outcome lies at `path` cost: `seconds` by the clock, `processor_seconds` of one core.
+
+    Of a training that was interrupted they are those of its last part; 0 where an older version kept none.
+    """
+    facts = json.loads((path / "done.json").read_text()) if path.is_dir() else load_facts(path)
+    return {k: float(facts.get(k, 0.0)) for k in ("seconds", "processor_seconds")}
+
+
+def _spent(started: tuple[float, float]) -> dict[str, float]:
+    wall, processor = time.perf_counter() - started[0], time.process_time() - started[1]
+    return {"seconds": round(wall, 3), "processor_seconds": round(processor, 3)}
+
+
+@functools.cache
+def source(function: Callable[..., Any]) -> str:
+    """Text of a function and of the functions of its own module that it calls.
+
+    It is read once a process: a file that is edited afterwards is not the code that runs.
+    """
+    module = inspect.getmodule(function)
+    found: dict[str, Callable[..., Any]] = {}
+    waiting = [function]
+    while waiting:
+        one = waiting.pop()
+        found[one.__qualname__] = one
+        named = [getattr(module, name, None) for name in _names(one.__code__)]
+        own = [f for f in named if inspect.isfunction(f) and f.__module__ == function.__module__]
+        waiting += [f for f in own if f.__qualname__ not in found]
+    return "\n".join(inspect.getsource(found[name]) for name in sorted(found))
+
+
+def _names(code: CodeType) -> Iterator[str]:
+    yield from code.co_names
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _names(constant)
+
+
+def _named(registry: Any, text: str) -> dict[str, Any]:
+    """NAME:key=value,... with every option of the data set or network; seed and label noise as they are given."""
+    from trainers.names import checked_arguments, parse_name
+
+    name, given = parse_name(text)
+    entry = registry.entry(name.partition(":")[0])
+    own = {k: v for k, v in given.items() if k in {o.name for o in entry.options}}
+    return {"name": name, **given, **checked_arguments(entry, own)}
+
+
+def _with_defaults(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of a computation; those of measures (`wanted`) with the defaults of each."""
+    if "wanted" not in arguments:
+        return dict(arguments)
+    entries = landscape.MEASURES.entries
+    wanted = {
+        name: {**{o.name: o.default for o in entries[name].options}, **given}
+        for name, given in arguments["wanted"].items()
+    }
+    return {**arguments, "wanted": wanted}
+
+
+def _hash(content: Mapping[str, Any]) -> str:
+    text = json.dumps(plain({**content, "version": RESULTS_VERSION}), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,0 +1,1 @@
+"""Perturbations of bounded size: scaled balls, the ascent within them, noise."""

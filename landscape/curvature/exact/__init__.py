@@ -1,0 +1,1 @@
+"""What is exact without sampling: traces and diagonals in closed form."""

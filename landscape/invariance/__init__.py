@@ -1,0 +1,1 @@
+"""Symmetries of a network, and which measures they leave as they are."""

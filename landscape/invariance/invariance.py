@@ -1,0 +1,372 @@
+"""The invariance test: which measures of sharpness see the network's function, and which its parametrization.
+
+A network is replaced by n others that compute the same function, random members of its group of rescalings
+(`landscape.invariance.rescaling`); every measure is taken at each. What changes then is no property of the function.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from landscape.errors import InputError
+from landscape.invariance import rescaling
+from landscape.invariance.measures import Radii, Value, adaptive_ball, bias_treatments, measure, take
+from landscape.invariance.rescaling import Symmetries
+from landscape.problem.batches import Batch
+from landscape.problem.problem import Problem
+from landscape.progress import Bar
+from landscape.random import stream
+from landscape.results.journal import Journal, key_of
+from landscape.results.result import Result, array, plain
+from landscape.sharpness.sharpness import check_weights
+
+
+@dataclass(frozen=True, kw_only=True)
+class Invariance(Result):
+    """Every measure at n networks of one function.
+
+    Attributes:
+        names: the measures.
+        values: (measure, transform).
+        reference: (measure,) at the weights themselves.
+        rho: (measure,) radius; nan for a measure without one.
+        tolerance: (measure,) relative spread up to which differences are rounding.
+        logits: (transform, input, output) of the first few inputs.
+        output_changes: (transform,) max |f' - f| / max |f| over all inputs.
+        groups: the symmetries: dimension, blocks, residual, what was rejected.
+        biases: rows of the table on biases: transform, function residual, relative spread under each treatment.
+        rotations: pairs of layers without activation between them, rotated: function residual and relative spread.
+    """
+
+    names: list[str]
+    values: np.ndarray = array("measure", "transform")
+    reference: np.ndarray = array("measure")
+    rho: np.ndarray = array("measure")
+    tolerance: np.ndarray = array("measure")
+    logits: np.ndarray = array("transform", "input", "output")
+    output_changes: np.ndarray = array("transform")
+    groups: dict[str, Any] = field(default_factory=dict)
+    biases: list[dict[str, Any]] = field(default_factory=list)
+    rotations: list[dict[str, Any]] = field(default_factory=list)
+
+    def of(self, name: str) -> np.ndarray:
+        """Values of one measure: (transform,)."""
+        return self.values[self.names.index(name)]
+
+    def spread(self, name: str) -> float:
+        """(max - min) / |median| over the transforms."""
+        return relative_spread(self.of(name))
+
+    def verdict(self, name: str) -> str:
+        """In words: invariant (to rounding), or the factor by which the measure varies."""
+        return verdict(self.of(name), float(self.tolerance[self.names.index(name)]))
+
+    def summary(self) -> dict[str, Any]:
+        """The JSON of `landscape invariance`."""
+        measures = {
+            name: {
+                "values": self.values[i],
+                "reference": self.reference[i],
+                "rho": None if math.isnan(self.rho[i]) else self.rho[i],
+                "relative_spread": self.spread(name),
+                "tolerance": self.tolerance[i],
+                "verdict": self.verdict(name),
+            }
+            for i, name in enumerate(self.names)
+        }
+        change = float(self.output_changes.max()) if len(self.output_changes) else 0.0
+        return plain(
+            {
+                **self.arguments,
+                "measures": measures,
+                "outputs": {"max_relative_change": change},
+                "groups": self.groups,
+                "biases": self.biases,
+                "not_claimed": {"rotations": self.rotations},
+                "cost": self.cost,
+                "seconds": self.seconds,
+            }
+        )
+
+
+def rescaling_invariance(
+    problem: Problem,
+    *,
+    transforms: int = 50,
+    low: float = 0.5,
+    high: float = 1.5,
+    settings: Radii | None = None,
+    hints: Mapping[str, str] | None = None,
+    seed: int = 0,
+    journal: Journal | None = None,
+    progress: bool = False,
+) -> Invariance:
+    """Take every measure at random rescalings of a network that keep its function.
+
+    The symmetries are found from the model and verified (`landscape.rescaling.find`); each transform draws all factors
+    tau uniformly from [low, high) and moves weights and BatchNorm statistics. Expected in float64: outputs equal to
+    rounding; element-wise adaptive sharpness with biases scaled or fixed, and the top eigenvalue of T H T, equal to
+    1e-9; not so SAM sharpness, the top eigenvalue of H, filter-wise and layer-wise sharpness, the ASAM authors' code.
+
+    Not claimed, and shown: element-wise measures are invariant under positive diagonal rescaling only. Where two linear
+    layers have no activation between them, rotating what passes between them keeps the function too, and changes them
+    (`rotations`). And a scaling of weights that leaves the biases is no symmetry (`biases`).
+
+    Args:
+        problem: the loss; a float64 model shows the invariance to 1e-9, a float32 one to its own rounding.
+        transforms: number n of networks.
+        low: smallest factor, > 0.
+        high: largest factor.
+        settings: radii, orders, steps of the measures.
+        hints: for a model that cannot be traced, see `landscape.invariance.rescaling.find`.
+        seed: of the factors.
+        journal: keeps what is finished, so that an interrupted run goes on; default in memory only.
+        progress: show a progress bar.
+
+    Returns:
+        The values and their verdicts; without any measure where the network has no symmetry.
+
+    Raises:
+        InputError: outputs that differ between two evaluations (the test would mean nothing), a model that cannot be
+            traced, fewer than 2 transforms, not 0 < low < high, a radius that is not positive, p not 2 or inf, nan
+            weights.
+
+    Cost: for each transform about 5 worst-case ascents for each p and 2 Lanczos runs.
+    Source: Kwon 2021 (arXiv 2102.11600), Definition 2 and Theorem 2.
+    """
+    settings = settings or Radii()
+    if transforms < 2:
+        raise InputError(f"transforms={transforms}: a spread needs at least 2")
+    check_weights(problem)
+    reference = _deterministic_outputs(problem)
+    chosen = {**asdict(settings), "orders": ["inf" if math.isinf(p) else p for p in settings.orders]}
+    arguments = {"transforms": transforms, "low": low, "high": high, "seed": seed, **chosen}
+    journal = journal or Journal()
+    start = time.perf_counter()
+    with problem.counting() as cost, Bar("rescalings", 3 * transforms + 1, show=progress) as bar:
+        symmetries = rescaling.find(
+            problem.model, _example(problem), parameters=problem.parameters, hints=hints, batch_norm=problem.batch_norm
+        )
+        generator = stream(seed, "rescaling")
+        taus = [symmetries.sample(generator, low, high) for _ in range(transforms)]
+        journal.open(key_of(problem, {**arguments, "hints": dict(hints or {})}))
+        run = _Run(problem, symmetries, taus, settings, reference, bar, journal)
+        parts = run.all() if symmetries.dimension else _nothing(reference)
+        rotations = run.rotations(seed) if symmetries.dimension else []
+    return Invariance(
+        **parts,
+        groups=symmetries.summary(),
+        rotations=rotations,
+        arguments=arguments,
+        cost=cost,
+        seconds=time.perf_counter() - start,
+        provenance=problem.provenance(),
+    )
+
+
+def relative_spread(values: np.ndarray) -> float:
+    """(max - min) / |median|; 0 where all are equal, also to 0."""
+    width, center = float(np.ptp(values)), abs(float(np.median(values)))
+    return 0.0 if width == 0 else width / center if center > 0 else math.inf
+
+
+def verdict(values: np.ndarray, tolerance: float) -> str:
+    """In words: invariant (to rounding), or by which factor the values vary."""
+    if not np.isfinite(values).all():
+        return "not finite at some rescalings"
+    if relative_spread(values) <= tolerance:
+        return "invariant (to rounding)"
+    low, high = float(np.abs(values).min()), float(np.abs(values).max())
+    if values.min() < 0 < values.max() or low == 0:
+        return f"varies between {values.min():.3g} and {values.max():.3g}"
+    factor = high / low
+    return f"varies by a factor {factor:.3g}" if factor >= 1.01 else f"varies by a factor 1 + {factor - 1:.1e}"
+
+
+# -- the experiment ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Run:
+    problem: Problem
+    symmetries: Symmetries
+    taus: Sequence[Tensor]
+    settings: Radii
+    reference: Tensor
+    bar: Bar
+    journal: Journal
+
+    def all(self) -> dict[str, Any]:
+        """Measures at every transform, outputs, and the table on biases."""
+        first = _values(self._row("reference", lambda: _plain(measure(self.problem, self.settings))))
+        rows = [self._row(f"rescaled {j}", partial(self._at, tau)) for j, tau in enumerate(self.taus)]
+        measured, changes = [_values(row["measures"]) for row in rows], [row["change"] for row in rows]
+        names = list(first)
+        values = np.array([[row[name].value for row in measured] for name in names])
+        return {
+            "names": names,
+            "values": values,
+            "reference": np.array([first[name].value for name in names]),
+            "rho": np.array([first[name].rho for name in names]),
+            "tolerance": np.array([_tolerance(v, first[n].rounding) for n, v in zip(names, values, strict=True)]),
+            "logits": np.array([row["logits"] for row in rows]),
+            "output_changes": np.array(changes),
+            "biases": self._biases([row["treatments"] for row in rows], max(changes)),
+        }
+
+    def _at(self, tau: Tensor) -> dict[str, Any]:
+        """One rescaled network: measures, outputs for the first few inputs, change of all outputs, treatments."""
+        rescaled = self.symmetries.apply(self.problem.weights, tau)
+        moved = self.problem.relocated(rescaled.weights, rescaled.buffers)
+        outputs = moved.outputs()
+        few = outputs[:5].reshape(min(5, len(outputs)), -1)
+        return {
+            "measures": _plain(measure(moved, self.settings)),
+            "logits": few.double().cpu().tolist(),
+            "change": _change(outputs, self.reference),
+            "treatments": bias_treatments(moved, self.settings.adaptive_rho),
+        }
+
+    def _row(self, name: str, compute: Callable[[], Any]) -> Any:
+        row = self.journal.row(name, compute)
+        self.bar.advance()
+        return row
+
+    def _biases(self, both: list[dict[str, float]], change: float) -> list[dict[str, Any]]:
+        """Weights alone, and weights with biases: does the function stay, and does the measure?
+
+        Where all biases are 0, scaling the weights alone is a symmetry: the case in which the ASAM authors' code could
+        be invariant, were it not that it perturbs biases too.
+        """
+        biases = self.problem.parameters.mask(lambda s: s.kind == "bias", self.problem.weights)
+        alone = self._weights_alone("weights only", self.problem.weights)
+        zero = self._weights_alone("biases 0", self.problem.weights * (1 - biases)) if biases.any() else alone
+        rows = [("weights only", alone), ("weights and biases", (change, both)), ("weights only, biases 0", zero)]
+        return [
+            {"transform": name, "function_residual": residual, "relative_spread": _spreads(values)}
+            for name, (residual, values) in rows
+        ]
+
+    def _weights_alone(self, name: str, w: Tensor) -> tuple[float, list[dict[str, float]]]:
+        """Outputs and adaptive sharpness where the weights are rescaled and the biases stay."""
+        reference = self.problem.outputs(w)
+
+        def at(tau: Tensor) -> dict[str, Any]:
+            rescaled = self.symmetries.apply(w, tau, weights_only=True)
+            moved = self.problem.relocated(rescaled.weights, rescaled.buffers)
+            change = _change(moved.outputs(), reference)
+            return {"change": change, "treatments": bias_treatments(moved, self.settings.adaptive_rho)}
+
+        rows = [self._row(f"{name} {j}", partial(at, tau)) for j, tau in enumerate(self.taus)]
+        return max(row["change"] for row in rows), [row["treatments"] for row in rows]
+
+    def rotations(self, seed: int, draws: int = 10) -> list[dict[str, Any]]:
+        """Pairs of linear layers between which a rotation passes unseen: by how much adaptive sharpness varies."""
+        found = []
+        for first, second in _candidates(self.symmetries):
+            generator = stream(seed, f"rotation of {first}")
+            points = [_rotated(self.problem, first, second, generator) for _ in range(draws)]
+            worst = _change(self.problem.outputs(points[0]), self.reference)
+            if worst > _tolerance(np.ones(1), torch.finfo(self.reference.dtype).eps):  # an activation lies between
+                continue
+            values: dict[str, list[float]] = {}
+            for w in [self.problem.weights, *points]:
+                worst = max(worst, _change(self.problem.outputs(w), self.reference))
+                for name, value in self._adaptive(self.problem.relocated(w)).items():
+                    values.setdefault(name, []).append(value)
+            spreads = {name: relative_spread(np.array(v)) for name, v in values.items()}
+            layers = [first.rpartition(".")[0], second.rpartition(".")[0]]
+            found.append({"layers": layers, "draws": draws, "function_residual": worst, "relative_spread": spreads})
+        return found
+
+    def _adaptive(self, problem: Problem) -> dict[str, float]:
+        settings = self.settings
+        values: dict[str, Value] = {}
+        for p in settings.orders:
+            rho, ending = (settings.adaptive_rho, "") if p == 2 else (settings.adaptive_rho_inf, "_linf")
+            ball = adaptive_ball(problem, rho, p, "elementwise", "scaled", settings.steps)
+            take(values, f"adaptive_sharpness{ending}", f"worst_case_adaptive_sharpness{ending}", ball)
+        return {name: value.value for name, value in values.items()}
+
+
+def _plain(measured: Mapping[str, Value]) -> dict[str, list[float]]:
+    return {name: [v.value, v.rho, v.rounding] for name, v in measured.items()}
+
+
+def _values(kept: Mapping[str, Sequence[float]]) -> dict[str, Value]:
+    return {name: Value(*v) for name, v in kept.items()}
+
+
+def _nothing(reference: Tensor) -> dict[str, Any]:
+    empty = np.zeros(0)
+    arrays = dict.fromkeys(("reference", "rho", "tolerance", "output_changes"), empty)
+    return {"names": [], "values": np.zeros((0, 0)), "logits": np.zeros((0, 0, 0)), **arrays}
+
+
+def _spreads(rows: list[dict[str, float]]) -> dict[str, float]:
+    return {name: relative_spread(np.array([row[name] for row in rows])) for name in rows[0]}
+
+
+def _tolerance(values: np.ndarray, rounding: float) -> float:
+    """Relative spread up to which differences are rounding: 1e-9, or what the digits of the loss leave of a value."""
+    center = abs(float(np.median(values)))
+    return max(1e-9, 100 * rounding / center) if center > 0 else 1e-9
+
+
+def _change(outputs: Tensor, reference: Tensor) -> float:
+    return float((outputs - reference).abs().max() / reference.abs().max().clamp(min=torch.finfo(outputs.dtype).tiny))
+
+
+def _deterministic_outputs(problem: Problem) -> Tensor:
+    first, second = problem.outputs(), problem.outputs()
+    change = _change(second, first)
+    if not change <= 100 * torch.finfo(first.dtype).eps:
+        causes = "; ".join(problem.notes) or "randomness or state in the model"
+        raise InputError(
+            f"two evaluations of the outputs differ by {change:.1e} relative ({causes}): an invariance test would mean "
+            "nothing; make the model and the batches deterministic"
+        )
+    return first
+
+
+def _example(problem: Problem, most: int = 8) -> Batch:
+    batch = next(iter(problem.batches))
+    return batch.rows(0, min(most, batch.size))
+
+
+def _candidates(symmetries: Symmetries) -> list[tuple[str, str]]:
+    """Pairs of weight matrices where all that leaves the first enters the second alone."""
+    slots = {slot.name: slot for slot in symmetries.parameters}
+    pairs = []
+    for block in symmetries.blocks:
+        matrices = [n for n in block.incoming if n in slots and len(slots[n].shape) == 2]
+        if len(matrices) != 1 or len(block.outgoing) != 1 or len(block.incoming) > 2:
+            continue
+        first, second = matrices[0], block.outgoing[0]
+        shapes = slots[first].shape, slots[second].shape
+        if len(shapes[1]) == 2 and shapes[0][0] == shapes[1][1] == len(block.units):
+            pairs.append((first, second))
+    return pairs
+
+
+def _rotated(problem: Problem, first: str, second: str, generator: torch.Generator) -> Tensor:
+    """Weights with A -> Q A, a -> Q a, B -> B Q^T for a random rotation Q between layers A and B."""
+    tensors = {
+        s.name: t for s, t in zip(problem.parameters, problem.parameters.unflatten(problem.weights), strict=True)
+    }
+    width = tensors[first].shape[0]
+    q = torch.linalg.qr(torch.randn(width, width, generator=generator, dtype=torch.float64)).Q.to(tensors[first])
+    tensors[first], tensors[second] = q @ tensors[first], tensors[second] @ q.mT
+    bias = first.rpartition(".")[0] + ".bias"
+    if bias in tensors:
+        tensors[bias] = q @ tensors[bias]
+    return problem.parameters.flatten(list(tensors.values()))

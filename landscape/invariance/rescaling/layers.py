@@ -1,0 +1,255 @@
+"""How layers with weights, and attention, carry scale factors: they make new units."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from landscape.invariance.rescaling.rules import RULES, named, opaque, rule
+from landscape.invariance.rescaling.trace import NO_FACTOR, Trace, plain_name, tensors_of
+from landscape.invariance.rescaling.units import ANY
+
+__all__ = ["RULES"]
+
+
+@rule("linear")
+def linear(trace: Trace, func: Any, args: tuple, kwargs: dict, out: Any) -> Any:
+    """W_ij scales by tau_out(i) / tau_in(j), the bias by tau_out: every output is a new unit."""
+    given = named(func, args, kwargs, "input weight bias")
+    x, weight, bias = trace.labels(given["input"]), given["weight"], given.get("bias")
+    if not trace.is_parameter(weight):
+        return opaque(trace, func, args, kwargs, out)
+    inputs = trace.units.reduce(x, range(x.dim() - 1)).reshape(-1)
+    outputs = trace.units.fresh(weight.shape[0])
+    trace.use(weight, (outputs[:, None], 1), (inputs[None, :], -1))
+    trace.use(bias, (outputs, 1))
+    return outputs.expand(out.shape)
+
+
+@rule("conv1d", "conv2d", "conv3d")
+def convolution(trace: Trace, func: Any, args: tuple, kwargs: dict, out: Any) -> Any:
+    """As a linear layer, a unit an output channel; a group reads its own run of input channels."""
+    given = named(func, args, kwargs, "input weight bias stride padding dilation groups")
+    weight, groups = given["weight"], given.get("groups") or 1
+    if not trace.is_parameter(weight):
+        return opaque(trace, func, args, kwargs, out)
+    places = weight.dim() - 2
+    inputs = _channels(trace, trace.labels(given["input"]), places).view(groups, -1)
+    outputs = trace.units.fresh(weight.shape[0])
+    ones = [1] * places
+    rows = inputs.repeat_interleave(weight.shape[0] // groups, 0) if groups > 1 else inputs
+    trace.use(weight, (outputs.view(-1, 1, *ones), 1), (rows.reshape(*rows.shape, *ones), -1))
+    trace.use(given.get("bias"), (outputs, 1))
+    return outputs.view(-1, *ones).expand(out.shape)
+
+
+@rule("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
+def transposed_convolution(trace: Trace, func: Any, args: tuple, kwargs: dict, out: Any) -> Any:
+    """The weight's first axis is the input channel, the second the output channel within its group."""
+    given = named(func, args, kwargs, "input weight bias stride padding output_padding groups dilation")
+    weight, groups = given["weight"], given.get("groups") or 1
+    if not trace.is_parameter(weight):
+        return opaque(trace, func, args, kwargs, out)
+    places, per_group = weight.dim() - 2, weight.shape[1]
+    inputs = _channels(trace, trace.labels(given["input"]), places)
+    outputs = trace.units.fresh(per_group * groups)
+    ones = [1] * places
+    columns = outputs.view(groups, per_group).repeat_interleave(weight.shape[0] // groups, 0)
+    trace.use(weight, (columns.reshape(*columns.shape, *ones), 1), (inputs.view(-1, 1, *ones), -1))
+    trace.use(given.get("bias"), (outputs, 1))
+    return outputs.view(-1, *ones).expand(out.shape)
+
+
+@rule("embedding")
+def embedding(trace: Trace, func: Any, args: tuple, kwargs: dict, out: Any) -> Any:
+    """Every feature of the table is a unit."""
+    given = named(func, args, kwargs, "input weight padding_idx max_norm")
+    if not trace.is_parameter(given["weight"]) or given.get("max_norm") is not None:
+        return opaque(trace, func, args, kwargs, out)
+    outputs = trace.units.fresh(given["weight"].shape[1])
+    trace.use(given["weight"], (outputs[None, :], 1))
+    return outputs.expand(out.shape)
+
+
+@rule("batch_norm")
+def batch_norm(trace: Trace, func: Any, args: tuple, kwargs: dict, out: Any) -> Any:
+    """With running statistics those absorb the factor of the input; scale and shift make a new unit a channel.
+
+    running_mean' = c running_mean and running_var' = c^2 (running_var + eps) - eps keep the function exactly. Batch
+    statistics absorb it up to eps only: there the path ends.
+    """
+    if func is not F.batch_norm:  # torch.batch_norm orders its arguments otherwise
+        return opaque(trace, func, args, kwargs, out)
+    given = named(func, args, kwargs, "input running_mean running_var weight bias training momentum eps")
+    labels = trace.labels(given["input"])
+    if given.get("training") or given["running_mean"] is None:
+        trace.end(given["input"])
+    else:
+        inputs = trace.units.reduce(labels, [d for d in range(labels.dim()) if d != 1]).reshape(-1)
+        trace.use(given["running_mean"], (inputs, 1))
+        trace.use(given["running_var"], (inputs, 1), epsilon=given.get("eps", 1e-5))
+    return _affine(trace, given, 1, out)
+
+
+@rule("group_norm")
+def group_norm(trace: Trace, func: Any, args: tuple, kwargs: dict, out: Any) -> Any:
+    """The path ends (eps); scale and shift make a new unit a channel."""
+    given = named(func, args, kwargs, "input num_groups weight bias eps")
+    if func is not F.group_norm:
+        return opaque(trace, func, args, kwargs, out)
+    trace.end(given["input"])
+    return _affine(trace, given, 1, out)
+
+
+@rule("instance_norm")
+def instance_norm(trace: Trace, func: Any, args: tuple, kwargs: dict, out: Any) -> Any:
+    """As GroupNorm."""
+    given = named(func, args, kwargs, "input running_mean running_var weight bias use_input_stats momentum eps")
+    if func is not F.instance_norm:
+        return opaque(trace, func, args, kwargs, out)
+    trace.end(given["input"])
+    return _affine(trace, given, 1, out)
+
+
+@rule("layer_norm", "rms_norm")
+def layer_norm(trace: Trace, func: Any, args: tuple, kwargs: dict, out: Any) -> Any:
+    """The path ends (eps); scale and shift make a new unit an entry of the normalized shape."""
+    given = named(func, args, kwargs, "input normalized_shape weight bias eps")
+    if plain_name(func) == "rms_norm":
+        given = named(func, args, kwargs, "input normalized_shape weight eps")
+    trace.end(given["input"])
+    return _affine(trace, given, None, out)
+
+
+@rule("matmul", "rmatmul", "bmm", "mm")
+def matmul(trace: Trace, func: Any, args: tuple, kwargs: dict, out: Any) -> Any:
+    """X W for a parameter W is a linear layer; A x for an A without factors mixes tied rows; else the pair cancels."""
+    given = named(func, args, kwargs, "input other")
+    a, b = given["input"], given["other"]
+    if plain_name(func) == "rmatmul":
+        a, b = b, a
+    if trace.is_parameter(b) and b.dim() == 2:
+        x = trace.labels(a)
+        inputs, outputs = trace.units.reduce(x, range(x.dim() - 1)).reshape(-1), trace.units.fresh(b.shape[1])
+        trace.use(b, (outputs[None, :], 1), (inputs[:, None], -1))
+        return outputs.expand(out.shape)
+    if min(a.dim(), b.dim()) < 2:
+        return opaque(trace, func, args, kwargs, out)
+    return _contract(trace, trace.labels(a), trace.labels(b), out.shape)
+
+
+@rule("einsum")
+def einsum(trace: Trace, func: Any, args: tuple, kwargs: dict, out: Any) -> Any:
+    """Of two operands, as a matrix product: one without factors mixes the other's entries; else the pair cancels."""
+    equation, *rest = args
+    operands = list(rest[0]) if len(rest) == 1 and isinstance(rest[0], list | tuple) else rest
+    plain = isinstance(equation, str) and "->" in equation and "." not in equation
+    sides = equation.replace(" ", "").split("->") if plain else []
+    terms = sides[0].split(",") if sides else []
+    if len(terms) != 2 or any(len(set(t)) != len(t) for t in terms):
+        return opaque(trace, func, args, kwargs, out)
+    labels = [trace.labels(o) for o in operands]
+    if any(trace.units.fixed(one) for one in labels):
+        mixed = 1 if trace.units.fixed(labels[0]) else 0
+        return _spread(trace, labels[mixed], terms[mixed], sides[1], out.shape)
+    shared = [i for i in terms[0] if i in terms[1]]
+    a, b = (_spread(trace, one, t, "".join(shared), None) for one, t in zip(labels, terms, strict=True))
+    _cancel(trace, a, b)
+    return NO_FACTOR
+
+
+@rule("scaled_dot_product_attention")
+def attention(trace: Trace, func: Any, args: tuple, kwargs: dict, out: Any) -> Any:
+    """Queries times tau, keys over tau, for each dimension of each head; values pass to the output."""
+    given = named(func, args, kwargs, "query key value attn_mask")
+    q, k, v = (trace.labels(given[n]) for n in ("query", "key", "value"))
+    if kwargs.get("enable_gqa"):
+        k, v = (t.repeat_interleave(q.shape[-3] // t.shape[-3], -3) for t in (k, v))
+    trace.end([given.get("attn_mask")])
+    _cancel(trace, trace.units.reduce(q, [-2]), trace.units.reduce(k, [-2]))
+    return trace.units.reduce(v, [-2]).expand(out.shape)
+
+
+@rule("multi_head_attention_forward")
+def multi_head_attention(trace: Trace, func: Any, args: tuple, kwargs: dict, out: Any) -> Any:
+    """nn.MultiheadAttention: three projections (packed or separate), attention, the output projection."""
+    bound = inspect.signature(func).bind(*args, **kwargs)
+    bound.apply_defaults()
+    given = bound.arguments
+    trace.end([given[n] for n in ("bias_k", "bias_v", "attn_mask", "key_padding_mask", "static_k", "static_v")])
+    inputs = [_features(trace, given[n]) for n in ("query", "key", "value")]
+    width = given["embed_dim_to_check"]
+    made = trace.units.fresh(3 * width)
+    q, k, v = made.split(width)
+    if given["use_separate_proj_weight"]:
+        for name, o, x in zip("qkv", (q, k, v), inputs, strict=True):
+            trace.use(given[f"{name}_proj_weight"], (o[:, None], 1), (x[None, :], -1))
+    else:
+        columns = torch.cat([x[None, :].expand(width, width) for x in inputs])
+        trace.use(given["in_proj_weight"], (made[:, None], 1), (columns, -1))
+    trace.use(given["in_proj_bias"], (made, 1))
+    _cancel(trace, q, k)
+    outputs = trace.units.fresh(given["out_proj_weight"].shape[0])
+    trace.use(given["out_proj_weight"], (outputs[:, None], 1), (v[None, :], -1))
+    trace.use(given["out_proj_bias"], (outputs, 1))
+    tensors = tensors_of(out)
+    return [outputs.expand(tensors[0].shape), *[NO_FACTOR] * (len(tensors) - 1)]
+
+
+# -- parts of rules ------------------------------------------------------------------------------------------------
+
+
+def _channels(trace: Trace, labels: Tensor, places: int) -> Tensor:
+    """One label a channel of (..., channels, *places): the places and the examples of a channel are tied."""
+    channel = labels.dim() - places - 1
+    return trace.units.reduce(labels, [d for d in range(labels.dim()) if d != channel]).reshape(-1)
+
+
+def _features(trace: Trace, tensor: Tensor) -> Tensor:
+    """One label a feature of (..., features)."""
+    labels = trace.labels(tensor)
+    return trace.units.reduce(labels, range(labels.dim() - 1)).reshape(-1)
+
+
+def _affine(trace: Trace, given: dict[str, Any], channel: int | None, out: Tensor) -> Tensor:
+    """Scale and shift of a normalization layer are the incoming parameters of a new unit; none without them."""
+    weight, bias = given.get("weight"), given.get("bias")
+    if weight is None or not trace.is_parameter(weight):
+        trace.end([weight, bias])
+        return NO_FACTOR
+    made = trace.units.fresh(weight.numel()).view(weight.shape)
+    trace.use(weight, (made, 1))
+    trace.use(bias, (made, 1))
+    return (made if channel is None else made.view(-1, *[1] * (out.dim() - channel - 1))).expand(out.shape)
+
+
+def _spread(trace: Trace, labels: Tensor, term: str, wanted: str, shape: Sequence[int] | None) -> Tensor:
+    """Labels of an operand with the indices `term`, tied along all but the `wanted` ones and put in their order."""
+    kept = trace.units.reduce(labels, [d for d, i in enumerate(term) if i not in wanted])
+    there = [i for i in wanted if i in term]
+    kept = kept.squeeze([d for d, i in enumerate(term) if i not in wanted])
+    kept = kept.permute([[i for i in term if i in wanted].index(i) for i in there])
+    if shape is None:
+        return kept
+    return kept[tuple(slice(None) if i in term else None for i in wanted)].expand(shape)
+
+
+def _cancel(trace: Trace, q: Tensor, k: Tensor) -> None:
+    """Tie k to 1 / q, so that their products carry no factor."""
+    trace.units.tie(torch.where(k == ANY, ANY, -k), q)
+
+
+def _contract(trace: Trace, a: Tensor, b: Tensor, shape: Sequence[int]) -> Tensor:
+    """A (.., i, k) times B (.., k, j): the factors of a_ik b_kj may not depend on k."""
+    units = trace.units
+    if units.fixed(a):
+        return units.reduce(b, [-2]).expand(shape)
+    if units.fixed(b):
+        return units.reduce(a, [-1]).expand(shape)
+    _cancel(trace, units.reduce(a, [-2]).squeeze(-2), units.reduce(b, [-1]).squeeze(-1))
+    return NO_FACTOR

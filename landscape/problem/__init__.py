@@ -1,0 +1,1 @@
+"""The function L(w): a model, an objective, fixed batches."""

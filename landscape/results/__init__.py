@@ -1,0 +1,1 @@
+"""Results: records with named axes, in HDF5 and other formats."""

@@ -1,0 +1,92 @@
+"""Rows of an unfinished computation, one JSON line each, so that an interrupted run goes on where it stopped."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from landscape.files import atomic
+from landscape.problem.loss_name import loss_name
+from landscape.problem.problem import Problem
+
+
+class Journal:
+    """Rows by name, kept in a file as soon as they are known; without a path in memory only.
+
+    The first line says what the rows belong to; a file of something else is begun anew. A line cut off by a kill is
+    computed again. Numbers come back bit for bit.
+
+    Args:
+        path: the file, or None.
+        resume: use the rows that are there; otherwise they are dropped.
+    """
+
+    def __init__(self, path: Path | None = None, *, resume: bool = False) -> None:
+        self._path, self._resume = path, resume
+        self._rows: dict[str, Any] = {}
+        self._stream: Any = None
+
+    def open(self, key: str) -> None:
+        """Begin, or go on with, the rows that belong to `key`.
+
+        Raises:
+            InputError: the file cannot be written.
+        """
+        if self._path is None:
+            return
+        lines = self._lines() if self._resume else []
+        if lines and lines[0] == {"key": key}:
+            self._rows = {line["name"]: line["row"] for line in lines[1:]}
+        with atomic(self._path) as temporary:
+            lines = [{"key": key}, *({"name": n, "row": r} for n, r in self._rows.items())]
+            temporary.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+        self._stream = open(self._path, "a", encoding="utf-8")  # noqa: SIM115  closed by `finish`
+
+    def row(self, name: str, compute: Callable[[], Any]) -> Any:
+        """The row `name`: as it was kept, or computed now and kept. Plain JSON values (nan and inf too)."""
+        if name not in self._rows:
+            self._rows[name] = compute()
+            self._write({"name": name, "row": self._rows[name]})
+        return self._rows[name]
+
+    def finish(self) -> None:
+        """Everything is computed and kept elsewhere: remove the file."""
+        if self._stream is not None:
+            self._stream.close()
+            self._stream = None
+        if self._path is not None:
+            self._path.unlink(missing_ok=True)
+
+    def _lines(self) -> list[Any]:
+        assert self._path is not None
+        found = []
+        for line in self._path.read_text(encoding="utf-8").splitlines() if self._path.is_file() else ():
+            try:
+                found.append(json.loads(line))
+            except json.JSONDecodeError:  # cut off by a kill
+                break
+        return found
+
+    def _write(self, content: dict[str, Any]) -> None:
+        if self._stream is None:
+            return
+        self._stream.write(json.dumps(content) + "\n")
+        self._stream.flush()
+        os.fsync(self._stream.fileno())
+
+
+def key_of(problem: Problem, arguments: dict[str, Any]) -> str:
+    """What rows belong to: the weights, buffers and sample of a problem, and what was asked."""
+    digest = hashlib.sha256(json.dumps(arguments, sort_keys=True, default=str).encode())
+    for tensor in (problem.weights, *problem.model.buffers()):
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    facts = (problem.batches.fingerprint(), problem.batch_norm, problem.parameters.names, loss_name(problem._loss))
+    digest.update(repr(problem.model).encode())
+    digest.update(str(facts).encode())
+    return digest.hexdigest()

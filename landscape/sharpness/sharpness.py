@@ -1,0 +1,405 @@
+"""What the sharpness measures share: the result, the checks of what was asked, groups of m examples, subsets.
+
+S(w) = sum_g n_g/n [max over ||T^-1 epsilon||_p <= rho of L_g(w + epsilon) - L_g(w)] over groups g of m examples (one
+group of all n by default). One-step sharpness replaces the maximizer by that of the linearized loss.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import itertools
+import math
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from landscape.ball.ascent import Ball, maximize
+from landscape.ball.scaling import Scaling
+from landscape.errors import InputError
+from landscape.problem.problem import Problem
+from landscape.progress import Bar
+from landscape.random import stream
+from landscape.results.result import Result, array, plain
+from landscape.sharpness.subsets import (
+    check_division,
+    disjoint_subsets,
+    in_groups,
+    positive,
+    sample_bias,
+    student_interval,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sharpness(Result):
+    """Rise of the loss within a ball around w, for one or several radii.
+
+    Attributes:
+        rho: radii, in the order in which they were asked for.
+        sharpness: the measure at each radius.
+        loss: L(w).
+        first_order: rho ||T g||_q, the rise of the linearized loss; averaged over the groups.
+        one_step: rise at the maximizer of the linearized loss.
+        worst_case: largest rise that the ascents found; None where none was run.
+        late_gain: share of the worst case that its ascent gained in the last quarter of its steps: near 0 where more
+            steps would find no more (of this maximum; `restart_spread` looks for others).
+        restarts: (restart, rho) largest rise that each ascent found; the first starts at the one-step point.
+        groups: (group, rho) the measure of each group of m examples; None for one group.
+        subsets: (subset, rho) the measure on each disjoint subset of the examples; None where not asked for.
+        interval: (bound, rho) 95% confidence interval of the measure over samples of as many examples, from the spread
+            over the subsets or else over the groups (Student's t); None where there is neither.
+        sample_bias: (rho,) estimate of how far the measure exceeds that of infinitely many examples: a perturbation
+            fits the sample that it is computed on. None without subsets.
+        non_finite: number of points at each radius whose loss or gradient was nan or inf. They are never taken for the
+            maximum: the value is then a lower bound, and nan where no point was finite.
+        displacement_error: ||(w + epsilon) - w - epsilon|| / ||epsilon|| of the one-step perturbation, what the dtype
+            of the weights cannot hold of it. Near 1 in bfloat16 at small radii: the value then means nothing.
+        resolution: estimate of the rounding of a rise in the model's dtype; rises below it are not known.
+    """
+
+    rho: np.ndarray = array("rho")
+    sharpness: np.ndarray = array("rho")
+    loss: float
+    first_order: np.ndarray | None = array("rho", default=None)
+    one_step: np.ndarray | None = array("rho", default=None)
+    worst_case: np.ndarray | None = array("rho", default=None)
+    late_gain: np.ndarray | None = array("rho", default=None)
+    restarts: np.ndarray | None = array("restart", "rho", default=None)
+    groups: np.ndarray | None = array("group", "rho", default=None)
+    subsets: np.ndarray | None = array("subset", "rho", default=None)
+    interval: np.ndarray | None = array("bound", "rho", default=None)
+    sample_bias: np.ndarray | None = array("rho", default=None)
+    non_finite: np.ndarray = array("rho")
+    displacement_error: np.ndarray | None = array("rho", default=None)
+    resolution: float = 0.0
+
+    @property
+    def value(self) -> float:
+        """The measure at the first radius."""
+        return float(self.sharpness[0])
+
+    @property
+    def restart_spread(self) -> np.ndarray | None:
+        """(largest - smallest) / largest over the restarts at each radius; None for a single ascent.
+
+        Near 0: every ascent found the same maximum. Large: a single ascent is not to be trusted at this radius.
+        """
+        if self.restarts is None or len(self.restarts) < 2:
+            return None
+        high, low = self.restarts.max(axis=0), self.restarts.min(axis=0)
+        return np.divide(high - low, high, out=np.zeros_like(high), where=high > 0)
+
+    def columns(self) -> dict[str, np.ndarray | None]:
+        """What the summary says of each radius, one array a name."""
+        low, high = (None, None) if self.interval is None else self.interval
+        columns = {"value": self.sharpness, "first_order": self.first_order, "one_step": self.one_step}
+        columns |= {"worst_case": self.worst_case, "late_gain": self.late_gain, "restart_spread": self.restart_spread}
+        columns |= {"low": low, "high": high, "sample_bias": self.sample_bias, "non_finite": self.non_finite}
+        return columns | {"displacement_error": self.displacement_error}
+
+    def summary(self) -> dict[str, Any]:
+        """Arguments, the value at the first radius with all that is known of it, and the curve over the radii."""
+        present = {k: v for k, v in self.columns().items() if v is not None}
+        rows = [{"rho": r, **{k: v[i] for k, v in present.items()}} for i, r in enumerate(self.rho)]
+        entry = {**self.arguments, **rows[0], "loss": self.loss, "resolution": self.resolution}
+        entry |= {"curve": rows} if len(rows) > 1 else {}
+        return plain({**entry, "cost": self.cost, "seconds": self.seconds})
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is asked of a sharpness measure; wrong values raise InputError.
+
+    Attributes:
+        rho: one radius or several.
+        p: order of the norm of the ball.
+        scaling: T.
+        m: examples in a group; None for one group of all.
+        subsets: number of disjoint subsets for the confidence interval; 0 for none.
+        steps: points that each ascent evaluates; None for the one-step value alone.
+        restarts: ascents at each radius; the first starts at the one-step point, the others at random ones.
+        seed: seed of the random starts and of the division into subsets.
+    """
+
+    rho: float | Sequence[float]
+    p: float = 2.0
+    scaling: Scaling = dataclasses.field(default_factory=Scaling)
+    m: int | None = None
+    subsets: int = 0
+    steps: int | None = None
+    restarts: int = 1
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "rho", radii(self.rho))
+        object.__setattr__(self, "p", order(self.p, multi_step=self.steps is not None))
+        if self.steps is not None:
+            positive("steps", self.steps)
+        positive("restarts", self.restarts)
+
+    @property
+    def radii(self) -> list[float]:
+        """The radii as a list, in the order in which they were given."""
+        return list(self.rho)  # type: ignore[arg-type]
+
+    @property
+    def ascents(self) -> int:
+        """Number of ascents in a group: restarts at every radius, and a warm start at all radii but the smallest."""
+        return len(self.radii) * (self.restarts + 1) - 1
+
+    def work(self, examples: int) -> int:
+        """Number of evaluations that a progress bar counts, for a problem of so many examples and its subsets."""
+        each = len(self.radii) if self.steps is None else self.ascents * self.steps
+        groups = math.ceil(examples / (self.m or examples))
+        return each * (groups + (self.subsets and self.subsets * math.ceil(groups / self.subsets)))
+
+
+def radii(rho: float | Sequence[float]) -> tuple[float, ...]:
+    """One or several radii as a tuple of floats.
+
+    Raises:
+        InputError: none, or one that is not a positive finite number.
+    """
+    found = tuple(float(r) for r in np.atleast_1d(np.asarray(rho, dtype=np.float64)))
+    for r in found:
+        if not (math.isfinite(r) and r > 0):
+            raise InputError(f"rho={r:g}: a radius is a positive finite number; give rho > 0")
+    if not found:
+        raise InputError("no radius was given: give rho one number or several")
+    return found
+
+
+def order(p: float, *, multi_step: bool) -> float:
+    """The order of the norm, checked: [1, inf] for one step, 2 or inf for the ascent in several steps."""
+    p = float(p)
+    if not p >= 1:
+        raise InputError(f"p={p:g}: the order of a norm lies in [1, inf]; 2 and inf are the usual ones")
+    if multi_step and p not in (2.0, math.inf):
+        raise InputError(f"p={p:g}: the ascent in several steps needs p=2 or p=inf (one step takes any p in [1, inf])")
+    return p
+
+
+def normalized(problem: Problem, logits: bool) -> Problem:
+    """The problem with normalized outputs where `logits` asks for it; passes are counted together."""
+    if not logits or problem.logit_normalization:
+        return problem
+    other = copy.copy(problem)
+    other.logit_normalization = True
+    return other
+
+
+def scaled_ball(problem: Problem, p: float, scaling: Scaling) -> Ball:
+    """The ball of order p with T at the problem's weights.
+
+    Raises:
+        InputError: T is zero for every parameter.
+    """
+    scale = scaling.diagonal(problem.parameters, problem.weights)
+    if scale is not None and not scale.any():
+        raise InputError(
+            f"T is zero for every parameter (scaling={scaling.kind}, biases={scaling.biases}): nothing moves; choose "
+            "another treatment of biases, another scaling or more parameters"
+        )
+    return Ball(p, scale)
+
+
+def check_weights(problem: Problem) -> None:
+    """Raise InputError where a weight is nan or inf."""
+    if torch.isfinite(problem.weights).all():
+        return
+    pieces = zip(problem.parameters, problem.parameters.unflatten(problem.weights), strict=True)
+    names = [slot.name for slot, t in pieces if not torch.isfinite(t).all()]
+    raise InputError(
+        f"the weights are not finite (nan or inf in {', '.join(names[:3])}): the training diverged or the file is "
+        "damaged; analyze an earlier checkpoint"
+    )
+
+
+def check_loss(loss: Tensor, what: str = "loss") -> None:
+    """Raise InputError where the loss (or gradient) at w is not finite."""
+    if not torch.isfinite(loss).all():
+        value = f" ({loss.item()})" if loss.numel() == 1 else ""
+        raise InputError(
+            f"the {what} at the weights themselves is not finite{value}: look at the inputs and targets, or compute in "
+            "float64"
+        )
+
+
+def resolution(problem: Problem, loss: float) -> float:
+    """Estimate of the rounding of a rise: 4 eps (|L| + 0.1), eps of the model's dtype.
+
+    The constant part is the rounding of outputs of order 1, which stays when the loss itself is small. Against float64
+    the errors of small networks, trained and not, in float32 were 2 to 15 times smaller.
+    """
+    return 4 * torch.finfo(problem.weights.dtype).eps * (abs(loss) + 0.1)
+
+
+def ball_sharpness(
+    problem: Problem, setting: Setting, arguments: dict[str, Any], *, value: str, progress: bool = False
+) -> Sharpness:
+    """One-step sharpness and, where `setting` asks for steps, worst-case sharpness at every radius.
+
+    Args:
+        problem: the loss.
+        setting: what is asked.
+        arguments: stored with the result.
+        value: which of the two is the measure: "one_step" or "worst_case".
+        progress: show a progress bar.
+
+    Cost: one forward and one backward pass for the gradient at w; then a forward pass for every radius (one step) or,
+    for every ascent, `steps` forward and `steps` - 1 backward passes; as much again for the subsets.
+    """
+    start = time.perf_counter()
+    check_division(problem, setting.m, setting.subsets)
+    check_weights(problem)
+    ball = scaled_ball(problem, setting.p, setting.scaling)
+    with problem.counting() as cost, Bar(f"{value} sharpness", setting.work(problem.examples), show=progress) as bar:
+        full = _over_groups(problem, ball, setting, bar)
+        parts = None
+        if setting.subsets:
+            subsets = disjoint_subsets(problem, setting.subsets, setting.seed)
+            parts = np.stack([_over_groups(s, ball, setting, bar).mean(value) for s in subsets])
+    center, interval = full.mean(value), None
+    if parts is not None:
+        interval = student_interval(parts, center)
+    elif len(full.sizes) > 1:
+        interval = student_interval(full.values[value], center, full.sizes)
+    return Sharpness(
+        rho=np.array(setting.radii),
+        sharpness=center,
+        loss=float(full.mean("loss")[0]),
+        first_order=full.mean("first_order"),
+        one_step=full.mean("one_step"),
+        worst_case=full.mean("worst_case") if setting.steps else None,
+        late_gain=full.mean("late_gain") if setting.steps else None,
+        restarts=full.mean("restarts") if setting.steps else None,
+        groups=full.values[value] if len(full.sizes) > 1 else None,
+        subsets=parts,
+        interval=interval,
+        sample_bias=None if parts is None else sample_bias(parts, center),
+        non_finite=full.values["non_finite"].sum(axis=0).astype(int),
+        displacement_error=full.mean("displacement_error"),
+        resolution=resolution(problem, float(full.mean("loss")[0])),
+        arguments=recorded(arguments),
+        cost=cost,
+        seconds=time.perf_counter() - start,
+        provenance=problem.provenance(),
+    )
+
+
+def recorded(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Arguments as they are stored: an infinite p as "inf", which JSON can hold and `float` reads."""
+    return {k: "inf" if isinstance(v, float) and math.isinf(v) else v for k, v in arguments.items()}
+
+
+@dataclass(frozen=True)
+class _Groups:
+    """Values of every group, on the host: name -> (group, rho), "restarts" -> (group, restart, rho)."""
+
+    sizes: np.ndarray
+    values: dict[str, np.ndarray]
+
+    def mean(self, name: str) -> np.ndarray:
+        """Mean over the groups, weighted by their examples: (rho,)."""
+        return np.tensordot(self.sizes / self.sizes.sum(), self.values[name], axes=1)
+
+
+def _over_groups(problem: Problem, ball: Ball, setting: Setting, bar: Bar) -> _Groups:
+    sizes, found = [], []
+    for index, group in enumerate(in_groups(problem, setting.m)):
+        sizes.append(group.examples)
+        found.append(_in_group(group, ball, setting, f"restart of group {index}", bar))
+    columns = {name: torch.stack([f[name] for f in found]) for name in found[0]}
+    return _Groups(np.array(sizes, dtype=float), {k: v.double().cpu().numpy() for k, v in columns.items()})
+
+
+def _in_group(problem: Problem, ball: Ball, setting: Setting, purpose: str, bar: Bar) -> dict[str, Tensor]:
+    """Every value of one group: name -> (rho,) on the device."""
+    loss, g = problem.loss_and_gradient()
+    check_loss(loss)
+    center = ball.gradient(g)
+    slope = ball.dual_norm(center)
+    check_loss(slope, "gradient")
+    radii = torch.tensor(setting.radii, dtype=torch.float64, device=loss.device)
+    values = {"loss": loss.expand(len(radii)), "first_order": radii * slope}
+    if setting.steps is None:
+        return values | _one_step(problem, ball, setting, center, loss, bar)
+    return values | _worst_case(problem, ball, setting, center, loss, purpose, bar)
+
+
+def _displacement_error(w: Tensor, epsilon: Tensor) -> Tensor:
+    lost, size = (torch.linalg.vector_norm(t, dtype=torch.float64) for t in ((w + epsilon) - w - epsilon, epsilon))
+    return torch.where(size > 0, lost / size, 0.0)
+
+
+def _one_step(
+    problem: Problem, ball: Ball, setting: Setting, center: Tensor, loss: Tensor, bar: Bar
+) -> dict[str, Tensor]:
+    reached, lost = [], []
+    for rho in setting.radii:
+        epsilon = ball.epsilon(ball.steepest(center, rho))
+        reached.append(problem.loss(problem.weights + epsilon))
+        lost.append(_displacement_error(problem.weights, epsilon))
+        bar.advance()
+    rises = torch.stack(reached) - loss
+    return {
+        "one_step": rises,
+        "displacement_error": torch.stack(lost),
+        "non_finite": (~torch.isfinite(rises)).double(),
+    }
+
+
+def _worst_case(
+    problem: Problem, ball: Ball, setting: Setting, center: Tensor, loss: Tensor, purpose: str, bar: Bar
+) -> dict[str, Tensor]:
+    """Ascents at every radius, the smallest first: its maximizer lies in the larger balls too.
+
+    The largest loss of the smaller radius is thus a lower bound of the next, and its point, moved out to the larger
+    radius, starts one more ascent.
+    """
+    steps, stationary = positive("steps", setting.steps or 0), not bool(center.any())
+    columns: dict[str, list[Tensor]] = {
+        name: [] for name in ("one_step", "worst_case", "late_gain", "restarts", "non_finite", "displacement_error")
+    }
+    best, best_u, smaller = loss, torch.zeros_like(center), 0.0
+    known = torch.zeros_like(loss, dtype=torch.bool)
+    ascending = np.argsort(setting.radii, kind="stable")
+    for rho in (setting.radii[i] for i in ascending):
+        starts = _starts(ball, rho, center, setting.restarts, stream(setting.seed, purpose), stationary=stationary)
+        warm = [best_u * (rho / smaller)] if smaller else []
+        reached: list[Tensor] = []
+        failed: list[Tensor] = []
+        before = best
+        for start in itertools.chain(starts, warm):
+            one = maximize(problem, ball, rho, start, center, steps, bar=bar)
+            if not reached:
+                columns["one_step"].append(torch.zeros_like(loss) if stationary else one.first - loss)
+            reached.append(one.loss)
+            failed.append(one.non_finite)
+            better, known = one.loss > best, known | one.loss.isfinite()
+            best, best_u = torch.where(better, one.loss, best), torch.where(better, one.u, best_u)
+            before = torch.where(better, one.before, before)
+        smaller, restarts = rho, torch.stack(reached[: setting.restarts]) - loss
+        columns["restarts"].append(torch.where(restarts.isfinite(), restarts.clamp(min=0), torch.nan))
+        columns["late_gain"].append(torch.where(best > loss, (best - before) / (best - loss), 0.0).clamp(max=1.0))
+        columns["worst_case"].append(torch.where(known, best - loss, torch.nan))
+        columns["non_finite"].append(torch.stack(failed).sum())
+        first = ball.epsilon(ball.steepest(center, rho))
+        columns["displacement_error"].append(_displacement_error(problem.weights, first))
+    back = torch.from_numpy(np.argsort(ascending, kind="stable")).to(loss.device)
+    return {name: torch.stack(column, dim=-1)[..., back] for name, column in columns.items()}
+
+
+def _starts(
+    ball: Ball, rho: float, center: Tensor, count: int, generator: torch.Generator, *, stationary: bool
+) -> Iterator[Tensor]:
+    """The one-step point (a random one where T g = 0: a stationary point has no steepest ascent), then random ones."""
+    yield ball.random(center, rho, generator) if stationary else ball.steepest(center, rho)
+    for _ in range(count - 1):
+        yield ball.random(center, rho, generator)

@@ -1,0 +1,94 @@
+"""Parts of a fixed set of examples: groups of m for m-sharpness, disjoint subsets for confidence intervals."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from numbers import Integral
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from landscape.errors import InputError
+from landscape.problem.batches import Batch
+from landscape.problem.problem import Problem
+from landscape.random import stream
+
+CONFIDENCE = 0.95
+
+
+def positive(name: str, value: int) -> int:
+    """`value` where it is an integer of at least 1, else InputError."""
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
+        raise InputError(f"{name}={value}: a whole number of at least 1 is needed")
+    return int(value)
+
+
+def check_division(problem: Problem, m: int | None, subsets: int) -> None:
+    """Raise InputError where the examples cannot be divided into groups of `m` or into `subsets`, before any work."""
+    if m is not None:
+        positive("m", m)
+    if subsets != 0 and positive("subsets", subsets) < 2:
+        raise InputError("subsets=1: a spread needs at least 2 subsets; 0 computes no interval")
+    if m is None and not subsets:
+        return
+    n = problem.examples
+    if n != problem.batches.examples:
+        raise InputError("m and subsets need all examples in one process, these are spread over several: run in one")
+    if subsets > n:
+        raise InputError(f"subsets={subsets}: there are only {n} examples; give at most {n} subsets")
+    smallest = n // (subsets or 1)
+    if m is not None and m > smallest:
+        where = f" in each of {subsets} subsets" if subsets else ""
+        raise InputError(f"m={m}: there are only {smallest} examples{where}; give m <= {smallest}")
+    if problem.batches.whole() is None:
+        raise InputError("m and subsets: the examples do not fit in memory or differ in shape; give fewer, or neither")
+
+
+def in_groups(problem: Problem, m: int | None) -> Iterator[Problem]:
+    """The problem divided into consecutive groups of m examples (the last may be smaller); itself for m None."""
+    if m is None:
+        yield problem
+        return
+    largest = max(problem.batches.sizes)
+    for batch in problem.batches.split(m):
+        yield problem.with_batches(_pieces(batch, largest))
+
+
+def disjoint_subsets(problem: Problem, count: int, seed: int) -> Iterator[Problem]:
+    """The problem on each of `count` disjoint random subsets of its examples, of equal size (to one)."""
+    whole = problem.batches.whole()
+    assert whole is not None, "check_division comes first"
+    largest = max(problem.batches.sizes)
+    for index in torch.randperm(whole.size, generator=stream(seed, "subsets")).tensor_split(count):
+        rows = index.to(problem.weights.device)
+        yield problem.with_batches(_pieces(_select(whole, rows), largest))
+
+
+def sample_bias(values: np.ndarray, center: np.ndarray) -> np.ndarray:
+    """Estimate of how far `center`, a maximum over n examples, exceeds its limit for infinitely many.
+
+    The excess falls as 1/n, so k subsets of n/k examples exceed the limit k times as far: (mean - center) / (k - 1).
+    """
+    return (values.mean(axis=0) - center) / (len(values) - 1)
+
+
+def student_interval(values: np.ndarray, center: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
+    """95% interval (bound, rho) around `center` from independent values (k, rho): center +- t s / sqrt(k)."""
+    from scipy import stats
+
+    k = len(values)
+    weights = np.full(k, 1 / k) if weights is None else weights / weights.sum()
+    variance = (weights[:, None] * (values - weights @ values) ** 2).sum(axis=0) * k / (k - 1)
+    half = stats.t.ppf(0.5 + CONFIDENCE / 2, k - 1) * np.sqrt(variance / k)
+    return np.stack([center - half, center + half])
+
+
+def _select(batch: Batch, rows: Tensor) -> Batch:
+    part = batch.map(lambda t: t[rows] if t.dim() and t.shape[0] == batch.size else t)
+    return dataclasses.replace(part, size=len(rows))
+
+
+def _pieces(batch: Batch, size: int) -> list[Batch]:
+    return [batch.rows(i, min(i + size, batch.size)) for i in range(0, batch.size, size)]

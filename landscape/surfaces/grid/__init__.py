@@ -1,0 +1,1 @@
+"""Grids of points and their evaluation."""

@@ -1,0 +1,270 @@
+"""How to evaluate many points fast: batch size and memory format by a quick probe, points a launch by a rule.
+
+An MLP wants one big batch (up to 4x faster than batches of 128 on a CPU), a convolutional network batches of 64 to 256
+with channels last; none of it is known beforehand, so it is measured and stored with the result.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from landscape.curvature.products.chunks import weighs
+from landscape.errors import InputError
+from landscape.problem.batches import Batch
+from landscape.problem.problem import Problem
+from landscape.surfaces.grid.evaluation import Choice, GridEvaluation
+
+SIZES = (64, 128, 256, 512)
+LARGEST = 4096
+"""Upper end of the batch sizes that are tried: a whole data set as one batch needs memory without bound."""
+_WORTH = 100
+_ROUNDS = 3
+_SLICE_SECONDS = 0.002
+_LAUNCH_WORK = 1 << 33
+_LAUNCH_NUMBERS = 1 << 28
+_MOST_POINTS = 128
+
+
+def choose(
+    problems: Mapping[str, Problem],
+    center: Tensor,
+    vectors: Sequence[Tensor],
+    points: int,
+    *,
+    batch_size: int | None = None,
+    points_per_launch: int | None = None,
+    precision: str = "native",
+) -> Choice:
+    """The choice for a surface of `points` points.
+
+    Args:
+        problems: as for `GridEvaluation`.
+        center: w0.
+        vectors: the directions.
+        points: how many points will be evaluated; a probe is made where it pays.
+        batch_size: a size instead of the probe; 0 keeps the batches as given.
+        points_per_launch: a number instead of the rule.
+        precision: see `Choice`.
+
+    Cost: the probe makes forward passes worth at most about 5 points.
+    """
+    if precision not in ("native", "tf32", "bfloat16"):
+        raise InputError(f"precision must be native, tf32 or bfloat16, received {precision!r}")
+    if (batch_size is not None and batch_size < 0) or (points_per_launch is not None and points_per_launch < 1):
+        raise InputError(
+            f"batch_size must be >= 0 and points_per_launch >= 1, received {batch_size} and {points_per_launch}"
+        )
+    problem = next(iter(problems.values()))
+    base = Choice(precision=precision)
+    bound_to_batches = next((reason for p in problems.values() for reason in _keeps_batches(p)), None)
+    if batch_size is not None:
+        choice = replace(base, batch_size=batch_size, reason="batch size as asked for")
+    elif bound_to_batches or points < _WORTH:
+        reason = bound_to_batches or f"batches as given: {points} points do not repay a probe"
+        choice = replace(base, reason=reason)
+    else:
+        choice = _agreeing(_probed(problem, center, vectors, base), problem, center, vectors)
+    if points_per_launch is None:
+        points_per_launch = _points_rule(problem, choice, points)
+    choice = replace(choice, points_per_launch=points_per_launch)
+    return _launchable(choice, problem, center, vectors) if points_per_launch > 1 else choice
+
+
+def _keeps_batches(problem: Problem) -> list[str]:
+    """Reasons for which the loss, or the memory, depends on the division into batches."""
+    if problem.batch_norm == "batch" and problem._evaluator.batch_norms:
+        return ["batches as given: BatchNorm uses the statistics of each batch"]
+    if not problem._evaluator.evaluation_mode:
+        return ["batches as given: the model keeps its training mode"]
+    if any(not m.track_running_stats for m in problem._evaluator.batch_norms):
+        return ["batches as given: a BatchNorm keeps no running statistics"]
+    if problem._distributed:
+        return ["batches as given: the examples are shared among processes"]
+    if weighs(problem):
+        return ["batches as given: the loss weighs examples by more than their number"]
+    if problem.batches.kept is None:
+        return ["batches as given: they do not fit in memory"]
+    return []
+
+
+# -- the probe -------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Arm:
+    choice: Choice
+    batches: list[Batch]
+    repeats: int = 1
+    seconds: float = float("inf")
+
+    @property
+    def rate(self) -> float:
+        return self.seconds / sum(b.size for b in self.batches)
+
+
+def _probed(problem: Problem, center: Tensor, vectors: Sequence[Tensor], base: Choice) -> Choice:
+    whole = problem.batches.whole()
+    if whole is None:
+        return replace(base, reason="batches as given: their shapes differ")
+    images = any(t.dim() == 4 for t in whole.tensors()) and any(len(s.shape) == 4 for s in problem.parameters)
+    sizes = sorted({min(s, whole.size) for s in SIZES} | {min(whole.size, LARGEST)})
+    counted = problem.passes.forward
+    arms: list[_Arm] = []
+    for channels_last in (False, True) if images else (False,):
+        fastest, slower = float("inf"), 0
+        for size in sizes:
+            choice = replace(base, batch_size=size, channels_last=channels_last)
+            arm = _Arm(choice, _slice(whole, size))
+            _timed(arm, problem, center, vectors, rounds=0)
+            arms.append(arm)
+            slower = slower + 1 if arm.rate > 1.15 * fastest else 0
+            fastest = min(fastest, arm.rate)
+            if slower == 2:  # bigger batches have left the cache: they only get slower, and their memory grows
+                break
+    best = min(a.rate for a in arms)
+    finalists = [a for a in arms if a.rate <= 1.3 * best]
+    for _ in range(_ROUNDS):
+        for arm in finalists:
+            _timed(arm, problem, center, vectors, rounds=1)
+    problem.passes.forward = counted
+    winner = min(finalists, key=lambda a: a.rate)
+    return replace(winner.choice, reason=f"fastest of {len(arms)} arms measured")
+
+
+def _slice(whole: Batch, size: int) -> list[Batch]:
+    """Batches of `size`, about 512 examples in all; whole batches only, so that all are alike."""
+    count = max(1, min(512 // size, whole.size // size))
+    return [whole.rows(i * size, (i + 1) * size) for i in range(count)]
+
+
+def _timed(arm: _Arm, problem: Problem, center: Tensor, vectors: Sequence[Tensor], rounds: int) -> None:
+    """Keep the shortest time of the arm: what disturbs a measurement only ever lengthens it."""
+    part = problem.with_batches(arm.batches)
+    evaluation = GridEvaluation({"": part}, center, vectors, replace(arm.choice, batch_size=0))
+    origin = (0.0,) * len(vectors)
+    with evaluation.opened():
+        if arm.seconds == float("inf"):
+            evaluation([origin])
+            once = _seconds(lambda: evaluation([origin]), center.device)
+            arm.repeats = min(64, max(1, round(_SLICE_SECONDS / max(once, 1e-6))))
+            arm.seconds = once
+        for _ in range(rounds):
+            spent = _seconds(lambda: [evaluation([origin]) for _ in range(arm.repeats)], center.device)
+            arm.seconds = min(arm.seconds, spent / arm.repeats)
+
+
+def _seconds(work: Callable[[], object], device: torch.device) -> float:
+    # One thread on a shared machine: its own CPU time is what other programs leave untouched.
+    alone = device.type == "cpu" and torch.get_num_threads() == 1
+    clock = time.process_time if alone else time.perf_counter
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    start = clock()
+    work()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return clock() - start
+
+
+def _agreeing(choice: Choice, problem: Problem, center: Tensor, vectors: Sequence[Tensor]) -> Choice:
+    """The choice, unless other batches change L(w): a loss with class weights averages each batch by its own sum."""
+    if choice.batch_size == 0:
+        return choice
+    given = _center_loss(replace(choice, batch_size=0, channels_last=False), problem, center, vectors)
+    chosen = _center_loss(choice, problem, center, vectors)
+    tolerance = 1e-2 if choice.precision != "native" or center.dtype in (torch.bfloat16, torch.float16) else 1e-4
+    if abs(chosen - given) <= tolerance * max(abs(given), 1e-3) or given != given:
+        return choice
+    return replace(
+        choice, batch_size=0, channels_last=False, reason="batches as given: the loss depends on the division into them"
+    )
+
+
+def _center_loss(choice: Choice, problem: Problem, center: Tensor, vectors: Sequence[Tensor]) -> float:
+    evaluation = GridEvaluation({"": problem}, center, vectors, replace(choice, points_per_launch=1))
+    with evaluation.opened():
+        return float(evaluation([(0.0,) * len(vectors)])[0, 0, 0])
+
+
+# -- points a launch -------------------------------------------------------------------------------------------------
+
+
+def _points_rule(problem: Problem, choice: Choice, points: int) -> int:
+    """Points a launch, from sizes and the device alone: many on a GPU where one point leaves it idle, else one.
+
+    On a CPU batched products of small matrices are slower than plain ones.
+    """
+    if problem.weights.device.type != "cuda" or problem.batch_norm != "frozen" or problem._distributed:
+        return 1
+    examples = choice.batch_size or max(problem.batches.sizes)
+    return fitting_points(points, problem.dimension, examples, activations(problem) * examples)
+
+
+def fitting_points(points: int, dimension: int, examples: int, activations: int) -> int:
+    """The largest power of two, at most 128 and at most `points`, whose launch stays small in work and in memory.
+
+    Args:
+        points: how many there are.
+        dimension: d.
+        examples: in a batch.
+        activations: numbers that the layers put out for a batch.
+
+    Work: points x d x examples below 2^33. Memory: points x (d + activations) below 2^28 numbers (1 GiB in float32).
+    Fewer than 4 points are not worth a batched launch.
+    """
+    work = _LAUNCH_WORK // max(dimension * examples, 1)
+    room = _LAUNCH_NUMBERS // max(dimension + activations, 1)
+    fitting = min(work, room, _MOST_POINTS, points)
+    return 1 if fitting < 4 else 1 << (int(fitting).bit_length() - 1)
+
+
+def activations(problem: Problem) -> int:
+    """Numbers that all layers put out for one example, seen in a forward pass over two."""
+    total = 0
+
+    def count(_module: nn.Module, _inputs: Any, output: Any) -> None:
+        nonlocal total
+        total += output.numel() if isinstance(output, Tensor) else 0
+
+    few, counted = next(iter(problem.batches)).rows(0, 2), problem.passes.forward
+    layers = [m for m in problem.model.modules() if not list(m.children())]
+    handles = [layer.register_forward_hook(count) for layer in layers]
+    try:
+        with torch.inference_mode(), problem.bound():
+            problem.forward(few)
+    finally:
+        for handle in handles:
+            handle.remove()
+        problem.passes.forward = counted
+    return -(-total // few.size)
+
+
+def _launchable(choice: Choice, problem: Problem, center: Tensor, vectors: Sequence[Tensor]) -> Choice:
+    """The choice with one point a launch where the model cannot be evaluated at several weights at once."""
+    origin = (0.0,) * len(vectors)
+    single = replace(choice, points_per_launch=1)
+    if problem.batch_norm != "frozen" or problem._distributed:
+        return replace(single, reason=f"{choice.reason}; one point a launch: needs frozen statistics, unshared data")
+    counted = problem.passes.forward
+    try:
+        many = GridEvaluation({"": problem}, center, vectors, replace(choice, points_per_launch=2))
+        with many.opened():
+            batched = many([origin, origin])[0]
+    except (RuntimeError, NotImplementedError, ValueError, InputError) as error:
+        text = str(error).splitlines()[0][:120]
+        return replace(single, reason=f"{choice.reason}; one point a launch: the model does not batch ({text})")
+    finally:
+        problem.passes.forward = counted
+    one = GridEvaluation({"": problem}, center, vectors, single)
+    with one.opened():
+        alone = one([origin])[0]
+    problem.passes.forward = counted
+    if torch.allclose(batched, alone, rtol=1e-3, atol=1e-5, equal_nan=True):
+        return choice
+    return replace(single, reason=f"{choice.reason}; one point a launch: batched values differ")

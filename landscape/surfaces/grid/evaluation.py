@@ -1,0 +1,226 @@
+"""Evaluating one problem at many points w0 + a d1 + b d2: a plain forward each, one axpy, nothing else.
+
+The model is bound once to views of one flat buffer; a point is written into the buffer in place. Sums stay on the
+device and are fetched a chunk of points at a time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from landscape.errors import InputError
+from landscape.problem.batches import Batch
+from landscape.problem.outputs import count_hits
+from landscape.problem.parameters import Parameters, Slot
+from landscape.problem.problem import Problem
+
+Point = Sequence[float]
+_Found = list[tuple[list[Tensor], list[Tensor | None]]]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How points are evaluated; stored with the result, since it decides the last bits of the values.
+
+    Attributes:
+        batch_size: examples a forward; 0 keeps the batches as they were given.
+        channels_last: whether images and convolution weights lie channels last.
+        points_per_launch: how many points one batched evaluation computes; 1 is the plain forward.
+        precision: "native" (the dtype of the weights), "tf32" or "bfloat16" (autocast).
+        reason: why.
+    """
+
+    batch_size: int = 0
+    channels_last: bool = False
+    points_per_launch: int = 1
+    precision: str = "native"
+    reason: str = "batches as given"
+
+
+class GridEvaluation:
+    """L and accuracy of several datasets at points of the plane w0 + a d1 + b d2.
+
+    Args:
+        problems: name -> problem; the first is the one whose weights and BatchNorm statistics are used, the others give
+            more datasets for the same model.
+        center: w0, (d,).
+        vectors: the directions, each (d,).
+        choice: batch size, memory format, points a launch.
+
+    Memory: 4 flat vectors beside the directions, and `points_per_launch` more where several points share a launch.
+    """
+
+    def __init__(
+        self, problems: Mapping[str, Problem], center: Tensor, vectors: Sequence[Tensor], choice: Choice
+    ) -> None:
+        self.problems, self.choice = dict(problems), choice
+        self.problem = next(iter(problems.values()))
+        parameters = self.problem.parameters
+        for name, other in problems.items():
+            if other.model is not self.problem.model or other.parameters.names != parameters.names:
+                raise InputError(f"the dataset {name!r} belongs to another model: build its Problem from the same one")
+        self._layout = [_channels_last(s) if choice.channels_last else None for s in parameters]
+        self._center = self._packed(center, parameters)
+        self._vectors = [self._packed(v, parameters) for v in vectors]
+        self._row = self._center.clone()
+        self._row_at: float | None = None
+        self._buffer = self._center.clone()
+        self._views = self._shaped(self._buffer, parameters)
+        self._batches = {name: arranged(problem, choice) for name, problem in problems.items()}
+        self._sizes = {name: _batch_sizes(problem, choice) for name, problem in problems.items()}
+
+    def __call__(self, points: Sequence[Point]) -> Tensor:
+        """Loss and accuracy at the points: (points, datasets, 2), float64, on the device. Within `opened`."""
+        size = self.choice.points_per_launch
+        if size == 1:
+            return self._means([self._one(point) for point in points])
+        return torch.cat([self._launch(points[i : i + size]) for i in range(0, len(points), size)])
+
+    @contextlib.contextmanager
+    def opened(self) -> Iterator[None]:
+        """Within the context the model computes at the buffer; it is put back afterwards."""
+        with torch.inference_mode(), _precision(self.choice.precision, self._center.device):
+            if self.problem.batch_norm == "recalibrate":
+                yield
+            else:
+                with self.problem.bound_tensors(self._views):
+                    yield
+
+    def at(self, point: Point) -> Tensor:
+        """w0 + a d1 + b d2 as a flat vector (d,) in the order of the parameters."""
+        w = self._center.clone()
+        for coordinate, vector in zip(point, self._vectors, strict=True):
+            w.add_(vector, alpha=coordinate)
+        shaped = self._shaped(w, self.problem.parameters)
+        return self.problem.parameters.flatten(shaped)
+
+    # -- one point -----------------------------------------------------------------------------------------------
+
+    def _one(self, point: Point) -> _Found:
+        self._move(point)
+        if self.problem.batch_norm != "recalibrate":
+            return self._found()
+        with self.problem.bound_tensors(self._views):
+            return self._found()
+
+    def _move(self, point: Point) -> None:
+        """Write the point into the buffer, always from the stored center: rounding never adds up over the walk."""
+        if len(point) == 1:
+            torch.add(self._center, self._vectors[0], alpha=point[0], out=self._buffer)
+            return
+        if self._row_at != point[0]:
+            torch.add(self._center, self._vectors[0], alpha=point[0], out=self._row)
+            self._row_at = point[0]
+        torch.add(self._row, self._vectors[1], alpha=point[1], out=self._buffer)
+
+    def _found(self) -> _Found:
+        """Mean loss and hits of every batch of every dataset, where the model is now: no arithmetic but the model's."""
+        found: _Found = []
+        for name, problem in self.problems.items():
+            losses, hits = [], []
+            for batch in self._batches[name]:
+                outputs = problem.forward(batch)
+                losses.append(problem.batch_loss(outputs, batch))
+                hits.append(count_hits(outputs, batch.target))
+            found.append((losses, hits))
+        return found
+
+    def _means(self, found: list[_Found]) -> Tensor:
+        """(points, datasets, 2): sums over the batches in float64, weighted by their sizes, for all points at once."""
+        columns = []
+        for i, (name, problem) in enumerate(self.problems.items()):
+            sizes = torch.tensor(self._sizes[name], dtype=torch.float64, device=self._center.device)
+            losses = torch.stack([loss for one in found for loss in one[i][0]]).view(len(found), -1).double() @ sizes
+            hits = [hit for one in found for hit in one[i][1]]
+            if any(hit is None for hit in hits):
+                right = torch.full_like(losses, float("nan"))
+            else:
+                right = torch.stack(hits).view(len(found), -1).sum(1).double()  # type: ignore[arg-type]
+            columns.append(problem._sum(torch.stack([losses, right], dim=1)) / problem.examples)
+        return torch.stack(columns, dim=1)
+
+    # -- many points a launch ------------------------------------------------------------------------------------
+
+    def _launch(self, points: Sequence[Point]) -> Tensor:
+        """All points at once. A short last tile is filled up, so that a tile always has the same shapes."""
+        filled = [*points, *[points[-1]] * (self.choice.points_per_launch - len(points))]
+        coordinates = torch.tensor(filled, dtype=torch.float64).to(self._center)
+        stacked = self._center + coordinates @ torch.stack(self._vectors)
+
+        def one(w: Tensor) -> Tensor:
+            with self.problem.bound_tensors(self._shaped(w, self.problem.parameters)):
+                return self._means([self._found()])[0]
+
+        counted = {name: problem.passes.forward for name, problem in self.problems.items()}
+        found = torch.vmap(one)(stacked)[: len(points)]
+        for name, problem in self.problems.items():
+            problem.passes.forward += (len(filled) - 1) * (problem.passes.forward - counted[name])
+        return found
+
+    # -- memory format -------------------------------------------------------------------------------------------
+
+    def _packed(self, flat: Tensor, parameters: Parameters) -> Tensor:
+        """The vector with every convolution's entries in the order in which they lie in memory."""
+        if not any(self._layout):
+            return flat.detach()
+        tensors = parameters.unflatten(flat.detach())
+        return parameters.flatten(
+            [t if o is None else t.permute(o) for t, o in zip(tensors, self._layout, strict=True)]
+        )
+
+    def _shaped(self, packed: Tensor, parameters: Parameters) -> list[Tensor]:
+        """Views of a packed vector in the model's shapes."""
+        pieces = packed.split([s.shape.numel() for s in parameters])
+        views = []
+        for piece, slot, order in zip(pieces, parameters, self._layout, strict=True):
+            if order is None:
+                views.append(piece.view(slot.shape))
+            else:
+                inverse = sorted(range(len(order)), key=order.__getitem__)
+                views.append(piece.view([slot.shape[a] for a in order]).permute(inverse))
+        return views
+
+
+def arranged(problem: Problem, choice: Choice) -> Sequence[Batch]:
+    """The problem's batches in the chosen size and memory format."""
+    batches = problem.batches.split(choice.batch_size) if choice.batch_size else problem.batches
+    if not choice.channels_last:
+        return batches  # type: ignore[return-value]
+    return [b.map(_image_channels_last) for b in batches]
+
+
+def _batch_sizes(problem: Problem, choice: Choice) -> list[int]:
+    size = choice.batch_size
+    if not size:
+        return list(problem.batches.sizes)
+    return [min(size, problem.batches.examples - start) for start in range(0, problem.batches.examples, size)]
+
+
+def _image_channels_last(tensor: Tensor) -> Tensor:
+    return tensor.contiguous(memory_format=torch.channels_last) if tensor.dim() == 4 else tensor
+
+
+def _channels_last(slot: Slot) -> tuple[int, ...] | None:
+    """Order of dimensions in memory of a convolution's weight."""
+    return (0, 2, 3, 1) if len(slot.shape) == 4 else None
+
+
+@contextlib.contextmanager
+def _precision(precision: str, device: torch.device) -> Iterator[None]:
+    if precision == "bfloat16":
+        with torch.autocast(device.type, torch.bfloat16):
+            yield
+    elif precision == "tf32" and device.type == "cuda":
+        before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+        try:
+            torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+            yield
+        finally:
+            torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+    else:
+        yield

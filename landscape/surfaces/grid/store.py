@@ -1,0 +1,158 @@
+"""Finished points are safe on disk: a journal beside the result file, appended to as points are finished.
+
+The journal is a directory: `header.json` (whose points these are and how they are computed), `directions.pt`, and
+`points.bin`, a sequence of records that each carry a checksum. A record is whole or, being the last one when the
+process was killed, ignored. The result file itself is only ever replaced atomically: it opens at any moment.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import struct
+import time
+import zlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from landscape import files
+from landscape.errors import InputError
+from landscape.results.result import plain
+from landscape.surfaces.directions.directions import Directions
+
+_RECORD = struct.Struct("<IIq")  # phase, number of float64 values, index of the tile
+_CHECK = struct.Struct("<I")
+_SYNC_SECONDS = 2.0
+Records = dict[tuple[int, int], np.ndarray]
+
+
+class Journal:
+    """Points of one surface on their way.
+
+    Args:
+        directory: of the journal; it need not exist.
+        identity: what the points belong to (weights, sample, arguments); plain JSON values.
+        resume: go on with what is there; else start anew.
+
+    Raises:
+        InputError: the journal there belongs to something else, or its header is damaged.
+    """
+
+    def __init__(self, directory: Path, identity: Mapping[str, Any], *, resume: bool = True) -> None:
+        self.directory, self.identity = directory, dict(identity)
+        self.header: dict[str, Any] | None = None
+        self.records: Records = {}
+        self._stream: Any = None
+        self._synced = time.monotonic()
+        if not resume and directory.exists():
+            shutil.rmtree(directory)
+        if (directory / "header.json").exists():
+            self.header = self._read_header()
+            refuse_other(self.header["identity"], self.identity, directory)
+            self._read_points()
+
+    def begin(self, header: Mapping[str, Any], found: Directions) -> None:
+        """Start an empty journal: its directions and header are on disk when this returns."""
+        shutil.rmtree(self.directory, ignore_errors=True)
+        self.directory.mkdir(parents=True)
+        content = {k: getattr(found, k) for k in ("name", "unit", "facts", "marks", "residuals")}
+        content["vectors"] = [v.cpu() for v in found.vectors]
+        content["ranges"] = None if found.ranges is None else [list(r) for r in found.ranges]
+        with files.atomic(self.directory / "directions.pt") as temporary:
+            torch.save(content, temporary)
+        self.header = plain({"identity": self.identity, **header})
+        # Last: a header says that everything else is there.
+        files.write_json(self.directory / "header.json", self.header)
+
+    def directions(self, center: torch.Tensor) -> Directions:
+        """The directions of the journal's surface."""
+        path = self.directory / "directions.pt"
+        try:
+            content = torch.load(path, weights_only=True)
+        except Exception as error:
+            raise InputError(f"{path} is damaged: delete {self.directory} and run again") from error
+        content["vectors"] = tuple(v.to(center) for v in content["vectors"])
+        content["ranges"] = None if content["ranges"] is None else tuple(tuple(r) for r in content["ranges"])
+        return Directions(center=center, **content)
+
+    def append(self, phase: int, index: int, values: np.ndarray) -> None:
+        """Write one finished tile; it survives the death of the process at once, that of the machine after 2 s."""
+        payload = np.ascontiguousarray(values, dtype="<f8").tobytes()
+        body = _RECORD.pack(phase, len(payload) // 8, index) + payload
+        if self._stream is None:
+            self._stream = open(self.directory / "points.bin", "ab", buffering=0)  # noqa: SIM115 - kept open
+        self._stream.write(body + _CHECK.pack(zlib.crc32(body)))
+        if time.monotonic() - self._synced > _SYNC_SECONDS:
+            os.fsync(self._stream.fileno())
+            self._synced = time.monotonic()
+
+    def close(self, *, delete: bool = False) -> None:
+        """Let go of the file; `delete` once the result is saved."""
+        if self._stream is not None:
+            os.fsync(self._stream.fileno())
+            self._stream.close()
+            self._stream = None
+        if delete:
+            shutil.rmtree(self.directory, ignore_errors=True)
+
+    def _read_header(self) -> dict[str, Any]:
+        path = self.directory / "header.json"
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            content["identity"].items()
+        except (ValueError, KeyError, AttributeError, TypeError) as error:
+            raise InputError(f"{path} is damaged: delete {self.directory} and run again") from error
+        return content
+
+    def _read_points(self) -> None:
+        path = self.directory / "points.bin"
+        if not path.exists():
+            return
+        content = path.read_bytes()
+        whole = 0
+        for phase, index, values, whole in _records(content):  # noqa: B007 - the last end is needed
+            self.records[phase, index] = values
+        if whole < len(content):
+            with open(path, "r+b") as stream:
+                stream.truncate(whole)
+
+
+def refuse_other(stored: Mapping[str, Any], wanted: Mapping[str, Any], place: Path) -> None:
+    """Raise InputError naming the first thing in which the stored result differs from the wanted one."""
+    for key in [*wanted, *(k for k in stored if k not in wanted)]:
+        before, now = stored.get(key), wanted.get(key)
+        if before != now:
+            if isinstance(before, dict) and isinstance(now, dict):
+                refuse_other(before, now, place)
+            if key.endswith("sha256"):
+                before, now = str(before)[:12], str(now)[:12]
+            raise InputError(
+                f"{place} holds a surface of another {_NAMES.get(key, key)} ({before}, now {now}): "
+                "choose another file (--out on the command line), or delete this one"
+            )
+
+
+_NAMES = {
+    "weights_sha256": "checkpoint: SHA-256 of the weights",
+    "sample_sha256": "sample of examples: SHA-256",
+}
+
+
+def _records(content: bytes) -> Iterator[tuple[int, int, np.ndarray, int]]:
+    """(phase, index, values, end) of every whole record."""
+    position = 0
+    while position + _RECORD.size <= len(content):
+        phase, count, index = _RECORD.unpack_from(content, position)
+        body = position + _RECORD.size + 8 * count
+        if body + _CHECK.size > len(content):
+            return
+        if zlib.crc32(content[position:body]) != _CHECK.unpack_from(content, body)[0]:
+            return
+        values = np.frombuffer(content, "<f8", count, position + _RECORD.size).copy()
+        position = body + _CHECK.size
+        yield phase, index, values, position

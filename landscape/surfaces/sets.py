@@ -1,0 +1,250 @@
+"""Several surfaces that belong together: profiles with a band over directions and data, checkpoints on one grid."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from landscape.errors import InputError
+from landscape.problem.problem import Problem
+from landscape.progress import track
+from landscape.random import stream
+from landscape.results.result import Result, array, plain
+from landscape.surfaces.directions.directions import Directions, described
+from landscape.surfaces.directions.directions import directions as draw
+from landscape.surfaces.result import Surface
+from landscape.surfaces.surface import surface
+
+
+@dataclass(frozen=True, kw_only=True)
+class Profiles(Result):
+    """L(w0 + a d) on a line, for several directions and several parts of the data: a mean and a band.
+
+    Attributes:
+        x: coordinates, in multiples of `unit`.
+        loss: (x,) mean over directions and subsets.
+        low: (x,) 5% quantile over them.
+        high: (x,) 95% quantile.
+        losses: (direction, subset, x) each profile.
+        direction_deviation: (x,) standard deviation between directions (of means over the subsets).
+        subset_deviation: (x,) standard deviation between subsets (mean over the directions): the noise of the sample.
+        unit: what one unit of the axis is.
+        directions: kind of the directions.
+        radius: farthest end.
+        center_loss: mean loss at the trained weights.
+        facts: seeds of the directions, examples of each part.
+    """
+
+    x: Any = array("x")
+    loss: Any = array("x")
+    low: Any = array("x")
+    high: Any = array("x")
+    losses: Any = array("direction", "subset", "x")
+    direction_deviation: Any = array("x")
+    subset_deviation: Any = array("x")
+    unit: str = ""
+    directions: str = ""
+    radius: float = 0.0
+    center_loss: float = float("nan")
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def axes(self) -> tuple[np.ndarray]:
+        """Coordinates of the axis."""
+        return (self.x,)
+
+    @property
+    def done(self) -> np.ndarray:
+        """(x,) bool: a band is only made of finished profiles."""
+        return np.ones(self.x.shape, dtype=bool)
+
+    @property
+    def checks(self) -> list[dict[str, Any]]:
+        """Whether the band stands out from its own width."""
+        relief = float(np.nanmax(self.loss) - np.nanmin(self.loss))
+        width = float(np.nanmax(self.high - self.low))
+        if not width > relief:
+            text = f"the mean varies by {relief:.3g}, {relief / width:.1f} times the widest band" if width else ""
+            return [{"name": "band", "ok": True, "text": text, "value": relief / width}] if width else []
+        text = f"the mean varies by {relief:.2g}, less than the band is wide ({width:.2g}): more draws, a larger radius"
+        return [{"name": "band", "ok": False, "text": text, "value": relief / width}]
+
+    @property
+    def warnings(self) -> list[str]:
+        """Reasons not to believe the picture."""
+        return [c["text"] for c in self.checks if not c["ok"]]
+
+    def caption(self) -> str:
+        """What must be said under a figure: how it was computed."""
+        directions, subsets = self.losses.shape[:2]
+        parts = [
+            f"{directions} {self.directions} directions, seeds from {self.arguments.get('seed')}",
+            f"{subsets} parts of the data" if subsets > 1 else "",
+            f"radius {self.radius:g} {self.unit}",
+            f"{self.provenance.get('examples', 0):,} samples",
+            f"BatchNorm {self.provenance['batch_norm']}" if self.provenance.get("has_batch_norm") else "",
+        ]
+        return "; ".join(p for p in parts if p)
+
+
+def profiles(
+    problem: Problem,
+    directions: str = "gaussian",
+    radius: float | None = None,
+    grid: int = 41,
+    seed: int = 0,
+    *,
+    draws: int = 5,
+    subsets: int = 1,
+    spacing: str = "linear",
+    biases: bool = False,
+    progress: bool = False,
+) -> Profiles:
+    """Mean and band of a one-dimensional profile over `draws` directions and `subsets` disjoint parts of the data.
+
+    Args:
+        problem: what is evaluated.
+        directions: a drawn kind: "gaussian", "filter" or "layer".
+        radius: half-width, see `landscape.surface`.
+        grid: points.
+        seed: direction i has the seed seed + i; the parts of the data are drawn from the seed too.
+        draws: directions, at least 2 for a band over them.
+        subsets: parts of (almost) equal size that the examples are divided into at random.
+        spacing: see `landscape.surface`.
+        biases: see `landscape.surface`.
+        progress: show a bar.
+
+    Raises:
+        InputError: draws or subsets below 1, more subsets than examples, data that are not kept in memory.
+
+    Cost: draws x grid forward passes.
+    """
+    if draws < 1 or subsets < 1:
+        raise InputError(f"draws and subsets must be at least 1, received {draws} and {subsets}")
+    started, found = time.monotonic(), []
+    parts = [problem] if subsets == 1 else _parts(problem, subsets, seed)
+    choice: dict[str, Any] = {}
+    for i in track(range(draws), "profiles", show=progress):
+        others = {str(k): p for k, p in enumerate(parts[1:])}
+        one = surface(
+            parts[0],
+            directions,
+            radius,
+            grid,
+            seed + i,
+            dimensions=1,
+            spacing=spacing,
+            biases=biases,
+            others=others,
+            **choice,
+        )
+        choice = {"batch_size": one.choice["batch_size"]}
+        found.append(one)
+    losses = np.stack([np.stack([s.loss, *(s.other_loss if s.others else ())]) for s in found])
+    every = losses.reshape(-1, losses.shape[-1])
+    one = found[0]
+    return Profiles(
+        x=one.x,
+        loss=every.mean(0),
+        low=np.quantile(every, 0.05, axis=0),
+        high=np.quantile(every, 0.95, axis=0),
+        losses=losses,
+        direction_deviation=_deviation(losses.mean(1)),
+        subset_deviation=_deviation(losses.mean(0)),
+        unit=one.unit,
+        directions=one.directions,
+        radius=one.radius,
+        center_loss=float(every.mean(0)[one.x == 0][0]),
+        facts={"seeds": [seed + i for i in range(draws)], "examples_a_subset": [p.examples for p in parts]},
+        arguments=plain(
+            {
+                "directions": directions,
+                "radius": radius,
+                "grid": grid,
+                "seed": seed,
+                "draws": draws,
+                "subsets": subsets,
+                "spacing": spacing,
+                "biases": biases,
+            }
+        ),
+        cost={"forward": sum(s.cost["forward"] for s in found)},
+        seconds=time.monotonic() - started,
+        provenance=one.provenance | problem.provenance(),
+    )
+
+
+def compare_surfaces(
+    problems: Mapping[str, Problem], directions: str = "gaussian", *, absolute: bool = False, **arguments: Any
+) -> dict[str, Surface]:
+    """The surfaces of several checkpoints on one grid, so that they can be compared.
+
+    Every checkpoint gets directions from the same seed and the same coordinates.
+
+    Args:
+        problems: name -> problem.
+        directions: see `landscape.surface`.
+        absolute: move all of them by the *first* one's directions, so that a coordinate is the same distance in weight
+            space for all; else each axis counts multiples of the checkpoint's own norms.
+        **arguments: of `landscape.surface`; with `file` each surface is kept there under its name.
+
+    Raises:
+        InputError: checkpoints of different architectures, naming the first tensor that differs.
+    """
+    first = next(iter(problems.values()))
+    for name, problem in problems.items():
+        check_same_architecture(first, problem, name)
+    shared: Directions | None = None
+    if absolute:
+        options = {k: arguments[k] for k in ("seed", "biases") if k in arguments}
+        shared = draw(directions, first, count=arguments.get("dimensions", 2), **options)
+    found = {}
+    for name, problem in problems.items():
+        given = directions if shared is None else described(_around(shared, problem), problem.parameters)
+        kept = {"name": name} if "file" in arguments else {}
+        found[name] = surface(problem, given, **{**arguments, **kept})
+    return found
+
+
+def check_same_architecture(first: Problem, other: Problem, name: str = "the other checkpoint") -> None:
+    """Raise InputError naming the first tensor in which two networks differ."""
+    mine, theirs = ({s.name: tuple(s.shape) for s in p.parameters} for p in (first, other))
+    for tensor in [*mine, *(t for t in theirs if t not in mine)]:
+        here, there = mine.get(tensor), theirs.get(tensor)
+        if here != there:
+            raise InputError(
+                f"{name} is another architecture: {tensor} is {there or 'missing'} there, {here or 'missing'} here; "
+                "checkpoints of one architecture are needed"
+            )
+
+
+def _around(shared: Directions, problem: Problem) -> Directions:
+    return replace(shared.to(problem.weights), facts={})
+
+
+def _parts(problem: Problem, count: int, seed: int) -> list[Problem]:
+    """Disjoint random parts of the examples, each in batches of the first batch's size."""
+    whole = problem.batches.whole()
+    if whole is None:
+        raise InputError("these batches cannot be divided anew: they do not fit in memory or their shapes differ")
+    if count > whole.size:
+        raise InputError(f"{count} subsets of {whole.size} examples: at most one a example")
+    order = torch.randperm(whole.size, generator=stream(seed, "data subsets"))
+    size = problem.batches.sizes[0]
+    parts = []
+    for chosen in order.tensor_split(count):
+        rows = chosen.sort().values.to(problem.weights.device)
+        part = whole.map(lambda t, rows=rows: t[rows] if t.dim() and t.shape[0] == whole.size else t)  # type: ignore[misc]
+        part = replace(part, size=len(rows))
+        parts.append(problem.with_batches([part.rows(i, i + size) for i in range(0, len(rows), size)]))
+    return parts
+
+
+def _deviation(values: np.ndarray) -> np.ndarray:
+    """Standard deviation over the first axis; nan where there is one value only."""
+    return values.std(0, ddof=1) if len(values) > 1 else np.full(values.shape[1:], np.nan)

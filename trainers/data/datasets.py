@@ -1,0 +1,285 @@
+"""Datasets: ``load_data("cifar10")`` finds, checks, standardizes and holds a training and a test set.
+
+The light parts (``DATA``, ``parse_name``, ``fetch``) come without torch from ``trainers.data``, ``trainers.names``
+and ``trainers.data.files``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from landscape.errors import InputError
+from landscape.random import stream
+from trainers.data import DATA, Arrays, Source, data_directory
+from trainers.data.batches import FixedBatches, TrainingBatches, augment
+from trainers.data.files import fetch
+from trainers.names import checked_arguments, parse_name
+
+__all__ = [
+    "DATA",
+    "Data",
+    "FixedBatches",
+    "TrainingBatches",
+    "augment",
+    "data_directory",
+    "fetch",
+    "load_data",
+    "parse_name",
+]
+
+STANDARDIZED_BYTES = 64 << 20
+"""Up to this size examples are standardized once and kept in float32; larger sets keep their bytes."""
+
+RESIDENT_BYTES = 4 << 30
+"""Up to this size a split is moved to the device whole; a larger one stays where it is and is moved by the batch."""
+
+HASHED_WHOLE_BYTES = 256 << 20
+HASHED_BLOCKS = 1024
+CHUNK_BYTES = 64 << 20
+
+
+@dataclass(frozen=True, eq=False)
+class Data:
+    """A training and a test set, standardized with the training set's moments.
+
+    `x_train`, `x_test` and `inputs` give float32 images (n, channels, height, width) or features (n, d) with mean 0 and
+    variance 1 over the training set, per channel or feature; `y_train`, `y_test` are int64 (n,). How the examples are
+    stored (uint8, float32 or a mapped file; on the device or beside it) shows nowhere else.
+
+    ``load_data(data.name, **data.arguments)`` gives the same data again.
+
+    Attributes:
+        name: name that :func:`load_data` takes.
+        arguments: plain values: the dataset's options, the seed, the label noise, the data directory if given.
+        classes: number of classes.
+        augment: shifted and mirrored examples keep their class (color photographs).
+        mean: mean of the training set, (channels, 1, 1) or (d,), uint8 in units of 255.
+        std: standard deviation (over n) likewise; 1 where it is 0.
+        sha256: hash over dtype, shape and bytes of all four arrays before standardization, after label noise; of an
+            array over 256 MiB over 1,024 evenly spaced blocks of examples, of noise images over their definition.
+        stored_train: the training examples as they are kept.
+        stored_test: the test examples as they are kept.
+        standardized: whether they are kept standardized.
+    """
+
+    name: str
+    arguments: dict[str, Any]
+    classes: int
+    augment: bool
+    stored_train: Any
+    y_train: Tensor
+    stored_test: Any
+    y_test: Tensor
+    mean: Tensor
+    std: Tensor
+    sha256: str
+    standardized: bool
+
+    @property
+    def x_train(self) -> Tensor:
+        """All training inputs, in float32."""
+        return self.inputs(slice(None), "train")
+
+    @property
+    def x_test(self) -> Tensor:
+        """All test inputs, in float32."""
+        return self.inputs(slice(None), "test")
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of one input."""
+        return tuple(self.stored_train.shape[1:])
+
+    @property
+    def device(self) -> torch.device:
+        """Where inputs and targets come."""
+        return self.y_train.device
+
+    @property
+    def index_device(self) -> torch.device:
+        """Where the training examples are kept: indices there are used without a copy."""
+        return self.stored_train.device
+
+    def size(self, split: str = "train") -> int:
+        """Number of examples of the split."""
+        return len(self._split(split)[1])
+
+    def inputs(self, indices: Tensor | slice, split: str = "train") -> Tensor:
+        """Standardized float32 inputs of the chosen examples, on :attr:`device`."""
+        stored, _ = self._split(split)
+        if isinstance(indices, Tensor):
+            indices = indices.to(stored.device)
+        chosen = stored[indices].to(self.device, non_blocking=True)
+        return chosen if self.standardized else _standardize(chosen, self.mean, self.std)
+
+    def targets(self, indices: Tensor | slice, split: str = "train") -> Tensor:
+        """Labels of the chosen examples, on :attr:`device`."""
+        _, labels = self._split(split)
+        return labels[indices.to(labels.device) if isinstance(indices, Tensor) else indices]
+
+    def batches(self, split: str, batch_size: int, indices: Tensor | None = None) -> FixedBatches:
+        """Batches ``(inputs, targets)`` in fixed order, of all examples of the split or of those named."""
+        self._split(split)
+        return FixedBatches(self, split, batch_size, indices)
+
+    def to(self, device: torch.device | str, budget: int | None = None) -> Data:
+        """The same data with labels, and splits of at most `budget` bytes (default 4 GiB), on `device`."""
+        limit = RESIDENT_BYTES if budget is None else budget
+        names = ("stored_train", "stored_test", "y_train", "y_test", "mean", "std")
+        values = {name: getattr(self, name) for name in names}
+        moved = {
+            name: value if name.startswith("stored") and value.nbytes > limit else value.to(device)
+            for name, value in values.items()
+        }
+        return dataclasses.replace(self, **moved)
+
+    def _split(self, split: str) -> tuple[Any, Tensor]:
+        if split == "train":
+            return self.stored_train, self.y_train
+        if split == "test":
+            return self.stored_test, self.y_test
+        raise InputError(f"split {split!r}: choose train or test")
+
+
+def load_data(
+    name: str, *, data_dir: str | Path | None = None, seed: int = 0, label_noise: float = 0.0, **arguments: Any
+) -> Data:
+    """The dataset `name`, on the CPU.
+
+    Args:
+        name: one of ``DATA``, with or without arguments (``toy2d:variance=15``), or ``npz:FILE``.
+        data_dir: where official files are looked for (there and in a folder of the dataset's name); default
+            $LANDSCAPE_DATA, then ~/.cache/landscape.
+        seed: seed of what is drawn: synthetic examples and label noise.
+        label_noise: share of the training labels that are changed to another class, drawn uniformly. A larger share
+            changes the labels that a smaller one changes, and more.
+        arguments: the dataset's own options.
+
+    Raises:
+        InputError: for an unknown name or argument, or a file that is missing, corrupt or not admissible.
+    """
+    if not 0 <= label_noise <= 1:
+        raise InputError(f"label noise {label_noise}: it is a share of the training labels, from 0 to 1")
+    entry = DATA.entry(name.strip().partition(":")[0])
+    name, written = parse_name(name)
+    path = name.removeprefix("npz").removeprefix(":")
+    file = str(Path(path).expanduser().absolute()) if entry.name == "npz" and path else ""
+    options = checked_arguments(entry, {**written, **arguments})
+    source = Source(name, data_directory(data_dir), seed, file)
+    arrays = DATA[entry.name](source, **options)
+    if label_noise:
+        labels = flip_labels(arrays.y_train, arrays.classes, label_noise, seed)
+        arrays = dataclasses.replace(arrays, y_train=labels)
+    options |= {"seed": seed, "label_noise": label_noise}
+    if data_dir is not None and entry.facts.get("download"):
+        options["data_dir"] = str(Path(data_dir).expanduser().absolute())
+    return _prepare(f"npz:{file}" if file else name, options, arrays)
+
+
+def flip_labels(labels: Tensor, classes: int, share: float, seed: int) -> Tensor:
+    """`labels` with round(share n) of them, drawn without replacement, changed to a uniformly drawn other class."""
+    if classes < 2:
+        raise InputError("label noise needs at least two classes")
+    generator = stream(seed, "label-noise")
+    order = torch.randperm(len(labels), generator=generator)
+    step = torch.randint(1, classes, (len(labels),), generator=generator)
+    chosen = order[: round(share * len(labels))]
+    flipped = labels.clone()
+    flipped[chosen] = (labels[chosen] + step[chosen]) % classes
+    return flipped
+
+
+def _prepare(name: str, arguments: dict[str, Any], arrays: Arrays) -> Data:
+    if arrays.moments is not None:
+        shape = (arrays.x_train.shape[1], 1, 1)
+        mean, std = (torch.full(shape, moment) for moment in arrays.moments)
+    else:
+        mean, std = _moments(name, "x_train", arrays.x_train)
+        _moments(name, "x_test", arrays.x_test)
+    sha256 = _digest(arrays.x_train, arrays.y_train, arrays.x_test, arrays.y_test)
+    stored = [arrays.x_train, arrays.x_test]
+    small = all(isinstance(x, Tensor) and 4 * x.numel() <= STANDARDIZED_BYTES for x in stored)
+    if small:
+        stored = [_standardize(x, mean, std) for x in stored]
+    train, test = stored
+    flags = {"sha256": sha256, "standardized": small}
+    return Data(
+        name, arguments, arrays.classes, arrays.augment, train, arrays.y_train, test, arrays.y_test, mean, std, **flags
+    )
+
+
+def _standardize(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    unit = x.to(torch.float32)
+    if x.dtype == torch.uint8:
+        unit = unit / 255
+    return (unit - mean) / std
+
+
+def _moments(name: str, key: str, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation in float64, by the chunk; exact integer counts for uint8 images.
+
+    Raises:
+        InputError: for a NaN or an infinity.
+    """
+    axes = (0, 2, 3) if x.ndim == 4 else (0,)
+    if x.dtype == torch.uint8 and x.ndim == 4:
+        mean, variance = _byte_moments(x)
+    else:
+        shape = [1 if axis in axes else size for axis, size in enumerate(x.shape)]
+        total, squares = torch.zeros(shape, dtype=torch.float64), torch.zeros(shape, dtype=torch.float64)
+        scale = 255 if x.dtype == torch.uint8 else 1
+        origin = x[:1].double().mean(axes, keepdim=True) / scale  # sums of squares around it cancel less
+        for chunk in _chunks(x):
+            deviation = chunk.double() / scale - origin
+            total += deviation.sum(axes, keepdim=True)
+            squares += deviation.square().sum(axes, keepdim=True)
+        count = math.prod(x.shape[axis] for axis in axes)
+        mean = (origin + total / count).squeeze(0)
+        variance = (squares / count - (total / count).square()).squeeze(0)
+    if not bool(torch.isfinite(variance).all()):
+        raise InputError(f"{name}: {key} holds NaN or infinity: clean it first")
+    # What rounding leaves of a constant feature's variance is not a scale.
+    std = torch.where(variance > 1e-12 * mean.square(), variance, 1).sqrt()
+    return mean.float(), std.float()
+
+
+def _byte_moments(x: Tensor) -> tuple[Tensor, Tensor]:
+    counts = torch.zeros(x.shape[1], 256, dtype=torch.int64)
+    for chunk in _chunks(x):
+        for channel in range(x.shape[1]):
+            counts[channel] += torch.bincount(chunk[:, channel].flatten().int(), minlength=256)
+    weights = counts.double() / counts.sum(1, keepdim=True)
+    values = torch.arange(256, dtype=torch.float64) / 255
+    mean = weights @ values
+    variance = (weights * (values - mean[:, None]).square()).sum(1)
+    return mean[:, None, None], variance[:, None, None]
+
+
+def _chunks(x: Tensor) -> Iterator[Tensor]:
+    rows = max(1, CHUNK_BYTES // max(1, 8 * math.prod(x.shape[1:])))
+    for start in range(0, len(x), rows):
+        yield x[start : start + rows]
+
+
+def _digest(*arrays: Any) -> str:
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(f"{array.dtype} {tuple(array.shape)};".encode())
+        if not isinstance(array, Tensor):
+            digest.update(repr(array).encode())
+        elif array.nbytes <= HASHED_WHOLE_BYTES:
+            digest.update(array.contiguous().numpy())
+        else:
+            rows = max(1, HASHED_WHOLE_BYTES // HASHED_BLOCKS // (array.nbytes // len(array)))
+            for start in torch.linspace(0, max(0, len(array) - rows), HASHED_BLOCKS).long().tolist():
+                digest.update(array[start : start + rows].contiguous().numpy())
+    return digest.hexdigest()

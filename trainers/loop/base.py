@@ -1,0 +1,67 @@
+"""The base optimizer: what takes the gradient that a method leaves; decay groups and clipping."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from landscape.ball.perturbation import global_norm
+from landscape.problem.parameters import Parameters
+from trainers.loop.settings import Settings
+
+
+def base_optimizer(settings: Settings, model: nn.Module) -> torch.optim.Optimizer:
+    """SGD, Adam or AdamW in two groups: decayed parameters, and the others.
+
+    With weight decay inside the perturbed loss the optimizer decays nothing (see `inner_decay`).
+    """
+    assert settings.lr is not None
+    decayed = decayed_parameters(model, settings.decay_all)
+    chosen = {id(p) for p in decayed}
+    others = [p for p in model.parameters() if p.requires_grad and id(p) not in chosen]
+    decay = 0.0 if settings.decay_inside else settings.weight_decay
+    groups: list[dict[str, Any]] = [{"params": decayed, "weight_decay": decay}, {"params": others, "weight_decay": 0.0}]
+    groups = [g for g in groups if g["params"]]
+    if settings.base == "sgd":
+        return torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum, nesterov=settings.nesterov)
+    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[settings.base]
+    return kind(groups, lr=settings.lr)
+
+
+def in_model_order(state: dict[str, Any], model: nn.Module, decay_all: bool) -> dict[str, Any]:
+    """The state of a `base_optimizer` with its parameters numbered as the model has them.
+
+    torch numbers them group by group: the decayed ones come first.
+    """
+    decayed = {id(p) for p in decayed_parameters(model, decay_all)}
+    trained = list(enumerate(p for p in model.parameters() if p.requires_grad))
+    order = [i for wanted in (True, False) for i, p in trained if (id(p) in decayed) is wanted]
+    return {**state, "state": {order[int(number)]: held for number, held in state["state"].items()}}
+
+
+def inner_decay(settings: Settings, model: nn.Module) -> list[float] | None:
+    """L2 coefficients, one a parameter, of a decay that belongs to the perturbed loss; None: it is outside."""
+    if not settings.decay_inside:
+        return None
+    assert settings.weight_decay is not None
+    decayed = {id(p) for p in decayed_parameters(model, settings.decay_all)}
+    return [settings.weight_decay * (id(p) in decayed) for p in model.parameters() if p.requires_grad]
+
+
+def decayed_parameters(model: nn.Module, everything: bool = False) -> list[nn.Parameter]:
+    """The parameters that weight decay shrinks: weights of two and more dimensions, or all.
+
+    Decay of a bias or of a norm's scale does not simplify the function; most recipes for ImageNet leave them out.
+    """
+    named = dict(model.named_parameters())
+    return [named[s.name] for s in Parameters.of(model) if everything or s.kind == "weight"]
+
+
+def clip_gradient(parameters: Sequence[Tensor], limit: float) -> None:
+    """Scale the gradient down to the Euclidean norm `limit` where it is longer, without a host synchronization."""
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    norm = global_norm(gradients)
+    torch._foreach_mul_(gradients, (limit / norm.clamp(min=torch.finfo(norm.dtype).tiny)).clamp(max=1))

@@ -1,0 +1,60 @@
+"""The data of a run as the loop uses it: loaded, shown to methods, and evaluated on."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from landscape.problem.batches import Batch
+from trainers.data.datasets import Data, load_data
+from trainers.loop.settings import Settings
+from trainers.method import network
+from trainers.method.step import sum_over_processes
+from trainers.names import parse_name
+
+EVALUATION_BATCH = 1024
+
+
+class TrainingSet:
+    """`trainers.method.context.Examples` over a data set."""
+
+    def __init__(self, data: Data) -> None:
+        self._data, self.examples, self.classes = data, data.size("train"), data.classes
+
+    def batch(self, indices: Tensor) -> Batch:
+        """The examples with these indices, not augmented."""
+        return Batch((self._data.inputs(indices),), {}, self._data.targets(indices), len(indices))
+
+
+def evaluate(model: nn.Module, data: Data, precision: str = "float32") -> tuple[float, float]:
+    """Cross-entropy and accuracy (in [0, 1]) on the test set, in evaluation mode; the model's mode is put back."""
+    device, mode = data.device, model.training
+    sums = torch.zeros(2, dtype=torch.float64, device=device)
+    model.eval()
+    try:
+        with torch.inference_mode():
+            for inputs, targets in data.batches("test", EVALUATION_BATCH):
+                with torch.autocast(device.type, dtype=getattr(torch, precision), enabled=precision != "float32"):
+                    outputs = network.logits_of(model(inputs))
+                sums[0] += F.cross_entropy(outputs, targets, reduction="sum").double()
+                sums[1] += (outputs.argmax(dim=1) == targets).sum()
+    finally:
+        model.train(mode)
+    loss, accuracy = (sums / data.size("test")).tolist()
+    return loss, accuracy
+
+
+def average_buffers(model: nn.Module, world: int) -> None:
+    """Replace running statistics by their mean over the processes, which have seen different examples."""
+    buffers = [b for b in model.buffers() if b.is_floating_point()]
+    if buffers:
+        sum_over_processes(buffers)
+        torch._foreach_div_(buffers, world)
+
+
+def load(settings: Settings) -> Data:
+    """The data set that the settings name, with their seed and label noise."""
+    name, arguments = parse_name(settings.data)
+    arguments = {"seed": settings.seed, "label_noise": settings.label_noise, **arguments}
+    return load_data(name, data_dir=settings.data_dir, **arguments)

@@ -1,0 +1,103 @@
+"""What changes while a run goes on, and how it goes into a checkpoint and comes back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from landscape.errors import InputError
+from trainers.loop.run_directory import plain
+from trainers.method import network
+from trainers.method.method import State
+from trainers.method.step import Task
+
+
+@dataclass
+class RunState:
+    """Everything that the next step depends on, besides the settings and the data.
+
+    Attributes:
+        model: the network.
+        optimizer: the base optimizer.
+        scaler: loss scaling for float16, else None.
+        task: passes on the network, and their count.
+        method: the method's state.
+        epoch: finished epochs.
+        step: finished steps.
+        seconds: training time, evaluation and saving not counted.
+        skipped: steps that float16 skipped.
+    """
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler | None
+    task: Task
+    method: State = field(default_factory=dict)
+    epoch: int = 0
+    step: int = 0
+    seconds: float = 0.0
+    skipped: int = 0
+
+    def pack(self) -> dict[str, Any]:
+        """The entries of a checkpoint that change, but for the states of model and method."""
+        return {
+            "optimizer": plain(self.optimizer.state_dict()),
+            "scaler": self.scaler.state_dict() if self.scaler else None,
+            "random": {"streams": self._streams()},
+            "epoch": self.epoch,
+            "step": self.step,
+            "spent": {
+                "seconds": self.seconds,
+                "skipped": self.skipped,
+                "forward_examples": int(self.task.passes.forward),
+                "backward_examples": int(self.task.passes.backward),
+            },
+        }
+
+    def restore(self, content: dict[str, Any]) -> None:
+        """Take up a checkpoint.
+
+        Raises:
+            InputError: it was written by another number of processes.
+        """
+        streams = content["random"]["streams"]
+        if len(streams) != self.task.world:
+            raise InputError(f"the run had {len(streams)} processes, this is {self.task.world}: resume with as many")
+        self.model.load_state_dict(content["model"]["state"])
+        saved = _onto(content["optimizer"], None, None)
+        for group in saved["param_groups"]:
+            if "betas" in group:
+                group["betas"] = tuple(group["betas"])
+        self.optimizer.load_state_dict(saved)
+        if self.scaler is not None:
+            self.scaler.load_state_dict(content["scaler"])
+        self.method = _onto(content["method"]["state"], self.method, self.task.device)
+        network.set_random_state(self.task.device, streams[self.task.rank])
+        self.epoch, self.step, spent = content["epoch"], content["step"], content["spent"]
+        self.seconds, self.skipped = spent["seconds"], spent["skipped"]
+        self.task.passes.forward, self.task.passes.backward = spent["forward_examples"], spent["backward_examples"]
+
+    def _streams(self) -> list[dict[str, Tensor]]:
+        """The global random streams of every process; all other draws follow from the seed."""
+        own = network.random_state(self.task.device)
+        if self.task.world == 1:
+            return [own]
+        states: list[Any] = [None] * self.task.world
+        torch.distributed.all_gather_object(states, own)
+        return states
+
+
+def _onto(saved: Any, fresh: Any, device: torch.device | None) -> Any:
+    """Copies of saved tensors on the devices on which a fresh state has its own, else on `device`."""
+    if isinstance(saved, Tensor):
+        return saved.detach().clone().to(fresh.device if isinstance(fresh, Tensor) else device)
+    if isinstance(saved, dict):
+        inner = fresh if isinstance(fresh, dict) else {}
+        return {k: _onto(v, inner.get(k), device) for k, v in saved.items()}
+    if isinstance(saved, list):
+        beside = fresh if isinstance(fresh, list) and len(fresh) == len(saved) else [None] * len(saved)
+        return [_onto(v, f, device) for v, f in zip(saved, beside, strict=True)]
+    return saved

@@ -1,0 +1,1 @@
+"""The seam between methods and the loop."""

@@ -1,0 +1,268 @@
+"""The `torch.optim.Optimizer` interface for methods that need nothing but gradients at other weights.
+
+For a training loop of one's own::
+
+    base = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    optimizer = MethodOptimizer(base, METHODS["sam"](rho=0.05), model)
+    for inputs, targets in loader:
+        def closure():
+            optimizer.zero_grad()
+            loss = loss_function(model(inputs), targets)
+            loss.backward()
+            return loss
+        optimizer.step(closure)
+
+A closure shows neither single examples nor their indices: methods that need those (esam, k-sam, saf, mesa, ...) say so
+and are driven by `trainers.Task` instead.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from landscape.errors import InputError
+from landscape.problem.batches import Batch
+from trainers.loop.run_directory import plain
+from trainers.method import network
+from trainers.method.context import Context, Pass
+from trainers.method.method import Method, mean
+from trainers.method.step import Step, Task
+
+Closure = Callable[[], Any]
+
+
+class MethodOptimizer(torch.optim.Optimizer):
+    """A base optimizer whose gradient comes from a method.
+
+    `param_groups` and `state` are the base optimizer's own, so schedulers and tools that look into them work;
+    `state_dict` holds the base optimizer's (momentum included) and the method's state.
+
+    The closure clears the gradients, computes the loss, calls backward and returns the loss; it is called once a pass.
+    Gradient accumulation: a closure that goes over several micro-batches gives one perturbation for all of them;
+    `gradient(closure, share=1 / k, add=i > 0)` for micro-batches i = 0..k-1 and then `step()` gives one each
+    (m-sharpness).
+
+    Mixed precision: autocast inside the closure; in float16 also ``scaler.scale(loss).backward()`` there, then::
+
+        optimizer.gradient(closure)
+        scaler.unscale_(optimizer)        # only for clipping
+        scaler.step(optimizer)
+        scaler.update()
+
+    A step that the scaler skips leaves weights, momentum and the method's state as they were.
+
+    DistributedDataParallel: give the wrapped model. Gradients of every pass are averaged (one perturbation for the
+    global batch), or with synchronized=False only the result. Sharded parameters (FSDP) are not supported: norms would
+    run over the local shard.
+
+    Args:
+        base: a torch optimizer over the model's parameters.
+        method: a method, as METHODS["sam"](rho=0.05).
+        model: the network: its BatchNorm statistics move in the method's stated pass only, and biases and norm scales
+            are told apart by its layers.
+        scaler: the torch.amp.GradScaler in use, for float16.
+        total_steps: steps of the whole run; methods with a schedule need it.
+        steps_per_epoch: steps of an epoch, for methods that count epochs.
+        lr_min: learning rate at the end, for methods that follow the learning rate.
+        warmup: steps of the learning rate's linear warm-up, for methods that wait for its end (RST, GNP's penalty).
+        seed: of the method's draws.
+        synchronized: with several processes, whether they share one perturbation.
+        same_masks: dropout draws the same masks in every pass of a step.
+    """
+
+    def __init__(
+        self,
+        base: torch.optim.Optimizer,
+        method: Method,
+        model: nn.Module,
+        *,
+        scaler: torch.amp.GradScaler | None = None,
+        total_steps: int | None = None,
+        steps_per_epoch: int | None = None,
+        lr_min: float = 0.0,
+        warmup: int = 0,
+        seed: int = 0,
+        synchronized: bool = True,
+        same_masks: bool = True,
+    ) -> None:
+        if method.needs_batch:
+            raise InputError(
+                f"{method.name} looks at the batch itself, which a closure hides: drive it with "
+                "trainers.Task(model, loss) and method.gradient(task.step(batch), state)"
+            )
+        if method.needs_progress and total_steps is None:
+            raise InputError(f"{method.name} follows a schedule over the run: give total_steps")
+        self.base, self.method, self.model = base, method, model
+        self.task = Task(model, None, optimizer=base, scaler=scaler, synchronized=synchronized, same_masks=same_masks)
+        self._require_all_parameters()
+        super().__init__(base.param_groups, base.defaults)
+        self.total_steps, self.steps_per_epoch, self.lr_min, self.seed = total_steps, steps_per_epoch, lr_min, seed
+        self.steps, self.warmup = 0, warmup
+        self.lr_max = max(g.get("initial_lr", g["lr"]) for g in base.param_groups)
+        self.method_state = method.init(self.task, self.context())
+        self._last: Step | None = None
+        self._state_before, self._share = dict(self.method_state), 0.0
+
+    # The base optimizer's own, whatever it replaces them with on loading.
+    param_groups = property(lambda self: self.base.param_groups, lambda self, _: None)
+    state = property(lambda self: self.base.state, lambda self, _: None)
+
+    def step(self, closure: Closure | None = None) -> Any:
+        """Compute the method's gradient with the closure and take the base optimizer's step; returns the loss.
+
+        Without a closure: the step along what `gradient` has left.
+        """
+        if closure is not None:
+            if self.task.scaler is not None:
+                raise InputError(
+                    "in float16 call optimizer.gradient(closure), then scaler.step(optimizer) and scaler.update()"
+                )
+            loss = self.gradient(closure)
+        elif self._last is None:
+            raise InputError("no gradient yet: call step(closure), or gradient(closure) first")
+        else:
+            loss = None
+        self.base.step()
+        assert self._last is not None
+        self.method.after_step(self._last, self.method_state)
+        self.steps += 1
+        self._last = None
+        return loss
+
+    def gradient(self, closure: Closure, *, share: float = 1.0, add: bool = False) -> Tensor:
+        """Leave the method's gradient in `.grad`; returns the loss that is reported (at the unperturbed weights).
+
+        Args:
+            closure: see the class.
+            share: weight of this micro-batch.
+            add: add to the gradient that the last call left instead of replacing it.
+        """
+        if not add and self._last is not None:  # the scaler skipped the step of the last gradient
+            self.method_state = self._state_before
+        if not add:
+            self._state_before, self._share = dict(self.method_state), 0.0
+        last = self._last if add else None
+        before = [] if last is None else last.gradients()
+        step, own = _ClosureStep(self.task, self.model, closure, self.context()), dict(self._state_before)
+        made = self.method.gradient(step, own)
+        self._share += share
+        if last is not None:  # as m-groups: each starts from the same state, and the states are averaged
+            weights = (1 - share / self._share, share / self._share)
+            own = mean([self.method_state, own], weights)
+            step.memory.update(mean([last.memory, step.memory], weights))
+        self.method_state = own
+        if share != 1.0 or last is not None:
+            scaled = torch._foreach_mul(step.gradients(), share)
+            step.leave(scaled if last is None else torch._foreach_add(before, scaled))
+        self._last = step
+        return made.loss
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Clear the gradients."""
+        self.base.zero_grad(set_to_none)
+
+    def context(self) -> Context:
+        """Where training stands, by the steps taken and the base optimizer's learning rate."""
+        total = self.total_steps or 1
+        epoch = self.steps // self.steps_per_epoch if self.steps_per_epoch else 0
+        return Context(
+            epoch=epoch,
+            step=self.steps,
+            total_steps=total,
+            steps_per_epoch=self.steps_per_epoch or 1,
+            progress=min(1.0, self.steps / total) if self.total_steps else 0.0,
+            lr=float(self.param_groups[0]["lr"]),
+            lr_min=self.lr_min,
+            lr_max=self.lr_max,
+            warming=self.steps < self.warmup,
+            warmed=min(1.0, (self.steps + 1) / self.warmup) if self.warmup else 1.0,
+            seed=self.seed,
+        )
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Parameters are those of the base optimizer."""
+        if not any(param_group is group for group in self.base.param_groups):
+            self.base.add_param_group(param_group)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The base optimizer's state dict, and under "method" what the method remembers."""
+        own = {"name": self.method.name, "arguments": plain(self.method.arguments), "state": self.method_state}
+        return {**self.base.state_dict(), "method": {**own, "steps": self.steps}}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up a `state_dict`.
+
+        Raises:
+            InputError: it belongs to another method.
+        """
+        own = state_dict.get("method")
+        if own is None or own["name"] != self.method.name:
+            raise InputError(
+                f"this state is of {own['name'] if own else 'a bare optimizer'}, not of {self.method.name}"
+            )
+        self.base.load_state_dict({k: v for k, v in state_dict.items() if k != "method"})
+        self.method_state, self.steps = dict(own["state"]), own["steps"]
+
+    def _require_all_parameters(self) -> None:
+        held = {id(p) for g in self.base.param_groups for p in g["params"]}
+        absent = [s.name for s, p in zip(self.task.layout, self.task.parameters, strict=True) if id(p) not in held]
+        if absent:
+            raise InputError(
+                f"the base optimizer does not hold {absent[0]}: build it from model.parameters(), or set "
+                "requires_grad=False on what is not trained"
+            )
+
+
+class _ClosureStep(Step):
+    """A step whose only pass is the user's closure."""
+
+    def __init__(self, task: Task, model: nn.Module, closure: Closure, context: Context) -> None:
+        super().__init__(task, Batch((), {}, None, 1), context, None, (1,) * task.world)
+        self._closure = closure
+        self._averaged = isinstance(model, nn.parallel.DistributedDataParallel)
+        local = self._averaged and not task.synchronized
+        self._communication = model.no_sync if local else contextlib.nullcontext
+
+    def forward(self, **_: Any) -> Pass:
+        raise self._unseen()
+
+    def outputs_with(self, tensors: dict[str, Tensor]) -> Tensor:
+        raise self._unseen()
+
+    def backward(self, *, rows: Any = None, objective: Any = None, inputs: Any = None, statistics: Any = None) -> Pass:
+        if rows is not None or objective is not None:
+            raise self._unseen()
+        for parameter in self.parameters:
+            parameter.grad = None
+        moves = not self._statistics_moved if statistics is None else statistics
+        self._statistics_moved |= moves
+        if self.task.same_masks:
+            self._align_masks()
+        frozen = network.frozen_statistics(() if moves else self.task.norms)
+        with frozen, self._communication(), torch.enable_grad():
+            loss = self._closure()
+        if not isinstance(loss, Tensor):
+            raise InputError(
+                f"the closure returned {type(loss).__name__}: it must return the loss it called backward on"
+            )
+        if inputs is not None:
+            kept = {id(p) for p in inputs}
+            for parameter in self.parameters:
+                parameter.grad = parameter.grad if id(parameter) in kept else None
+        self._finish(self.parameters if inputs is None else inputs)
+        return Pass(loss.detach(), torch.zeros(0, device=self.task.device), None)
+
+    def _reduce(self, inputs: Any) -> None:
+        if not self.shared or self._averaged:
+            return
+        super()._reduce(inputs)
+        torch._foreach_div_([p.grad for p in inputs], self.task.world)
+
+    @staticmethod
+    def _unseen() -> InputError:
+        return InputError("a method that looks at the batch itself must say needs_batch = True: a closure hides it")
