@@ -52,7 +52,7 @@ def command(checkpoints: tuple[str, ...], **given: Any) -> None:
     """
     from figures.drawing import static
     from figures.page import analysis, differences, report, table
-    from landscape.files import sha256
+    from landscape.results import digest
 
     paths = [Path(c) for c in checkpoints]
     out = (
@@ -66,7 +66,7 @@ def command(checkpoints: tuple[str, ...], **given: Any) -> None:
     subsets = analysis.subsets_for([s.problem for s in subjects]) if given["subsets"] is None else given["subsets"]
     wanted = _requests(given, subsets)
     options.check_writable(out)
-    store = analysis.Store(out / "analysis.h5", {n: sha256(p) for n, p in zip(names, paths, strict=True)})
+    store = analysis.Store(out / "analysis.h5", {n: digest.of_file(p) for n, p in zip(names, paths, strict=True)})
     again = shlex.join(["landscape", *sys.argv[1:]])
     analyses = []
     for subject, name in zip(subjects, names, strict=True):

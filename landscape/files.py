@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import tempfile
@@ -47,12 +46,6 @@ def write_json(path: str | Path, content: Any) -> None:
     """Write plain JSON (no nan, no inf: see `results.plain`), atomically."""
     with atomic(path) as temporary:
         temporary.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-
-
-def sha256(path: str | Path) -> str:
-    """SHA-256 of the file's bytes, hexadecimal."""
-    with open(path, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _umask() -> int:

@@ -6,16 +6,16 @@ draws: vectors are drawn whole, in float32 on the CPU, then cast and moved.
 
 from __future__ import annotations
 
-import hashlib
-
 import torch
 from torch import Tensor
+
+from landscape.results import digest
 
 
 def stream(seed: int, name: str) -> torch.Generator:
     """A CPU generator for the purpose `name`; streams of different names or seeds are independent."""
-    digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+    start = bytes.fromhex(digest.of_parts([f"{seed}:{name}"]))[:8]
+    return torch.Generator().manual_seed(int.from_bytes(start, "little") >> 1)
 
 
 def normal(like: Tensor, generator: torch.Generator) -> Tensor:

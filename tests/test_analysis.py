@@ -16,6 +16,7 @@ from torch import nn
 import cli
 import landscape
 from landscape import InputError, checkpoint
+from landscape.results import digest
 from trainers.data.datasets import load_data
 from trainers.models import build_model
 from trainers.rebuild import subject
@@ -90,7 +91,7 @@ def test_summary_against_plain_torch(runs, tmp_path, capsys):
     assert all(b <= 1e-3 * v for v, b in zip(eigen["values"], eigen["error_bounds"], strict=True))
     assert entry["surface"]["center_loss"] == pytest.approx(float(loss), rel=1e-10)
     assert entry["surface"]["radius"] == 0.07
-    assert entry["sha256"] == landscape.files.sha256(root / "a" / "ckpt.pt")
+    assert entry["sha256"] == digest.of_file(root / "a" / "ckpt.pt")
     for name in ("analysis.h5", "summary.json", "report.html"):
         assert (tmp_path / "out" / name).stat().st_size
     assert list((tmp_path / "out" / "figures").glob("*.png"))

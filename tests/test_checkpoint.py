@@ -6,7 +6,7 @@ import pickle
 import pytest
 import torch
 
-from landscape import InputError, checkpoint, files
+from landscape import InputError, checkpoint
 
 CONTENT = {
     "model": {"name": "mlp", "arguments": {}, "state": {"w": torch.ones(3)}},
@@ -127,8 +127,3 @@ def test_safetensors(tmp_path):
     safetensors = pytest.importorskip("safetensors.torch")
     safetensors.save_file({"weight": torch.ones(2)}, tmp_path / "x.safetensors")
     assert torch.equal(checkpoint.read_state(tmp_path / "x.safetensors")["weight"], torch.ones(2))
-
-
-def test_sha256(tmp_path):
-    (tmp_path / "x").write_bytes(b"abc")
-    assert files.sha256(tmp_path / "x") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"

@@ -16,10 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from landscape import checkpoint, files
+from landscape import checkpoint
 from landscape.errors import InputError
 from landscape.problem.problem import Problem
 from landscape.random import stream
+from landscape.results import digest
 from trainers.data.datasets import Data, load_data
 from trainers.models import build_model
 from trainers.names import parse_name
@@ -118,7 +119,7 @@ def subject(
         raise InputError(
             f"{path}: {bad[0]} holds NaN or infinite weights: the training diverged; use an earlier checkpoint"
         )
-    return Subject(path, files.sha256(path), network, problem, _metadata(content), seed)
+    return Subject(path, digest.of_file(path), network, problem, _metadata(content), seed)
 
 
 def _model(path: Path, content: dict[str, Any] | None, build: Callable[[], nn.Module] | None) -> nn.Module:

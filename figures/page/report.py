@@ -8,7 +8,6 @@ their hash and no request at all.
 from __future__ import annotations
 
 import base64
-import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -23,6 +22,7 @@ from figures.page.plots import plots
 from figures.page.rows import Differences, Row, rows
 from figures.page.specification import Plot
 from landscape.files import atomic
+from landscape.results import digest
 from landscape.results.result import plain
 
 if TYPE_CHECKING:
@@ -122,7 +122,7 @@ def embedded(data: Any) -> str:
 
 
 def _hash(script: str) -> str:
-    return "'sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() + "'"
+    return "'sha256-" + base64.b64encode(bytes.fromhex(digest.of_parts([script]))).decode() + "'"
 
 
 def _version() -> str:

@@ -8,7 +8,6 @@ methods' `revision` stand for those.
 from __future__ import annotations
 
 import functools
-import hashlib
 import importlib
 import inspect
 import json
@@ -23,6 +22,7 @@ from typing import Any
 import landscape
 from figures.study.figure_data import load_facts, save_arrays
 from landscape.files import write_json
+from landscape.results import digest
 from landscape.results.result import plain
 from trainers import METHODS
 
@@ -199,5 +199,4 @@ def _with_defaults(arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _hash(content: Mapping[str, Any]) -> str:
-    text = json.dumps(plain({**content, "version": RESULTS_VERSION}), sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return digest.of_configuration(plain({**content, "version": RESULTS_VERSION}))[:16]

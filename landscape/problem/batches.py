@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from landscape.errors import InputError
 from landscape.problem.memory import free_memory
+from landscape.results import digest
 
 TARGET_KEYS = ("labels", "label", "targets", "target", "y")
 
@@ -167,13 +167,7 @@ class Batches:
         """SHA-256 of all tensors in order: names the fixed sample in a result's provenance. Computed once if kept."""
         if self.kept is not None and self._fingerprint:
             return self._fingerprint
-        digest = hashlib.sha256()
-        for batch in self:
-            for tensor in batch.tensors():
-                digest.update(str((tuple(tensor.shape), tensor.dtype)).encode())
-                flat = tensor.detach().cpu().contiguous().reshape(-1)
-                digest.update(flat.view(torch.uint8).numpy().data)
-        self._fingerprint = digest.hexdigest()
+        self._fingerprint = digest.of_tensors(tensor for batch in self for tensor in batch.tensors())
         return self._fingerprint
 
 

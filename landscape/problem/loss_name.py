@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 from collections.abc import Callable
 from typing import Any
 
 from torch import nn
+
+from landscape.results import digest
 
 _PLAIN = (bool, int, float, str, type(None))
 
@@ -39,4 +40,4 @@ def loss_name(loss: Callable[..., Any] | None) -> str:
 
 
 def _digest(value: Any) -> str:
-    return hashlib.sha256(repr(value).encode()).hexdigest()[:8]
+    return digest.of_parts([repr(value)])[:8]

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from landscape.files import atomic
 from landscape.problem.loss_name import loss_name
 from landscape.problem.problem import Problem
+from landscape.results import digest
 
 
 class Journal:
@@ -83,10 +81,6 @@ class Journal:
 
 def key_of(problem: Problem, arguments: dict[str, Any]) -> str:
     """What rows belong to: the weights, buffers and sample of a problem, and what was asked."""
-    digest = hashlib.sha256(json.dumps(arguments, sort_keys=True, default=str).encode())
-    for tensor in (problem.weights, *problem.model.buffers()):
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    asked = json.dumps(arguments, sort_keys=True, default=str)
     facts = (problem.batches.fingerprint(), problem.batch_norm, problem.parameters.names, loss_name(problem._loss))
-    digest.update(repr(problem.model).encode())
-    digest.update(str(facts).encode())
-    return digest.hexdigest()
+    return digest.of_parts([asked, problem.weights, *problem.model.buffers(), repr(problem.model), str(facts)])

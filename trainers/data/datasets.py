@@ -7,7 +7,6 @@ and ``trainers.data.files``.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from landscape.errors import InputError
 from landscape.random import stream
+from landscape.results import digest
 from trainers.data import DATA, Arrays, Source, data_directory
 from trainers.data.batches import FixedBatches, TrainingBatches, augment
 from trainers.data.files import fetch
@@ -205,7 +205,7 @@ def _prepare(name: str, arguments: dict[str, Any], arrays: Arrays) -> Data:
     else:
         mean, std = _moments(name, "x_train", arrays.x_train)
         _moments(name, "x_test", arrays.x_test)
-    sha256 = _digest(arrays.x_train, arrays.y_train, arrays.x_test, arrays.y_test)
+    sha256 = digest.of_parts(_hashed_parts(arrays.x_train, arrays.y_train, arrays.x_test, arrays.y_test))
     stored = [arrays.x_train, arrays.x_test]
     small = all(isinstance(x, Tensor) and 4 * x.numel() <= STANDARDIZED_BYTES for x in stored)
     if small:
@@ -270,16 +270,14 @@ def _chunks(x: Tensor) -> Iterator[Tensor]:
         yield x[start : start + rows]
 
 
-def _digest(*arrays: Any) -> str:
-    digest = hashlib.sha256()
+def _hashed_parts(*arrays: Any) -> Iterator[str | Tensor]:
     for array in arrays:
-        digest.update(f"{array.dtype} {tuple(array.shape)};".encode())
+        yield f"{array.dtype} {tuple(array.shape)};"
         if not isinstance(array, Tensor):
-            digest.update(repr(array).encode())
+            yield repr(array)
         elif array.nbytes <= HASHED_WHOLE_BYTES:
-            digest.update(array.contiguous().numpy())
+            yield array
         else:
             rows = max(1, HASHED_WHOLE_BYTES // HASHED_BLOCKS // (array.nbytes // len(array)))
             for start in torch.linspace(0, max(0, len(array) - rows), HASHED_BLOCKS).long().tolist():
-                digest.update(array[start : start + rows].contiguous().numpy())
-    return digest.hexdigest()
+                yield array[start : start + rows]

@@ -6,7 +6,6 @@ A direction d comes with a unit: coordinate a of the surface is w0 + a d, so tha
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -18,6 +17,7 @@ from landscape import random
 from landscape.errors import InputError, unknown
 from landscape.problem.parameters import Parameters, Slot
 from landscape.problem.problem import Problem
+from landscape.results import digest
 
 WHOLE, FILTERS, LAYERS, DISTANCE = "||w||", "filter norms", "layer norms", "||w1 - w0||"
 RADII = {WHOLE: 0.07, FILTERS: 1.0, LAYERS: 1.0}
@@ -59,11 +59,7 @@ class Directions:
 
     def fingerprint(self) -> str:
         """SHA-256 of the vectors' bytes."""
-        digest = hashlib.sha256()
-        for vector in self.vectors:
-            for piece in vector.detach().split(_CHUNK):
-                digest.update(piece.cpu().contiguous().view(torch.uint8).numpy().data)
-        return digest.hexdigest()
+        return digest.of_parts(self.vectors)
 
 
 def directions(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -16,6 +15,7 @@ from torch import Tensor
 from landscape.errors import InputError
 from landscape.problem.loss_name import loss_name
 from landscape.problem.problem import Problem
+from landscape.results import digest
 from landscape.results import result as results
 from landscape.results.result import plain
 from landscape.surfaces import picture_checks
@@ -97,17 +97,17 @@ def identity_of(
     problem = problems[""]
     hashes = {f"{k} sample_sha256".strip(): p.batches.fingerprint() for k, p in problems.items()}
     given = {"directions_sha256": own.fingerprint()} if own else {}
-    through = {"checkpoints_sha256": _sha256(checkpoints)} if checkpoints else {}
+    through = {"checkpoints_sha256": digest.of_tensors(checkpoints)} if checkpoints else {}
     if optimizer is not None:
-        through["optimizer_sha256"] = _sha256([t for s in optimizer["state"].values() for t in s.values()])
+        through["optimizer_sha256"] = _digest_of_state(optimizer)
     return plain(
         {
-            "weights_sha256": _sha256([*problem.model.state_dict().values(), problem.weights]),
+            "weights_sha256": digest.of_tensors([*problem.model.state_dict().values(), problem.weights]),
             **hashes,
             **given,
             **through,
             # The same weights compute something else with other activations.
-            "model_sha256": hashlib.sha256(repr(problem.model).encode()).hexdigest(),
+            "model_sha256": digest.of_parts([repr(problem.model)]),
             "loss": loss_name(problem._loss),
             "logit_normalization": problem.logit_normalization,
             "batch_norm": problem.batch_norm,
@@ -119,13 +119,9 @@ def identity_of(
     )
 
 
-def _sha256(tensors: Sequence[Any]) -> str:
-    digest = hashlib.sha256()
-    for tensor in tensors:
-        if isinstance(tensor, Tensor):
-            digest.update(str((tuple(tensor.shape), tensor.dtype)).encode())
-            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+def _digest_of_state(optimizer: Mapping[str, Any]) -> str:
+    entries = (entry for state in optimizer["state"].values() for entry in state.values())
+    return digest.of_tensors(t for t in entries if isinstance(t, Tensor))
 
 
 # -- the file --------------------------------------------------------------------------------------------------------

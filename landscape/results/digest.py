@@ -1,0 +1,56 @@
+"""SHA-256 digests: names for files, tensors and configurations, equal only where the content is."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_PIECE = 1 << 22
+"""Numbers of a tensor that are brought to the host at once."""
+
+
+def of_parts(parts: Iterable[bytes | str | Tensor]) -> str:
+    """Hexadecimal SHA-256 of the parts in order: bytes, text as UTF-8, tensors by the bytes of their numbers.
+
+    Tensors are brought to the host piece by piece. Shapes, dtypes and the borders between parts do not count: put them
+    in as text where they matter, or see `of_tensors`.
+    """
+    digest = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, str):
+            digest.update(part.encode())
+        elif isinstance(part, bytes):
+            digest.update(part)
+        else:
+            for piece in _bytes(part):
+                digest.update(piece)
+    return digest.hexdigest()
+
+
+def of_tensors(tensors: Iterable[Tensor]) -> str:
+    """SHA-256 of the tensors' shapes, dtypes and bytes, in order."""
+    return of_parts(part for t in tensors for part in (str((tuple(t.shape), t.dtype)), t))
+
+
+def of_file(path: str | Path) -> str:
+    """SHA-256 of the file's bytes."""
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def of_configuration(content: Any) -> str:
+    """SHA-256 of plain values as JSON with sorted keys; what JSON does not know counts by its `str`."""
+    return of_parts([json.dumps(content, sort_keys=True, default=str)])
+
+
+def _bytes(tensor: Tensor) -> Iterator[memoryview]:
+    import torch
+
+    for piece in tensor.detach().reshape(-1).split(_PIECE):
+        yield piece.cpu().contiguous().view(torch.uint8).numpy().data
