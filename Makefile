@@ -50,7 +50,7 @@ bench: install
 
 figures: install
 	$(BIN)/landscape figures --all --preset quick --out figures-out
-	$(BIN)/python -m figures.study.gallery figures-out docs
+	$(BIN)/python -m docs.gallery figures-out docs
 
 docs: install
 	$(BIN)/python docs/build.py

@@ -15,7 +15,7 @@ from figures import FIGURES
 from figures.drawing import style
 from figures.study import figure as entry
 from figures.study import study as study_module
-from figures.study.figure_data import Numbers
+from figures.study.figure_data import FigureData
 from figures.study.study import Study
 from landscape.errors import InputError
 
@@ -48,7 +48,7 @@ def styled():
 def drawn(made, name):
     """The figure's numbers from disk, and the drawing of them."""
     root, _ = made(name)
-    numbers = Numbers.load(root / f"{name}.h5")
+    numbers = FigureData.load(root / f"{name}.h5")
     figure = entry.picture(FIGURES[name](), numbers)
     figure.draw_without_rendering()
     return numbers, figure
@@ -83,14 +83,14 @@ class TestEveryFigure:
         figure = FIGURES[name]()
         again = Study(study.directory, "smoke")
         assert again.run(figure.plan(again)) == 0
-        collected, kept = figure.collect(again), Numbers.load(root / f"{name}.h5")
+        collected, kept = figure.collect(again), FigureData.load(root / f"{name}.h5")
         assert set(collected.arrays) == set(kept.arrays)
         for key, values in collected.arrays.items():
             np.testing.assert_array_equal(kept[key], values)
 
     def test_draws_and_judges_from_its_file_alone(self, made, name, monkeypatch):
         root, _ = made(name)
-        numbers = Numbers.load(root / f"{name}.h5")
+        numbers = FigureData.load(root / f"{name}.h5")
         for attribute in ("run", "result", "history", "training"):
             monkeypatch.setattr(Study, attribute, None)
         monkeypatch.setattr("figures.study.study.load_arrays", None)
@@ -228,7 +228,7 @@ def test_speed_is_timed_while_every_method_acts(tmp_path):
 def test_equal_passes_are_equal(made):
     """SAM's and ASAM's runs of equal epochs stand for those of equal passes: the examples that were passed say so."""
     root, _ = made("asam-time")
-    numbers = Numbers.load(root / "asam-time.h5")
+    numbers = FigureData.load(root / "asam-time.h5")
     spent = numbers.at("examples", budget="passes")
     # A budget ends with a step: one batch of 128 more at most, twice with SAM.
     assert np.ptp(spent) <= 2 * 128
@@ -306,7 +306,7 @@ def edge_numbers(ratio, midpoint, accuracy):
     """Numbers of edge-of-stability with these lambda_max eta / 2 over the steps, the same for three seeds and runs."""
     from figures.paper.edge_of_stability import RUNS
 
-    numbers = Numbers()
+    numbers = FigureData()
     for name, values in (("run", [str(r) for r in RUNS]), ("seed", range(3)), ("step", range(len(ratio)))):
         numbers.axis(name, values)
     rates = np.array([lr for _, lr in RUNS])
@@ -477,7 +477,7 @@ def checkpoints(signal):
     rows = [(m, n, s) for m in range(12) for n in NOISE for s in range(3)]
     method = np.array([f"m{m}" for m, _, _ in rows])
     level = generator.normal(size=12)[[m for m, _, _ in rows]]
-    numbers = Numbers(facts={"checkpoints": len(rows), "methods": 12, "draws": 200})
+    numbers = FigureData(facts={"checkpoints": len(rows), "methods": 12, "draws": 200})
     numbers.axis("checkpoint", range(len(rows)))
     numbers.add("method", ("checkpoint",), method)
     numbers.add("noise", ("checkpoint",), [n for _, n, _ in rows])
@@ -537,7 +537,7 @@ def test_the_numbers_are_those_of_the_runs(made):
     from trainers.rebuild import subject
 
     root, study = made("saf-fig3")
-    numbers = Numbers.load(root / "saf-fig3.h5")
+    numbers = FigureData.load(root / "saf-fig3.h5")
     training = runs(study)["mesa", 1]
     rows = (study.path(training) / "history.csv").read_text().split()
     column = rows[0].split(",").index("train_loss")
@@ -551,7 +551,7 @@ def test_the_numbers_are_those_of_the_runs(made):
 def test_the_gallery_shows_what_was_made(made, tmp_path):
     from PIL import Image
 
-    from figures.study import gallery
+    from docs import gallery
 
     root, _ = made("asam-fig6")
     text = gallery.write(root, tmp_path / "docs").read_text()
@@ -595,7 +595,7 @@ def test_the_command_makes_a_figure(tmp_path, capsys):
     out = tmp_path / "out"
     assert run(["figures", "asam-fig6", "--seeds", "3", "--workers", "1", "--quiet", "--out", str(out)]) == 0
     assert capsys.readouterr().out.split() == [str(out / "asam-fig6.png"), str(out / "verdicts.md")]
-    assert len(Numbers.load(out / "asam-fig6.h5")["seed"]) == 3
+    assert len(FigureData.load(out / "asam-fig6.h5")["seed"]) == 3
 
 
 @pytest.fixture

@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 
-from figures.study import method_table
-from figures.study.figure_data import Numbers
+from docs import method_table
+from figures.study.figure_data import FigureData
 
 
 @pytest.fixture
 def numbers():
-    found = Numbers(facts={"level": 0.2})
+    found = FigureData(facts={"level": 0.2})
     for name, values in (
         ("method", ["sgd", "sam"]),
         ("seed", [0, 1, 2]),
@@ -52,7 +52,7 @@ def test_ratios_are_paired_by_seed(numbers):
 
 
 def test_label_noise_has_a_table_each(capsys, tmp_path):
-    found = Numbers()
+    found = FigureData()
     for name, values in (("method", ["sgd", "sam"]), ("noise", [0.0, 0.4]), ("seed", [0, 1])):
         found.axis(name, values)
     ones = np.ones((2, 2, 2))
@@ -67,7 +67,7 @@ def test_label_noise_has_a_table_each(capsys, tmp_path):
 
 
 def test_variants_are_compared_with_sgd_of_the_same_length(tmp_path, monkeypatch, capsys):
-    from figures.study import variants
+    from docs import variants
     from figures.study.study import Study
 
     chosen = [variants.Variant("sam", {"rho": 0.5})]
@@ -119,7 +119,7 @@ def test_the_picture_shows_both_comparisons():
 
     from figures import FIGURES
 
-    found, radii = Numbers(facts={"level": 0.2}), np.array([0.05, 0.1, 0.2])
+    found, radii = FigureData(facts={"level": 0.2}), np.array([0.05, 0.1, 0.2])
     axes = {
         "method": ["sgd", "sam"],
         "seed": [0, 1, 2],

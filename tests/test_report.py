@@ -11,9 +11,8 @@ import torch
 from report_cases import HOSTILE, analysis, bowl, sharpness
 
 import landscape
-from figures.drawing import grids
 from figures.page import formatting as numbers
-from figures.page import plots, report, rows, surface_plots, table
+from figures.page import grids, plots, report, rows, surface_plots, table
 from figures.page.invariance_table import invariance_tables
 from landscape.measures.negative_curvature import Extremes
 from landscape.results.result import Result

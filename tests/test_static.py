@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from report_cases import analysis, eigenvalues
 
-from figures.drawing import grids, static, style, surface
+from figures.drawing import static, style, surface
+from figures.page import grids
 
 
 @pytest.fixture(scope="module")

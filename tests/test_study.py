@@ -10,7 +10,7 @@ from scipy import stats
 
 from figures.study import tasks as task_module
 from figures.study import verdict
-from figures.study.figure_data import Numbers
+from figures.study.figure_data import FigureData
 from figures.study.study import Computation, Study, Training
 from figures.study.verdict import Claim, Estimate
 from landscape.errors import InputError
@@ -263,7 +263,7 @@ def test_presets_limit_trainings(tmp_path):
 
 
 def example():
-    numbers = Numbers(facts={"samples": 3})
+    numbers = FigureData(facts={"samples": 3})
     numbers.axis("method", ["sgd", "sam"])
     numbers.axis("epoch", [1, 2, 3], "epochs")
     numbers.add("loss", ("method", "epoch"), np.arange(6.0).reshape(2, 3), "nats")
@@ -272,7 +272,7 @@ def example():
 
 def test_numbers_survive_the_file(tmp_path):
     example().save(tmp_path / "n.h5")
-    back = Numbers.load(tmp_path / "n.h5")
+    back = FigureData.load(tmp_path / "n.h5")
     assert back["method"].tolist() == ["sgd", "sam"]
     np.testing.assert_array_equal(back.at("loss", method="sam"), [3, 4, 5])
     assert back.at("loss", method="sam", epoch=2) == 4

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from figures.drawing import style
-from figures.drawing.grids import grid, shared_scale
 from figures.drawing.surface import color_bar, draw_contours, noted, notes
+from figures.page.grids import grid, shared_scale
 from landscape.errors import InputError
 from landscape.files import atomic
 

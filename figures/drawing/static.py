@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from figures.drawing import style, surface
-from figures.drawing.grids import grids, shared_scale
 from figures.page.curves import curve
+from figures.page.grids import grids, shared_scale
 from figures.page.meanings import meaning
 from figures.page.rows import keys_of
 from figures.page.spectra import spectrum

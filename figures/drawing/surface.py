@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from figures.drawing import style
-from figures.drawing.grids import Grid, Scale, grid, shared_scale
+from figures.page.grids import Grid, Scale, grid, shared_scale
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -15,8 +15,8 @@ from importlib import metadata, resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from figures.drawing.grids import Check, grids
 from figures.page.formatting import count, duration, number, percent
+from figures.page.grids import Check, grids
 from figures.page.invariance_table import invariance_tables
 from figures.page.plots import plots
 from figures.page.rows import Differences, Row, rows

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from figures.drawing.grids import Grid, Scale, grids, shared_scale
 from figures.page.formatting import number
+from figures.page.grids import Grid, Scale, grids, shared_scale
 from figures.page.specification import Arrays, Plot, Scene, linear_log, log10, rounded, slug, text
 
 if TYPE_CHECKING:

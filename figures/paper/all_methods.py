@@ -10,7 +10,7 @@ from figures.drawing import bands, style
 from figures.paper.saf_fig3 import log_ratio
 from figures.study import recipes, verdict
 from figures.study.figure import Figure
-from figures.study.figure_data import Numbers
+from figures.study.figure_data import FigureData
 from figures.study.study import Computation, Study, Training
 from figures.study.verdict import Claim
 from landscape.registry import register
@@ -83,13 +83,13 @@ class AllMethods(Figure):
         """Runs at equal epochs with their measures; at one label noise also at equal passes and seconds."""
         return [*measured(study).values(), *self._budgets(study).values()]
 
-    def collect(self, study: Study) -> Numbers:
+    def collect(self, study: Study) -> FigureData:
         """Accuracies and measures."""
         found = {key: study.result(c) for key, c in measured(study).items()}
         runs, budgets, seeds = noisy_runs(study), self._budgets(study), study.seeds(3, 5)
         names = methods()
         facts = {**recipes.describe(*runs.values()), "seeds": len(seeds), "samples": study.samples(2048)}
-        numbers = Numbers(facts={**facts, "hyperparameters": "each method's documented defaults"})
+        numbers = FigureData(facts={**facts, "hyperparameters": "each method's documented defaults"})
         for name, values in (("method", names), ("noise", NOISE), ("budget", BUDGETS), ("seed", seeds)):
             numbers.axis(name, values)
 
@@ -107,7 +107,7 @@ class AllMethods(Figure):
             numbers.add(f"train_{measure}" if measure in ("loss", "accuracy") else measure, axes, values, unit)
         return numbers
 
-    def draw(self, numbers: Numbers) -> Any:
+    def draw(self, numbers: FigureData) -> Any:
         """A row a method; columns: accuracy by noise, accuracy by budget, three measures at one noise."""
         import matplotlib.pyplot as plt
 
@@ -163,7 +163,7 @@ class AllMethods(Figure):
             axes.legend(loc="upper left", handletextpad=0.1, fontsize=6)
         return figure
 
-    def judge(self, numbers: Numbers) -> list[Claim]:
+    def judge(self, numbers: FigureData) -> list[Claim]:
         """Sharpness-aware methods against SGD; label noise; equal passes."""
         names = [str(m) for m in numbers["method"]]
         accuracy, sgd = 100 * numbers["test_accuracy"], names.index("sgd")

@@ -10,7 +10,7 @@ import numpy as np
 from figures.drawing import bands, style
 from figures.study import recipes, verdict
 from figures.study.figure import Figure
-from figures.study.figure_data import Numbers
+from figures.study.figure_data import FigureData
 from figures.study.study import Computation, Study, Training
 from figures.study.verdict import Claim
 from landscape.registry import register
@@ -89,12 +89,12 @@ class FlatAndSharp(Figure):
         """SGD (sharp) and SAM of a large radius (flat); slices through both; the tiny network."""
         return [*self._slices(study).values(), self._hyperbola()]
 
-    def collect(self, study: Study) -> Numbers:
+    def collect(self, study: Study) -> FigureData:
         """Slices and the hyperbola."""
         found = {key: study.result(c) for key, c in self._slices(study).items()}
         tiny = study.result(self._hyperbola())
         seeds = self._seeds(study)
-        numbers = Numbers(facts={**recipes.describe(*self._runs(study).values()), "seeds": len(seeds)})
+        numbers = FigureData(facts={**recipes.describe(*self._runs(study).values()), "seeds": len(seeds)})
         numbers.facts |= {"samples": study.samples(2048), "direction": "top Hessian eigenvector", "SAM rho": 0.2}
         numbers.axis("minimum", MINIMA)
         numbers.axis("seed", seeds)
@@ -112,7 +112,7 @@ class FlatAndSharp(Figure):
         numbers.add("tiny_loss_on_hyperbola", ("w1",), tiny["loss"], "squared error")
         return numbers
 
-    def draw(self, numbers: Numbers) -> Any:
+    def draw(self, numbers: FigureData) -> Any:
         """Two slices on one scale, and the hyperbola."""
         import matplotlib.pyplot as plt
 
@@ -141,7 +141,7 @@ class FlatAndSharp(Figure):
         axes.set_title("1-1-1 network, $w_2$ relu($w_1 x$)")
         return figure
 
-    def judge(self, numbers: Numbers) -> list[Claim]:
+    def judge(self, numbers: FigureData) -> list[Claim]:
         """Is the flat one flatter, does it generalize better, and is sharpness a property of the function?"""
         center = numbers["loss"].shape[-1] // 2
         gap = numbers["loss"][:, :, 1, center] - numbers["loss"][:, :, 0, center]

@@ -9,7 +9,7 @@ import numpy as np
 from figures.drawing import style
 from figures.study import rescaled, verdict
 from figures.study.figure import Figure
-from figures.study.figure_data import Numbers
+from figures.study.figure_data import FigureData
 from figures.study.study import Computation, Study
 from figures.study.verdict import Claim
 from landscape.registry import register
@@ -25,7 +25,7 @@ class FlatLogits(Figure):
         """The rescalings, shared with asam-fig3 and asam-fig4."""
         return list(rescaled.computations(study).values())
 
-    def collect(self, study: Study) -> Numbers:
+    def collect(self, study: Study) -> FigureData:
         """Logits of the first network, largest change of the outputs of every network."""
         numbers, found = rescaled.numbers(study, ())
         logits = found[0]["logits"]
@@ -39,7 +39,7 @@ class FlatLogits(Figure):
         numbers.add("function_residual", ("network", "transformed"), residual)
         return numbers
 
-    def draw(self, numbers: Numbers) -> Any:
+    def draw(self, numbers: FigureData) -> Any:
         """A line a logit; both outputs of an input in one color."""
         import matplotlib.pyplot as plt
 
@@ -58,7 +58,7 @@ class FlatLogits(Figure):
         style.label_lines(axes, ends)
         return figure
 
-    def judge(self, numbers: Numbers) -> list[Claim]:
+    def judge(self, numbers: FigureData) -> list[Claim]:
         """The logits do not change; they do where the weights alone are scaled."""
         residual = numbers["function_residual"]
         return [

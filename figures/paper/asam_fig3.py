@@ -9,7 +9,7 @@ import numpy as np
 from figures.drawing import style
 from figures.study import rescaled, verdict
 from figures.study.figure import Figure
-from figures.study.figure_data import Numbers
+from figures.study.figure_data import FigureData
 from figures.study.study import Computation, Study
 from figures.study.verdict import Claim
 from landscape.registry import register
@@ -25,11 +25,11 @@ class SamLoss(Figure):
         """The rescalings, shared with asam-fig2 and asam-fig4."""
         return list(rescaled.computations(study).values())
 
-    def collect(self, study: Study) -> Numbers:
+    def collect(self, study: Study) -> FigureData:
         """Loss, SAM loss and SAM sharpness of every network."""
         return rescaled.numbers(study, ("loss", "sam_loss", "sam_sharpness"))[0]
 
-    def draw(self, numbers: Numbers) -> Any:
+    def draw(self, numbers: FigureData) -> Any:
         """A line a network: SAM loss solid, loss dashed."""
         import matplotlib.pyplot as plt
 
@@ -44,7 +44,7 @@ class SamLoss(Figure):
         axes.set_title(f"{len(numbers['network'])} random networks, $\\rho$ = {numbers.facts['rho']:g}")
         return figure
 
-    def judge(self, numbers: Numbers) -> list[Claim]:
+    def judge(self, numbers: FigureData) -> list[Claim]:
         """It varies dramatically."""
         note = "The report gives no number: above 10% is taken for 'dramatic'. Spread: (max - min) / median."
         return [

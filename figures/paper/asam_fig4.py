@@ -9,7 +9,7 @@ import numpy as np
 from figures.drawing import style
 from figures.study import rescaled, verdict
 from figures.study.figure import Figure
-from figures.study.figure_data import Numbers
+from figures.study.figure_data import FigureData
 from figures.study.study import Computation, Study
 from figures.study.verdict import Claim
 from landscape.registry import register
@@ -49,7 +49,7 @@ class AsamLoss(Figure):
         """The rescalings, shared with asam-fig2 and asam-fig3."""
         return list(rescaled.computations(study).values())
 
-    def collect(self, study: Study) -> Numbers:
+    def collect(self, study: Study) -> FigureData:
         """Measures over the rescalings, spreads by what is rescaled and how T treats biases."""
         numbers, found = rescaled.numbers(study, ("loss", *MEASURES))
         numbers.axis("transformed", rescaled.TRANSFORMED)
@@ -60,7 +60,7 @@ class AsamLoss(Figure):
         numbers.add("rotation_spread", ("network",), [float(r["rotation_spread"]) for r in found.values()])
         return numbers
 
-    def draw(self, numbers: Numbers) -> Any:
+    def draw(self, numbers: FigureData) -> Any:
         """Each measure relative to its median on the left; spreads by treatment on the right."""
         import matplotlib.pyplot as plt
 
@@ -104,7 +104,7 @@ class AsamLoss(Figure):
         right.set_title(f"dots: {len(numbers['network'])} random networks")
         return figure
 
-    def judge(self, numbers: Numbers) -> list[Claim]:
+    def judge(self, numbers: FigureData) -> list[Claim]:
         """What is constant, what is not."""
 
         def largest(name: str) -> float:

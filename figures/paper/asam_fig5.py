@@ -10,7 +10,7 @@ import numpy as np
 from figures.drawing import bands
 from figures.study import recipes, verdict
 from figures.study.figure import Figure
-from figures.study.figure_data import Numbers
+from figures.study.figure_data import FigureData
 from figures.study.study import Computation, Study, Training
 from figures.study.verdict import Claim
 from landscape.registry import register
@@ -79,7 +79,7 @@ class ShiftedVariance(Figure):
         """A training and its errors for every method, training variance and seed."""
         return list(self._errors(study).values())
 
-    def collect(self, study: Study) -> Numbers:
+    def collect(self, study: Study) -> FigureData:
         """Errors, and the Bayes error."""
         from trainers.data.toy2d import bayes_error
 
@@ -87,7 +87,7 @@ class ShiftedVariance(Figure):
         seeds = self._seeds(study)
         one = next(iter(found.values()))
         facts = recipes.describe(*(c.trainings[0] for c in found.values()))
-        numbers = Numbers(
+        numbers = FigureData(
             facts={
                 "data": "toy2d, five training variances",
                 **facts,
@@ -103,7 +103,7 @@ class ShiftedVariance(Figure):
         numbers.add("bayes_error", ("test_variance",), [bayes_error(v) for v in TEST], "share of test points")
         return numbers
 
-    def draw(self, numbers: Numbers) -> Any:
+    def draw(self, numbers: FigureData) -> Any:
         """One panel a training variance."""
         import matplotlib.pyplot as plt
 
@@ -136,7 +136,7 @@ class ShiftedVariance(Figure):
         legend.legend(handles=handles, loc="center", title=title, title_fontsize=6.5)
         return figure
 
-    def judge(self, numbers: Numbers) -> list[Claim]:
+    def judge(self, numbers: FigureData) -> list[Claim]:
         """The report's four statements on Figure 5, over all five training variances."""
         error = 100 * numbers["test_error"]
         ratio = numbers["test_variance"][None] / numbers["train_variance"][:, None]

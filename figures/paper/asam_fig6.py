@@ -8,7 +8,7 @@ import numpy as np
 
 from figures.study import verdict
 from figures.study.figure import Figure
-from figures.study.figure_data import Numbers
+from figures.study.figure_data import FigureData
 from figures.study.study import Computation, Study
 from figures.study.verdict import Claim
 from landscape.registry import register
@@ -45,13 +45,13 @@ class ToyData(Figure):
         """One draw a variance and seed."""
         return list(self._draws(study).values())
 
-    def collect(self, study: Study) -> Numbers:
+    def collect(self, study: Study) -> FigureData:
         """Points of seed 0; errors of the Bayes rule of all seeds, drawn and integrated."""
         from trainers.data.toy2d import bayes_error
 
         draws = {key: study.result(c) for key, c in self._draws(study).items()}
         seeds = study.seeds(10, 10)
-        numbers = Numbers(
+        numbers = FigureData(
             facts={"data": "toy2d", "points": SHOWN, "drawn": DRAWN, "seeds": len(seeds), "shown": "seed 0"}
         )
         numbers.axis("variance", VARIANCES)
@@ -66,7 +66,7 @@ class ToyData(Figure):
         numbers.add("bayes_error", ("variance",), [bayes_error(v) for v in VARIANCES], "share of points")
         return numbers
 
-    def draw(self, numbers: Numbers) -> Any:
+    def draw(self, numbers: FigureData) -> Any:
         """Six panels of points over the boundary of the Bayes rule."""
         import matplotlib.pyplot as plt
 
@@ -89,7 +89,7 @@ class ToyData(Figure):
             axes.set_ylabel("$x_2$")
         return figure
 
-    def judge(self, numbers: Numbers) -> list[Claim]:
+    def judge(self, numbers: FigureData) -> list[Claim]:
         """The report states no number here: our data's stated difficulty is checked instead."""
         gap = numbers["error_of_bayes_rule"] - numbers["bayes_error"][:, None]
         return [

@@ -7,7 +7,7 @@ from typing import Any
 from figures.drawing import bands
 from figures.study import recipes, verdict
 from figures.study.figure import Figure
-from figures.study.figure_data import Numbers
+from figures.study.figure_data import FigureData
 from figures.study.study import Study, Training
 from figures.study.verdict import Claim
 from landscape.registry import register
@@ -26,13 +26,13 @@ def accuracy_runs(study: Study) -> dict[tuple[str, str, int], Training]:
     }
 
 
-def accuracies(study: Study) -> Numbers:
+def accuracies(study: Study) -> FigureData:
     """Train and test accuracy of every epoch."""
     runs = accuracy_runs(study)
     seeds = study.seeds(recipes.SEEDS)
     histories = {key: study.history(t) for key, t in runs.items()}
     epochs = histories["adam", "base", seeds[0]]["epoch"].astype(int)
-    numbers = Numbers(facts={**recipes.describe(*runs.values()), "seeds": len(seeds)})
+    numbers = FigureData(facts={**recipes.describe(*runs.values()), "seeds": len(seeds)})
     if recipes.lacking(study):
         numbers.facts["in place of"] = "Fashion-MNIST, whose files are not at hand"
     for name, values in (("base", BASES), ("method", METHODS), ("seed", seeds), ("epoch", epochs)):
@@ -62,11 +62,11 @@ class AccuracyCurves(Figure):
         """Three methods on two bases."""
         return list(accuracy_runs(study).values())
 
-    def collect(self, study: Study) -> Numbers:
+    def collect(self, study: Study) -> FigureData:
         """Histories of all runs."""
         return accuracies(study)
 
-    def draw(self, numbers: Numbers) -> Any:
+    def draw(self, numbers: FigureData) -> Any:
         """A row a base, a panel a method."""
         import matplotlib.pyplot as plt
 
@@ -107,7 +107,7 @@ class AccuracyCurves(Figure):
             axes.set_ylabel(f"accuracy (%, from {start:.0f})")
         return figure
 
-    def judge(self, numbers: Numbers) -> list[Claim]:
+    def judge(self, numbers: FigureData) -> list[Claim]:
         """A smaller gap between training and test accuracy with SAM and ASAM."""
         train = 100 * numbers["train_accuracy"][..., -1]
         gap = train - 100 * numbers["test_accuracy"][..., -1]

@@ -8,7 +8,7 @@ from figures.drawing import bands
 from figures.paper.asam_fig7 import BASES, METHODS, accuracies, accuracy_runs
 from figures.study import recipes, verdict
 from figures.study.figure import Figure
-from figures.study.figure_data import Numbers
+from figures.study.figure_data import FigureData
 from figures.study.study import Computation, Study, Task
 from figures.study.verdict import Claim
 from landscape.registry import register
@@ -51,7 +51,7 @@ class BestAccuracy(Figure):
         """The runs of asam-fig7, and one interleaved timing."""
         return [*accuracy_runs(study).values(), self._speed(study)]
 
-    def collect(self, study: Study) -> Numbers:
+    def collect(self, study: Study) -> FigureData:
         """Best and last accuracy, seconds per epoch."""
         numbers = accuracies(study)
         test = numbers["test_accuracy"]
@@ -65,7 +65,7 @@ class BestAccuracy(Figure):
             del numbers.arrays[name], numbers.axes[name], numbers.units[name]
         return numbers
 
-    def draw(self, numbers: Numbers) -> Any:
+    def draw(self, numbers: FigureData) -> Any:
         """Accuracy on the left, cost on the right."""
         import matplotlib.pyplot as plt
 
@@ -98,7 +98,7 @@ class BestAccuracy(Figure):
         right.set_ylim(0.8, None)
         return figure
 
-    def judge(self, numbers: Numbers) -> list[Claim]:
+    def judge(self, numbers: FigureData) -> list[Claim]:
         """The table's order, confounded as published and unconfounded; the times."""
         best = {
             (b, m): 100 * numbers["best_accuracy"][i, j] for i, b in enumerate(BASES) for j, m in enumerate(METHODS)

@@ -7,7 +7,7 @@ from typing import Any
 from figures.drawing import bands
 from figures.study import recipes, verdict
 from figures.study.figure import Figure
-from figures.study.figure_data import Numbers
+from figures.study.figure_data import FigureData
 from figures.study.study import Study, Training
 from figures.study.verdict import Claim
 from landscape.registry import register
@@ -51,11 +51,11 @@ class EqualTime(Figure):
         """Six methods under three budgets; those of equal seconds run alone."""
         return list(self._runs(study).values())
 
-    def collect(self, study: Study) -> Numbers:
+    def collect(self, study: Study) -> FigureData:
         """Last and best test accuracy, and what each run spent."""
         runs = self._runs(study)
         seeds = study.seeds(recipes.SEEDS, 3)
-        numbers = Numbers(facts={**recipes.describe(*runs.values()), "seeds": len(seeds)})
+        numbers = FigureData(facts={**recipes.describe(*runs.values()), "seeds": len(seeds)})
         seconds = next(t for (b, _, _), t in runs.items() if b == "seconds").settings["budget_seconds"]
         passes = next(t for (b, _, _), t in runs.items() if b == "passes").settings["budget_passes"]
         numbers.facts |= {"budget in seconds": seconds, "budget in passes": passes}
@@ -74,7 +74,7 @@ class EqualTime(Figure):
         numbers.add("seconds", axes, table(lambda h: h["seconds"][-1]), "s")
         return numbers
 
-    def draw(self, numbers: Numbers) -> Any:
+    def draw(self, numbers: FigureData) -> Any:
         """A panel a budget."""
         import matplotlib.pyplot as plt
 
@@ -95,7 +95,7 @@ class EqualTime(Figure):
         panels[0].set_ylabel("test accuracy at the end (%)")
         return figure
 
-    def judge(self, numbers: Numbers) -> list[Claim]:
+    def judge(self, numbers: FigureData) -> list[Claim]:
         """Whether SAM and ASAM stay ahead of their base under each budget."""
         names = list(METHODS)
         note = "The report asks; it gives no answer."

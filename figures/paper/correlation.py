@@ -11,7 +11,7 @@ from figures.drawing import style
 from figures.paper.all_methods import MEASURES, NOISE, measured
 from figures.study import recipes, verdict
 from figures.study.figure import Figure
-from figures.study.figure_data import Numbers
+from figures.study.figure_data import FigureData
 from figures.study.study import Computation, Study
 from figures.study.verdict import Claim, Estimate
 from landscape.registry import register
@@ -76,12 +76,12 @@ class Correlation(Figure):
         """The checkpoints and measures of all-methods."""
         return list(measured(study).values())
 
-    def collect(self, study: Study) -> Numbers:
+    def collect(self, study: Study) -> FigureData:
         """One row a checkpoint."""
         found = {key: study.result(c) for key, c in measured(study).items()}
         computations = measured(study)
         shared = recipes.describe(*(c.trainings[0] for c in measured(study).values()))
-        numbers = Numbers(facts={**shared, "checkpoints": len(found), "seeds": len(study.seeds(3, 5))})
+        numbers = FigureData(facts={**shared, "checkpoints": len(found), "seeds": len(study.seeds(3, 5))})
         numbers.facts |= {"samples": study.samples(2048), "label noise": list(NOISE), "draws": 1000}
         numbers.facts |= {"interval": "95%, bootstrap over whole methods: their seeds and noise levels stay together"}
         numbers.axis("checkpoint", [f"{m}, noise {n:g}, seed {s}" for m, n, s in found])
@@ -97,7 +97,7 @@ class Correlation(Figure):
             numbers.add(measure, axes, [float(r[measure]) for r in found.values()])
         return numbers
 
-    def _correlation(self, numbers: Numbers, statistic: str, target: str, *measures: str) -> Estimate:
+    def _correlation(self, numbers: FigureData, statistic: str, target: str, *measures: str) -> Estimate:
         """The rank correlation of a measure; of two, how much larger the first one's is."""
 
         def value(noise: np.ndarray, wanted: np.ndarray, *columns: np.ndarray) -> float:
@@ -107,7 +107,7 @@ class Correlation(Figure):
         columns = [numbers[n] for n in ("noise", target, *measures)]
         return verdict.bootstrap(value, *columns, clusters=numbers["method"], draws=int(numbers.facts["draws"]))
 
-    def draw(self, numbers: Numbers) -> Any:
+    def draw(self, numbers: FigureData) -> Any:
         """A panel a statistic: every measure with its interval."""
         import matplotlib.pyplot as plt
 
@@ -139,7 +139,7 @@ class Correlation(Figure):
         figure.legend(loc="outside lower center", ncols=2)
         return figure
 
-    def judge(self, numbers: Numbers) -> list[Claim]:
+    def judge(self, numbers: FigureData) -> list[Claim]:
         """Does any sharpness rank; does the adaptive one rank better."""
         note = (
             "Whole methods are resampled (n counts them): one method's seeds and noise levels resemble each other. "

@@ -10,7 +10,7 @@ import numpy as np
 from figures.drawing import bands, style
 from figures.study import verdict
 from figures.study.figure import Figure
-from figures.study.figure_data import Numbers
+from figures.study.figure_data import FigureData
 from figures.study.study import Computation, Study
 from figures.study.verdict import Claim, Estimate
 from landscape.registry import register
@@ -113,13 +113,13 @@ class EdgeOfStability(Figure):
         """Three step sizes with the squared error, one with cross-entropy."""
         return list(self._runs(study).values())
 
-    def collect(self, study: Study) -> Numbers:
+    def collect(self, study: Study) -> FigureData:
         """Eigenvalues, training loss and accuracy over the steps."""
         runs, seeds = self._runs(study), study.seeds(3, 5)
         arguments = dict(next(iter(runs.values())).arguments)
         for name in ("loss", "lr", "seed", "label_noise"):
             del arguments[name]
-        numbers = Numbers(facts={**arguments, "seeds": len(seeds), "dtype": "float64", "label noise": NOISE})
+        numbers = FigureData(facts={**arguments, "seeds": len(seeds), "dtype": "float64", "label noise": NOISE})
         numbers.facts["notes"] = NOTES
         numbers.axis("run", [f"{loss}, eta = {lr:g}" for loss, lr in RUNS])
         numbers.axis("seed", seeds)
@@ -132,7 +132,7 @@ class EdgeOfStability(Figure):
             numbers.add(name, ("run", "seed", "step"), values, unit)
         return numbers
 
-    def draw(self, numbers: Numbers) -> Any:
+    def draw(self, numbers: FigureData) -> Any:
         """A panel a loss: a faint line a seed at the iterates, a clear one at the midpoints; dashed lines at 2/eta."""
         import matplotlib.pyplot as plt
 
@@ -165,7 +165,7 @@ class EdgeOfStability(Figure):
         )
         return figure
 
-    def judge(self, numbers: Numbers) -> list[Claim]:
+    def judge(self, numbers: FigureData) -> list[Claim]:
         """The eigenvalue stays just above 2/eta once it is there; with cross-entropy it comes down at the end."""
         claims = []
         for i, (objective, rate) in enumerate(zip(numbers["objective"], numbers["rate"], strict=True)):
@@ -198,7 +198,7 @@ class EdgeOfStability(Figure):
                 )
         return claims
 
-    def _settled(self, numbers: Numbers, run: int, name: str, until_learned: bool) -> Estimate:
+    def _settled(self, numbers: FigureData, run: int, name: str, until_learned: bool) -> Estimate:
         """Mean over the seeds of the mean ratio from the first crossing on."""
         ratio = numbers[name][run] * numbers["rate"][run] / 2
         learned = np.cumsum(numbers["accuracy"][run] >= LEARNED, axis=1) > 0
@@ -209,11 +209,11 @@ class EdgeOfStability(Figure):
             found.append(values[taken & (np.cumsum(there) > 0)].mean() if there.any() else values[-1])
         return _decided(verdict.mean(found), crossed)
 
-    def _end(self, numbers: Numbers, run: int) -> Estimate:
+    def _end(self, numbers: FigureData, run: int) -> Estimate:
         last = numbers["lambda_max"][run][:, -1] * numbers["rate"][run] / 2
         return _decided(verdict.mean(last), self._crossed(numbers, run))
 
-    def _crossed(self, numbers: Numbers, run: int) -> np.ndarray:
+    def _crossed(self, numbers: FigureData, run: int) -> np.ndarray:
         return numbers["lambda_max"][run] * numbers["rate"][run] / 2 >= 1
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from figures.drawing import bands, style
 from figures.study import recipes, verdict
 from figures.study.figure import Figure
-from figures.study.figure_data import Numbers
+from figures.study.figure_data import FigureData
 from figures.study.study import Computation, Study, Training
 from figures.study.verdict import Claim
 from landscape.registry import register
@@ -92,12 +92,12 @@ class Alignment(Figure):
         """SGD runs on few and on many classes, and the cosines at three epochs."""
         return list(self._cosines(study).values())
 
-    def collect(self, study: Study) -> Numbers:
+    def collect(self, study: Study) -> FigureData:
         """Cosines by data, epoch, K."""
         found = {key: study.result(c) for key, c in self._cosines(study).items()}
         seeds = study.seeds(recipes.SEEDS)
         facts = {**recipes.describe(*self._runs(study).values()), "seeds": len(seeds), "batch": BATCH, "data": DATA}
-        numbers = Numbers(facts={**facts, "batches": next(iter(self._cosines(study).values())).arguments["batches"]})
+        numbers = FigureData(facts={**facts, "batches": next(iter(self._cosines(study).values())).arguments["batches"]})
         numbers.axis("data", DATA)
         numbers.axis("seed", seeds)
         numbers.axis("epoch", self._epochs(study))
@@ -106,7 +106,7 @@ class Alignment(Figure):
             numbers.add(name, ("data", "seed", "epoch", "k"), [[found[d, s][name] for s in seeds] for d in DATA])
         return numbers
 
-    def draw(self, numbers: Numbers) -> Any:
+    def draw(self, numbers: FigureData) -> Any:
         """A panel a data set; a color an epoch; dashed: random K."""
         import matplotlib.pyplot as plt
 
@@ -125,7 +125,7 @@ class Alignment(Figure):
         panels[1].legend(loc="lower right", ncols=2)
         return figure
 
-    def judge(self, numbers: Numbers) -> list[Claim]:
+    def judge(self, numbers: FigureData) -> list[Claim]:
         """Aligned on few classes, not on many; better than random."""
         k = SIZES.index(BATCH // 4)
         top, random = (numbers[n][..., k].mean(axis=-1) for n in ("top", "random"))

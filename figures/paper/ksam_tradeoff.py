@@ -9,7 +9,7 @@ import numpy as np
 from figures.drawing import bands, style
 from figures.study import recipes, verdict
 from figures.study.figure import Figure
-from figures.study.figure_data import Numbers
+from figures.study.figure_data import FigureData
 from figures.study.study import Computation, Study, Task, Training
 from figures.study.verdict import Claim
 from landscape.registry import register
@@ -60,12 +60,12 @@ class Tradeoff(Figure):
         """K-SAM at five K, four other methods, many classes, and two interleaved timings."""
         return [*self._runs(study).values(), *self._many(study).values(), *self._speeds(study)]
 
-    def collect(self, study: Study) -> Numbers:
+    def collect(self, study: Study) -> FigureData:
         """Accuracies and speeds."""
         runs, many = self._runs(study), self._many(study)
         seeds, names = study.seeds(recipes.SEEDS), list(self._variants())
         few_seconds, many_seconds = (study.result(c)["seconds"] for c in self._speeds(study))
-        numbers = Numbers(facts={**recipes.describe(*runs.values()), "seeds": len(seeds), "many classes": 200})
+        numbers = FigureData(facts={**recipes.describe(*runs.values()), "seeds": len(seeds), "many classes": 200})
         numbers.facts["left out"] = "the paper's GLUE part: no text data"
         numbers.axis("variant", names)
         numbers.axis("many_method", MANY)
@@ -81,7 +81,7 @@ class Tradeoff(Figure):
         numbers.add("epoch_seconds_many", ("many_method", "round"), many_seconds, "s")
         return numbers
 
-    def draw(self, numbers: Numbers) -> Any:
+    def draw(self, numbers: FigureData) -> Any:
         """Accuracy over relative speed: 10 classes and 200."""
         import matplotlib.pyplot as plt
 
@@ -135,7 +135,7 @@ class Tradeoff(Figure):
             axes.margins(y=0.28)
         return figure
 
-    def judge(self, numbers: Numbers) -> list[Claim]:
+    def judge(self, numbers: FigureData) -> list[Claim]:
         """SGD's speed, SAM's accuracy; 65% of SAM's cost on many classes."""
         third = f"K = {round(SHARES[2] * BATCH)}"
         seconds = {str(n): numbers.at("epoch_seconds", variant=n) for n in numbers["variant"]}

@@ -17,7 +17,7 @@ from figures.paper.all_methods import methods, noisy_runs
 from figures.paper.saf_fig3 import log_ratio
 from figures.study import recipes, verdict
 from figures.study.figure import Figure
-from figures.study.figure_data import Numbers
+from figures.study.figure_data import FigureData
 from figures.study.study import Computation, Study, Training
 from figures.study.verdict import Claim
 from landscape.registry import register
@@ -105,12 +105,12 @@ class MatchedLoss(Figure):
     def _sgd(self, study: Study) -> list[list[Computation]]:
         return [[computation(study, t) for t in shorter(runs(study)["sgd", s])] for s in study.seeds(3, 5)]
 
-    def collect(self, study: Study) -> Numbers:
+    def collect(self, study: Study) -> FigureData:
         """Accuracies, losses and flatness by method and seed."""
         trainings, names, seeds = runs(study), methods(), study.seeds(3, 5)
         found = {key: study.result(computation(study, t)) for key, t in trainings.items()}
         first = computation(study, trainings["sgd", seeds[0]])
-        numbers = Numbers(facts={**recipes.describe(*trainings.values()), "seeds": len(seeds), "level": LEVEL})
+        numbers = FigureData(facts={**recipes.describe(*trainings.values()), "seeds": len(seeds), "level": LEVEL})
         numbers.facts |= {"samples": first.arguments["samples"], "hyperparameters": "each method's documented defaults"}
         for name, values in (("method", names), ("seed", seeds), ("when", WHEN), ("radius", RADII)):
             numbers.axis(name, values)
@@ -140,7 +140,7 @@ class MatchedLoss(Figure):
             numbers.add(f"sgd_{name}", ("seed", "sgd_epochs", *more), values, "nats")
         return numbers
 
-    def draw(self, numbers: Numbers) -> Any:
+    def draw(self, numbers: FigureData) -> Any:
         """A row a method; columns: accuracy against SGD's, training loss, and three ratios to SGD's flatness."""
         import matplotlib.pyplot as plt
 
@@ -190,7 +190,7 @@ class MatchedLoss(Figure):
         figure.legend(*panels[4].get_legend_handles_labels(), loc="outside lower right", ncols=2, handletextpad=0.1)
         return figure
 
-    def judge(self, numbers: Numbers) -> list[Claim]:
+    def judge(self, numbers: FigureData) -> list[Claim]:
         """Each sharpness-aware method against SGD: sharpness and largest eigenvalue at equal length."""
         claims = []
         for method in (str(m) for m in numbers["method"] if m not in BASELINES):
@@ -216,17 +216,17 @@ class MatchedLoss(Figure):
         return claims
 
 
-def against(numbers: Numbers, name: str, method: str, **at: Any) -> np.ndarray:
+def against(numbers: FigureData, name: str, method: str, **at: Any) -> np.ndarray:
     """ln(method / SGD) of every seed, at the end of equally long runs."""
     return log_ratio(*(numbers.at(name, method=m, when="end", **at) for m in (method, "sgd")))
 
 
-def of_the_same_loss(numbers: Numbers, name: str, method: str, **at: Any) -> np.ndarray:
+def of_the_same_loss(numbers: FigureData, name: str, method: str, **at: Any) -> np.ndarray:
     """SGD's value of every seed in a run that ends at the method's training loss; nan where there is none."""
     wanted, values = numbers.at("train_loss", method=method, when="end"), numbers.at(f"sgd_{name}", **at)
     return np.array([at_equal_loss(*x) for x in zip(numbers["sgd_loss"], values, wanted, strict=True)])
 
 
-def beside(numbers: Numbers, name: str, method: str, **at: Any) -> np.ndarray:
+def beside(numbers: FigureData, name: str, method: str, **at: Any) -> np.ndarray:
     """ln(method / SGD) of every seed, at the end of runs with the same training loss."""
     return log_ratio(numbers.at(name, method=method, when="end", **at), of_the_same_loss(numbers, name, method, **at))

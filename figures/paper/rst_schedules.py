@@ -9,7 +9,7 @@ import numpy as np
 from figures.drawing import bands, style
 from figures.study import verdict
 from figures.study.figure import Figure
-from figures.study.figure_data import Numbers
+from figures.study.figure_data import FigureData
 from figures.study.study import Study, Training
 from figures.study.verdict import Claim
 from landscape.registry import register
@@ -61,14 +61,14 @@ class Schedules(Figure):
         """Seven schedules at three parameters, and both ends, on two networks."""
         return list(self._runs(study).values())
 
-    def collect(self, study: Study) -> Numbers:
+    def collect(self, study: Study) -> FigureData:
         """Accuracy, passes a step, seconds."""
         runs = {key: study.history(t) for key, t in self._runs(study).items()}
         trainings = self._runs(study)
         seeds, kinds = self._seeds(study), list(_kinds(study))
         shared = next(iter(trainings.values())).settings
         facts = {k: shared[k] for k in ("data", "epochs", "batch_size")}
-        numbers = Numbers(facts={**facts, "models": _kinds(study), "rho": 0.05, "seeds": len(seeds)})
+        numbers = FigureData(facts={**facts, "models": _kinds(study), "rho": 0.05, "seeds": len(seeds)})
         numbers.axis("network", kinds)
         numbers.axis("schedule", SCHEDULES)
         numbers.axis("p", PARAMETERS)
@@ -100,7 +100,7 @@ class Schedules(Figure):
             numbers.add(f"{name}_of_ends", ("network", "end", "seed"), ends, unit)
         return numbers
 
-    def draw(self, numbers: Numbers) -> Any:
+    def draw(self, numbers: FigureData) -> Any:
         """A panel a network; a color and marker a schedule."""
         import matplotlib.pyplot as plt
 
@@ -142,7 +142,7 @@ class Schedules(Figure):
         figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=7, columnspacing=1.0)
         return figure
 
-    def judge(self, numbers: Numbers) -> list[Claim]:
+    def judge(self, numbers: FigureData) -> list[Claim]:
         """Cost as predicted; accuracy between the ends; late SAM against early SAM."""
         from trainers.methods.rst import MEANS
 

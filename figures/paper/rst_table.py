@@ -9,7 +9,7 @@ import numpy as np
 from figures.drawing import bands, style
 from figures.study import recipes, verdict
 from figures.study.figure import Figure
-from figures.study.figure_data import Numbers
+from figures.study.figure_data import FigureData
 from figures.study.study import Study, Training
 from figures.study.verdict import Claim
 from landscape.registry import register
@@ -30,12 +30,12 @@ class RandomizedTable(Figure):
         """Four methods; SGD's and SAM's runs are shared with other figures."""
         return list(self._runs(study).values())
 
-    def collect(self, study: Study) -> Numbers:
+    def collect(self, study: Study) -> FigureData:
         """Accuracy and passes a step."""
         runs = self._runs(study)
         seeds = study.seeds(recipes.SEEDS)
         found = {key: study.history(t) for key, t in runs.items()}
-        numbers = Numbers(facts={**recipes.describe(*runs.values()), "seeds": len(seeds)})
+        numbers = FigureData(facts={**recipes.describe(*runs.values()), "seeds": len(seeds)})
         numbers.facts |= {"RST and G-RST": "rho 0.05, linear1 with p 0.5; G-RST alpha = 1 / mean p (the defaults)"}
         numbers.axis("method", METHODS)
         numbers.axis("seed", seeds)
@@ -49,7 +49,7 @@ class RandomizedTable(Figure):
         numbers.add("passes", ("method", "seed"), [[passes(m, s) for s in seeds] for m in METHODS], "passes a step")
         return numbers
 
-    def draw(self, numbers: Numbers) -> Any:
+    def draw(self, numbers: FigureData) -> Any:
         """Accuracy over passes."""
         import matplotlib.pyplot as plt
 
@@ -75,7 +75,7 @@ class RandomizedTable(Figure):
         axes.set_title(f"dots: {len(numbers['seed'])} seeds; bars: 95% intervals")
         return figure
 
-    def judge(self, numbers: Numbers) -> list[Claim]:
+    def judge(self, numbers: FigureData) -> list[Claim]:
         """The paper's claim in two halves."""
         accuracy = {m: 100 * numbers.at("test_accuracy", method=m) for m in METHODS}
         passes = {m: numbers.at("passes", method=m) for m in METHODS}

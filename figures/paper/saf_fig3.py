@@ -7,7 +7,7 @@ from typing import Any
 from figures.drawing import bands
 from figures.study import recipes, verdict
 from figures.study.figure import Figure
-from figures.study.figure_data import Numbers
+from figures.study.figure_data import FigureData
 from figures.study.study import Computation, Study, Training
 from figures.study.verdict import Claim
 from landscape.registry import register
@@ -47,13 +47,13 @@ class Convergence(Figure):
         """Trainings with kept epochs, and the sharpness at these."""
         return list(self._sharpness(study).values())
 
-    def collect(self, study: Study) -> Numbers:
+    def collect(self, study: Study) -> FigureData:
         """Losses and sharpness by method, seed and epoch."""
         trainings, sharpness = runs(study), self._sharpness(study)
         seeds = study.seeds(recipes.SEEDS)
         histories = {key: study.history(t) for key, t in trainings.items()}
         any_run = trainings["sgd", seeds[0]]
-        numbers = Numbers(facts={**recipes.describe(*trainings.values()), "seeds": len(seeds)})
+        numbers = FigureData(facts={**recipes.describe(*trainings.values()), "seeds": len(seeds)})
         numbers.facts |= {"rho": RHO, "samples": study.samples(SAMPLES), "BatchNorm": "frozen running statistics"}
         numbers.axis("method", METHODS)
         numbers.axis("seed", seeds)
@@ -68,7 +68,7 @@ class Convergence(Figure):
         numbers.add("test_accuracy", axes, last, "share of examples")
         return numbers
 
-    def draw(self, numbers: Numbers) -> Any:
+    def draw(self, numbers: FigureData) -> Any:
         """Loss on the left, sharpness on the right."""
         import matplotlib.pyplot as plt
 
@@ -92,7 +92,7 @@ class Convergence(Figure):
         panels[1].set_title(f"(b) L(w + $\\epsilon$) - L(w), $\\rho$ = {numbers.facts['rho']:g}")
         return figure
 
-    def judge(self, numbers: Numbers) -> list[Claim]:
+    def judge(self, numbers: FigureData) -> list[Claim]:
         """Convergence not slowed, sharpness lowered."""
         import numpy as np
 

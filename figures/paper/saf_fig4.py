@@ -11,7 +11,7 @@ from figures.drawing import bands
 from figures.paper.saf_fig3 import METHODS, runs
 from figures.study import recipes, verdict
 from figures.study.figure import Figure
-from figures.study.figure_data import Numbers
+from figures.study.figure_data import FigureData
 from figures.study.study import Computation, Study
 from figures.study.verdict import Claim
 from landscape.registry import register
@@ -60,12 +60,12 @@ class Surfaces(Figure):
         """The runs of saf-fig3 and a surface of each; the directions' seed is the run's."""
         return list(self._surfaces(study).values())
 
-    def collect(self, study: Study) -> Numbers:
+    def collect(self, study: Study) -> FigureData:
         """Surfaces by method and seed."""
         found = {key: study.result(c) for key, c in self._surfaces(study).items()}
         seeds = study.seeds(recipes.SEEDS)
         trainings = runs(study).values()
-        numbers = Numbers(facts={**recipes.describe(*trainings), "seeds": len(seeds), "radius": RADIUS})
+        numbers = FigureData(facts={**recipes.describe(*trainings), "seeds": len(seeds), "radius": RADIUS})
         numbers.facts |= {
             "directions": "gaussian, seeded by the run",
             "shown": "surfaces of seed 0, profiles of all",
@@ -84,7 +84,7 @@ class Surfaces(Figure):
         numbers.add("weight_norm", ("method", "seed"), [[float(found[m, s]["norm"]) for s in seeds] for m in METHODS])
         return numbers
 
-    def draw(self, numbers: Numbers) -> Any:
+    def draw(self, numbers: FigureData) -> Any:
         """Seed 0: surfaces in 3-D, contours of the logarithm, on one scale; below, all seeds: profiles with bands."""
         import matplotlib.pyplot as plt
         from matplotlib.colors import LogNorm, Normalize
@@ -140,7 +140,7 @@ class Surfaces(Figure):
         self._profiles([figure.add_subplot(p, label="profile") for p in halves[1].subgridspec(1, 2)], numbers)
         return figure
 
-    def _profiles(self, panels: list[Any], numbers: Numbers) -> None:
+    def _profiles(self, panels: list[Any], numbers: FigureData) -> None:
         """On one axis for all methods: how far the loss rises, and the loss itself on a logarithmic scale."""
         x, loss = numbers["x"], numbers["profile"]
         rise = loss - loss[..., len(x) // 2, None]
@@ -157,7 +157,7 @@ class Surfaces(Figure):
                 axes.set_yscale("log")
             bands.name_lines(axes, ends, inks)
 
-    def judge(self, numbers: Numbers) -> list[Claim]:
+    def judge(self, numbers: FigureData) -> list[Claim]:
         """SAF and MESA find minima as flat as SAM's: the rise of the loss at the edge of the picture."""
         loss = numbers["loss"]
         middle = loss.shape[-1] // 2

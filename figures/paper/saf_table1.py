@@ -9,7 +9,7 @@ from figures.paper.saf_fig3 import PUBLISHED as AGAINST_SAM
 from figures.paper.saf_fig3 import runs as shared_runs
 from figures.study import recipes, verdict
 from figures.study.figure import Figure
-from figures.study.figure_data import Numbers
+from figures.study.figure_data import FigureData
 from figures.study.study import Computation, Study, Task, Training
 from figures.study.verdict import Claim
 from landscape.registry import register
@@ -56,12 +56,12 @@ class SpeedAndAccuracy(Figure):
         """The runs of saf-fig3, three more methods, and one interleaved timing."""
         return [*self._runs(study).values(), self._speed(study)]
 
-    def collect(self, study: Study) -> Numbers:
+    def collect(self, study: Study) -> FigureData:
         """Accuracies and speeds."""
         runs, speed = self._runs(study), self._speed(study)
         seeds = study.seeds(recipes.SEEDS)
         seconds = study.result(speed)["seconds"]
-        numbers = Numbers(facts={**recipes.describe(*runs.values()), "seeds": len(seeds)})
+        numbers = FigureData(facts={**recipes.describe(*runs.values()), "seeds": len(seeds)})
         numbers.facts["speed measured on"] = speed.arguments["settings"]
         numbers.axis("method", METHODS)
         numbers.axis("seed", seeds)
@@ -72,7 +72,7 @@ class SpeedAndAccuracy(Figure):
         numbers.add("relative_speed", ("method", "round"), 100 * seconds[:1] / seconds, "% of SGD's images/s")
         return numbers
 
-    def draw(self, numbers: Numbers) -> Any:
+    def draw(self, numbers: FigureData) -> Any:
         """Accuracy over relative speed, and the published speeds."""
         import matplotlib.pyplot as plt
 
@@ -100,7 +100,7 @@ class SpeedAndAccuracy(Figure):
         right.set_title("speed: ours (dots: rounds); black bars: poster")
         return figure
 
-    def judge(self, numbers: Numbers) -> list[Claim]:
+    def judge(self, numbers: FigureData) -> list[Claim]:
         """Published speeds within a tenth; SAF's and MESA's accuracy against SAM's."""
         claims = []
         for method, (low, high) in PUBLISHED.items():

@@ -9,7 +9,7 @@ import numpy as np
 from figures.drawing import bands, style
 from figures.study import verdict
 from figures.study.figure import Figure
-from figures.study.figure_data import Numbers
+from figures.study.figure_data import FigureData
 from figures.study.study import Computation, Study
 from figures.study.verdict import Claim
 from landscape.registry import register
@@ -119,14 +119,16 @@ class Derivation(Figure):
         """Three kinds of run."""
         return list(self._runs(study).values())
 
-    def collect(self, study: Study) -> Numbers:
+    def collect(self, study: Study) -> FigureData:
         """Per-epoch means of the decrease of the loss and of the sharpness product."""
         found = {key: study.result(c) for key, c in self._runs(study).items()}
         arguments = dict(next(iter(self._runs(study).values())).arguments)
         seeds = study.seeds(5, 10)
         for name in ("momentum", "schedule", "seed"):
             del arguments[name]
-        numbers = Numbers(facts={**arguments, "seeds": len(seeds), "fixed batch": 128, "batch": 64, "dtype": "float64"})
+        numbers = FigureData(
+            facts={**arguments, "seeds": len(seeds), "fixed batch": 128, "batch": 64, "dtype": "float64"}
+        )
         numbers.axis("run", RUNS)
         numbers.axis("seed", seeds)
         numbers.axis("epoch", range(1, len(found["no momentum", seeds[0]]["drop"]) + 1))
@@ -137,7 +139,7 @@ class Derivation(Figure):
         numbers.add("telescope_residual", ("run", "seed"), telescope, "nats")
         return numbers
 
-    def draw(self, numbers: Numbers) -> Any:
+    def draw(self, numbers: FigureData) -> Any:
         """A panel a kind of run."""
         import matplotlib.pyplot as plt
 
@@ -160,7 +162,7 @@ class Derivation(Figure):
         panels[0].legend(loc="upper right")
         return figure
 
-    def judge(self, numbers: Numbers) -> list[Claim]:
+    def judge(self, numbers: FigureData) -> list[Claim]:
         """The telescoping sum; the chain with and without momentum; the decay with the learning rate."""
         drop, product, first = (numbers[n].sum(axis=-1) for n in ("drop", "product", "first_order"))
         ratio = product / drop

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from figures import FIGURES
 from figures.drawing import style
 from figures.study import verdict
-from figures.study.figure_data import Numbers
+from figures.study.figure_data import FigureData
 from figures.study.study import Study, Task
 from figures.study.verdict import Claim
 
@@ -35,15 +35,15 @@ class Figure:
         """Everything that has to be run."""
         raise NotImplementedError
 
-    def collect(self, study: Study) -> Numbers:
+    def collect(self, study: Study) -> FigureData:
         """The numbers behind the figure, from what was run; nothing is computed that takes time."""
         raise NotImplementedError
 
-    def draw(self, numbers: Numbers) -> Drawing:
+    def draw(self, numbers: FigureData) -> Drawing:
         """The picture of these numbers."""
         raise NotImplementedError
 
-    def judge(self, numbers: Numbers) -> list[Claim]:
+    def judge(self, numbers: FigureData) -> list[Claim]:
         """The paper's claims against these numbers."""
         raise NotImplementedError
 
@@ -149,14 +149,14 @@ class _Work:
 def redraw(name: str, out: str | Path) -> Path:
     """Draw and judge NAME.h5 again, nothing else is read."""
     figure, stem = FIGURES[name](), Path(out) / name
-    numbers = Numbers.load(stem.with_name(f"{name}.h5"))
+    numbers = FigureData.load(stem.with_name(f"{name}.h5"))
     numbers.write_csv(stem.with_name(f"{name}.csv"))
     style.save(picture(figure, numbers), stem, numbers.facts, title=figure.title, formats=FORMATS)
     verdict.write(stem, figure.judge(numbers), numbers.facts)
     return stem.with_name(f"{name}.png")
 
 
-def picture(figure: Figure, numbers: Numbers) -> Drawing:
+def picture(figure: Figure, numbers: FigureData) -> Drawing:
     """The figure's drawing with a line below that says what was computed."""
     with style.use():
         drawing = figure.draw(numbers)

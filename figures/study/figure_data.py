@@ -20,7 +20,7 @@ GROUP = "numbers"
 
 
 @dataclass
-class Numbers:
+class FigureData:
     """Arrays by name, each with the names of its axes and its unit.
 
     An axis is an array of its own name: its coordinates, numbers or text. `facts` are what a caption has to say.
@@ -64,7 +64,7 @@ class Numbers:
             write_group(file.create_group(GROUP), self.labelled())
 
     @classmethod
-    def load(cls, path: str | Path) -> Numbers:
+    def load(cls, path: str | Path) -> FigureData:
         """Read what `save` wrote.
 
         Raises:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from figures.study.figure_data import Numbers
+from figures.study.figure_data import FigureData
 from figures.study.study import Computation, Study
 
 TRANSFORMS, LOW, HIGH = 50, 0.5, 1.5
@@ -55,13 +55,13 @@ def computations(study: Study) -> dict[int, Computation]:
     return {s: Computation(f"{__name__}:rescale", (), {**arguments, "seed": s}) for s in study.seeds(SEEDS, SEEDS)}
 
 
-def numbers(study: Study, measures: tuple[str, ...]) -> tuple[Numbers, dict[int, dict[str, np.ndarray]]]:
+def numbers(study: Study, measures: tuple[str, ...]) -> tuple[FigureData, dict[int, dict[str, np.ndarray]]]:
     """Measures of every network at every rescaling, and all that was computed."""
     made = computations(study)
     found = {s: study.result(c) for s, c in made.items()}
     arguments = dict(next(iter(made.values())).arguments)
     del arguments["seed"]
-    result = Numbers(facts={**arguments, "networks": len(found), "model": "table2-mlp, randomly initialized"})
+    result = FigureData(facts={**arguments, "networks": len(found), "model": "table2-mlp, randomly initialized"})
     result.facts |= {"data": "toy2d:variance=15", "dtype": "float64"}
     result.axis("network", list(found))
     result.axis("transform", range(arguments["transforms"]))

@@ -1,4 +1,4 @@
-"""Every method against SGD as Markdown: `python -m figures.study.method_table out/matched-loss.h5 out/all-methods.h5`.
+"""Every method against SGD as Markdown: `python -m docs.method_table out/matched-loss.h5 out/all-methods.h5`.
 
 For the documentation: the numbers behind `matched-loss` and `all-methods`, each with its 95% interval over seeds.
 Ratios and differences are paired by seed; ratios are geometric means. Bold: the interval leaves out SGD's value. The
@@ -16,11 +16,11 @@ import numpy as np
 from figures.drawing import bands
 from figures.paper.matched_loss import of_the_same_loss
 from figures.study import verdict
-from figures.study.figure_data import Numbers
+from figures.study.figure_data import FigureData
 from figures.study.verdict import Estimate
 
 
-def matched_loss(numbers: Numbers) -> str:
+def matched_loss(numbers: FigureData) -> str:
     """One row a method: accuracy, training loss, flatness against SGD runs of the same length and of the same loss."""
     radius = numbers["radius"][0]
     columns = ["training loss", "test accuracy (%)", "minus SGD's", f"S({radius:g}) / SGD's"]
@@ -46,7 +46,7 @@ def matched_loss(numbers: Numbers) -> str:
     return table(["method", *columns], rows)
 
 
-def label_noise(numbers: Numbers, noise: float) -> str:
+def label_noise(numbers: FigureData, noise: float) -> str:
     """One row a method at one label noise: accuracy, training loss, sharpness and the largest eigenvalue."""
     columns = ["training loss", "test accuracy (%)", "minus SGD's", "S(0.05) / SGD's", "λmax / SGD's"]
     rows = []
@@ -98,7 +98,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def main(paths: Sequence[str]) -> None:
     """Print the tables of each file."""
     for path in map(Path, paths):
-        numbers = Numbers.load(path)
+        numbers = FigureData.load(path)
         if "noise" in numbers.arrays:
             for noise in numbers["noise"]:
                 print(f"{noise:.0%} label noise:\n\n{label_noise(numbers, float(noise))}\n")

@@ -1,4 +1,4 @@
-"""Methods at other hyperparameters than their defaults, as Markdown: `python -m figures.study.variants --out DIR`.
+"""Methods at other hyperparameters than their defaults, as Markdown: `python -m docs.variants --out DIR`.
 
 For the documentation: what separates a default, the length of the run, the batch size and the method itself where a
 method is not flatter than SGD. Digits with 20% label noise and a fully connected network with BatchNorm (seconds a
@@ -17,11 +17,11 @@ from typing import Any
 
 import numpy as np
 
+from docs.method_table import difference, interval, ratio, table
 from figures.drawing import bands
 from figures.paper import matched_loss
 from figures.paper.matched_loss import at_equal_loss, shorter
 from figures.study import recipes, verdict
-from figures.study.method_table import difference, interval, ratio, table
 from figures.study.study import Computation, Study, Training
 
 RADII = (0.05, 0.2)
