@@ -96,10 +96,10 @@ def interval(a: list[float], b: list[float], draws: int = 4000) -> Ratio:
     """Median of a / b, round by round."""
     import numpy as np
 
-    x = np.asarray(a) / np.asarray(b)
-    picks = np.random.default_rng(0).integers(len(x), size=(draws, len(x)))
-    low, high = np.quantile(np.median(x[picks], axis=1), [0.025, 0.975])
-    return Ratio(float(np.median(x)), float(low), float(high))
+    from landscape.statistics import bootstrap
+
+    e = bootstrap(np.median, np.asarray(a) / np.asarray(b), draws=draws, expanded=False)
+    return Ratio(e.value, e.low, e.high)
 
 
 def machine() -> str:

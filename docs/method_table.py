@@ -15,9 +15,9 @@ import numpy as np
 
 from figures.drawing import bands
 from figures.paper.matched_loss import of_the_same_loss
-from figures.study import verdict
 from figures.study.figure_data import FigureData
-from figures.study.verdict import Estimate
+from landscape import statistics
+from landscape.statistics import Estimate
 
 
 def matched_loss(numbers: FigureData) -> str:
@@ -38,7 +38,7 @@ def matched_loss(numbers: FigureData) -> str:
         slope, sharpness = (
             numbers.at(n, method=method, when="end", radius=radius) for n in ("first_order", "sam_sharpness")
         )
-        cells = [f"{loss.mean():.3f}", interval(verdict.mean(accuracy), 1), difference(accuracy, sgd)]
+        cells = [f"{loss.mean():.3f}", interval(statistics.mean(accuracy), 1), difference(accuracy, sgd)]
         cells += [ends[0], f"{(slope / sharpness).mean():.2f}", ends[1], *equal]
         if method == "sgd":
             cells = [cell if i in (0, 1, 4) else "" for i, cell in enumerate(cells)]
@@ -53,7 +53,7 @@ def label_noise(numbers: FigureData, noise: float) -> str:
     for method in numbers["method"]:
         accuracy, sgd = (100 * numbers.at("test_accuracy", method=m, noise=noise) for m in (method, "sgd"))
         loss = numbers.at("train_loss", method=method, noise=noise)
-        cells = [f"{loss.mean():.3f}", interval(verdict.mean(accuracy), 1), difference(accuracy, sgd)]
+        cells = [f"{loss.mean():.3f}", interval(statistics.mean(accuracy), 1), difference(accuracy, sgd)]
         for name in ("sam_sharpness", "hessian_top_eigenvalues"):
             cells.append(ratio(*(numbers.at(name, method=m, noise=noise) for m in (method, "sgd"))))
         rows.append([bands.label(str(method)), *(cells if method != "sgd" else [*cells[:2], "", "", ""])])
@@ -76,7 +76,7 @@ def _bold(e: Estimate, neutral: float, digits: int) -> str:
 
 def difference(a: np.ndarray, b: np.ndarray) -> str:
     """Mean of a - b, bold where the interval leaves out 0."""
-    return _bold(verdict.paired(a, b), 0.0, 1)
+    return _bold(statistics.paired(a, b), 0.0, 1)
 
 
 def ratio(a: np.ndarray, b: np.ndarray) -> str:
@@ -86,7 +86,7 @@ def ratio(a: np.ndarray, b: np.ndarray) -> str:
         return f"{both.sum()} of {len(both)} seeds" if both.any() else "not reached"
     if (a <= 0).any() or (b <= 0).any():
         return "not positive"
-    return _bold(verdict.geometric_mean(a / b), 1.0, 2)
+    return _bold(statistics.geometric_mean(a / b), 1.0, 2)
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -21,8 +21,9 @@ from docs.method_table import difference, interval, ratio, table
 from figures.drawing import bands
 from figures.paper import matched_loss
 from figures.paper.matched_loss import at_equal_loss, shorter
-from figures.study import recipes, verdict
+from figures.study import recipes
 from figures.study.study import Computation, Study, Training
+from landscape import statistics
 
 RADII = (0.05, 0.2)
 
@@ -113,7 +114,7 @@ def rows(study: Study, variants: list[Variant], seeds: list[int], images: bool) 
             variant.text,
             f"{training(study, variant, seeds[0], images).settings['epochs']}",
             f"{one['loss'][:, 0].mean():.3f} ({sgd['loss'][:, 0].mean():.3f})",
-            interval(verdict.mean(100 * one["test_accuracy"]), 1),
+            interval(statistics.mean(100 * one["test_accuracy"]), 1),
             difference(100 * one["test_accuracy"], 100 * sgd["test_accuracy"]),
             ratio(sharpness[0][:, 0], sharpness[1][:, 0]),
             ratio(sharpness[0][:, -1], sharpness[1][:, -1]),

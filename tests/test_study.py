@@ -12,8 +12,10 @@ from figures.study import tasks as task_module
 from figures.study import verdict
 from figures.study.figure_data import FigureData
 from figures.study.study import Computation, Study, Training
-from figures.study.verdict import Claim, Estimate
+from figures.study.verdict import Claim
+from landscape import statistics
 from landscape.errors import InputError
+from landscape.statistics import Estimate
 from trainers import METHODS
 from trainers.data import DATA
 
@@ -337,20 +339,20 @@ def test_a_claim_without_region_is_a_mistake():
 
 def test_intervals_are_students():
     a, b = np.array([1.0, 2.0, 4.0, 3.5]), np.array([0.5, 1.0, 2.0, 3.0])
-    found, oracle = verdict.paired(a, b), stats.ttest_rel(a, b).confidence_interval(0.95)
+    found, oracle = statistics.paired(a, b), stats.ttest_rel(a, b).confidence_interval(0.95)
     assert (found.low, found.high) == pytest.approx((oracle.low, oracle.high), rel=1e-12)
     assert found.value == pytest.approx(1.0)
     assert found.kind == "paired t"
-    assert math.isnan(verdict.mean([1.0]).low)
-    assert verdict.exact(2.0) == Estimate(2.0, 2.0, 2.0, 1, "exact")
+    assert math.isnan(statistics.mean([1.0]).low)
+    assert statistics.exact(2.0) == Estimate(2.0, 2.0, 2.0, 1, "exact")
 
 
 def test_spreads_have_positive_intervals():
     x = np.array([0.01, 0.1, 2.0])
-    found, oracle = verdict.geometric_mean(x), stats.ttest_1samp(np.log(x), 0).confidence_interval(0.95)
+    found, oracle = statistics.geometric_mean(x), stats.ttest_1samp(np.log(x), 0).confidence_interval(0.95)
     assert found.value == pytest.approx(0.002 ** (1 / 3), rel=1e-12)
     assert (found.low, found.high) == pytest.approx((math.exp(oracle.low), math.exp(oracle.high)), rel=1e-12)
-    assert math.isnan(verdict.geometric_mean([0.0, 1.0, 2.0]).low)
+    assert math.isnan(statistics.geometric_mean([0.0, 1.0, 2.0]).low)
 
 
 def test_the_bootstrap_covers():
@@ -358,7 +360,7 @@ def test_the_bootstrap_covers():
     generator = np.random.default_rng(0)
     hits = 0
     for _ in range(200):
-        found = verdict.bootstrap(np.mean, generator.normal(size=40), draws=400)
+        found = statistics.bootstrap(np.mean, generator.normal(size=40), draws=400)
         hits += found.low < 0 < found.high
     assert abs(hits / 200 - 0.95) < 4 * math.sqrt(0.95 * 0.05 / 200)
 
@@ -366,7 +368,7 @@ def test_the_bootstrap_covers():
 def test_the_bootstrap_has_students_width():
     """For a mean the expanded percentiles give Student's interval, also of few rows."""
     x = np.random.default_rng(1).normal(size=12)
-    found = verdict.bootstrap(np.mean, x, draws=20000)
+    found = statistics.bootstrap(np.mean, x, draws=20000)
     oracle = stats.ttest_1samp(x, 0).confidence_interval(0.95)
     # The bootstrap distribution of 12 rows is not exactly normal, and its 1.3% quantile is of 20,000 draws.
     assert found.high - found.low == pytest.approx(oracle.high - oracle.low, rel=0.1)
@@ -380,7 +382,7 @@ def test_seeds_of_one_method_are_no_independent_rows():
     for _ in range(200):
         x = generator.normal(size=20)[method] + 0.2 * generator.normal(size=60)
         for kind, clusters in (("rows", None), ("methods", method)):
-            found = verdict.bootstrap(np.mean, x, clusters=clusters, draws=150)
+            found = statistics.bootstrap(np.mean, x, clusters=clusters, draws=150)
             hits[kind] += found.low < 0 < found.high
     error = math.sqrt(0.95 * 0.05 / 200)
     assert hits["methods"] / 200 > 0.95 - 4 * error
@@ -394,14 +396,14 @@ def test_clusters_keep_their_rows_together():
         seen.append(sorted(values))
         return float(np.mean(values))
 
-    found = verdict.bootstrap(statistic, np.array([1.0, 2.0, 10.0, 20.0, 30.0]), clusters=["a", "a", "b", "b", "b"])
+    found = statistics.bootstrap(statistic, np.array([1.0, 2.0, 10.0, 20.0, 30.0]), clusters=["a", "a", "b", "b", "b"])
     assert {tuple(v) for v in seen} == {
         (1, 1, 2, 2), (1, 2, 10, 20, 30), (10, 10, 20, 20, 30, 30),
     }  # fmt: skip
     assert (found.n, found.kind, found.dropped) == (2, "cluster bootstrap", 0)
     assert Claim("c", "q", "-", found, above=0).verdict == "undecided", "two clusters decide nothing"
     with pytest.raises(ValueError, match="2 labels"):
-        verdict.bootstrap(np.mean, np.ones(3), clusters=[0, 1])
+        statistics.bootstrap(np.mean, np.ones(3), clusters=[0, 1])
 
 
 def test_draws_without_a_number_are_counted():
@@ -411,12 +413,12 @@ def test_draws_without_a_number_are_counted():
     def needs(*rows):
         return lambda v: float(v.mean()) if any(r in v for r in rows) else math.nan
 
-    many = verdict.bootstrap(needs(7), x, draws=1000)
+    many = statistics.bootstrap(needs(7), x, draws=1000)
     assert many.value == pytest.approx(24.5)
     assert 300 < many.dropped < 430
     assert math.isnan(many.low)
     assert Claim("c", "q", "-", many, above=0).verdict == "undecided"
-    few = verdict.bootstrap(needs(1, 2, 3, 4), x, draws=1000)
+    few = statistics.bootstrap(needs(1, 2, 3, 4), x, draws=1000)
     assert 0 < few.dropped <= 50
     assert few.low < 24.5 < few.high
     assert Claim("c", "q", "-", few, above=0).verdict == "supported"

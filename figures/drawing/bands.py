@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from figures.drawing import style
-from figures.study.verdict import LEVEL
+from landscape import statistics
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -54,14 +54,11 @@ def color(method: str, index: int = 0) -> str:
 
 def interval(values: Any, axis: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """Mean over the seeds on `axis` and the half-width of its Student's t interval; nan for a single seed."""
-    from scipy import stats
-
     x = np.asarray(values, dtype=np.float64)
     n = x.shape[axis]
     if n < 2:
         return x.mean(axis), np.full(x.mean(axis).shape, np.nan)
-    half = stats.t.ppf((1 + LEVEL) / 2, n - 1) * x.std(axis, ddof=1) / np.sqrt(n)
-    return x.mean(axis), half
+    return x.mean(axis), statistics.half_width(x, axis)
 
 
 def band(axes: Axes, x: Any, values: Any, ink: str, *, log: bool = False, **line: Any) -> tuple[float, float]:

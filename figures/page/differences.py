@@ -8,14 +8,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from landscape.sharpness.subsets import student_interval
+from landscape import statistics
 
 if TYPE_CHECKING:
     from figures.page.analysis import Analysis
     from figures.page.rows import Differences
     from landscape.results.result import Result
-
-_Z = 1.959963984540054  # two-sided 95% of the normal distribution
 
 
 def paired(analyses: Sequence[Analysis]) -> Differences:
@@ -41,9 +39,8 @@ def paired(analyses: Sequence[Analysis]) -> Differences:
 def _of_examples(own: np.ndarray | None, first: np.ndarray | None) -> dict[str, float] | None:
     if own is None or first is None or len(own) < 2:
         return None
-    difference = own - first
-    center, half = float(difference.mean()), _Z * float(difference.std(ddof=1)) / math.sqrt(len(difference))
-    return {"value": center, "low": center - half, "high": center + half}
+    difference = statistics.paired_examples(own, first)
+    return {"value": difference.value, "low": difference.low, "high": difference.high}
 
 
 def _of_subsets(own: Analysis, first: Analysis, key: str) -> dict[str, float] | None:
@@ -54,11 +51,11 @@ def _of_subsets(own: Analysis, first: Analysis, key: str) -> dict[str, float] | 
     if mine.shape != theirs.shape:
         return None
     center = np.array([results[0].value - results[1].value])  # type: ignore[union-attr]
-    low, high = (float(bound[0]) for bound in student_interval(mine - theirs, center))
+    low, high = (float(bound[0]) for bound in statistics.interval_around(center, mine - theirs))
     if not math.isfinite(low):  # an infinite sigma has no difference
         return None
     # Both saw the same noise, but the spread over subsets says nothing of other draws: theirs is added, unpaired.
-    half = math.hypot((high - low) / 2, *(_Z * _draw_error(r) for r in results))
+    half = math.hypot((high - low) / 2, *(statistics.Z * _draw_error(r) for r in results))
     return {"value": float(center[0]), "low": float(center[0]) - half, "high": float(center[0]) + half}
 
 

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from figures.page.formatting import digits, number, percent, rounded_up, signed
 from figures.page.meanings import Meaning, meaning
+from landscape import statistics
 
 if TYPE_CHECKING:
     from figures.page.analysis import Analysis
 
 INTERVAL, BOUND, EXACT = "95% interval", "error bound", "exact"
-_Z = 1.959963984540054  # two-sided 95% of the normal distribution
 
 Differences = Mapping[str, Sequence[Mapping[str, float] | None]]
 """Row key -> for each checkpoint {"value", "low", "high"}: its difference from the first; None where unknown."""
@@ -132,7 +132,7 @@ def error(summary: Mapping[str, Any]) -> tuple[float | None, str]:
     low, high, stderr = (finite(summary.get(name)) for name in ("low", "high", "stderr"))
     # `low` and `high` speak of other examples, `stderr` of other draws: independent errors of one number.
     examples = (high - low) / 2 if low is not None and high is not None else None
-    parts = [e for e in (examples, None if stderr is None else _Z * stderr) if e is not None]
+    parts = [e for e in (examples, None if stderr is None else statistics.Z * stderr) if e is not None]
     if parts:
         return math.hypot(*parts), INTERVAL
     for name in ("error_bound", "error"):
@@ -147,13 +147,12 @@ def _fact(key: str, cells: Sequence[Cell]) -> Row:
 
 
 def _accuracy(a: Analysis) -> Cell:
-    """With Wilson's interval (1927): it does not shrink to nothing where every example is right."""
+    """With Wilson's interval."""
     p, n = finite(a.accuracy), a.samples
     if p is None or not n:
         return Cell(p, as_percent=True)
-    middle = (p + _Z**2 / (2 * n)) / (1 + _Z**2 / n)
-    half = _Z / (1 + _Z**2 / n) * math.sqrt(p * (1 - p) / n + _Z**2 / (4 * n**2))
-    return Cell(p, max(p - middle + half, middle + half - p), INTERVAL, as_percent=True)
+    wilson = statistics.share(p, n)
+    return Cell(p, max(p - wilson.low, wilson.high - p), INTERVAL, as_percent=True)
 
 
 def _measure(key: str, summaries: Sequence[Mapping[str, Any] | None], analyses: Sequence[Analysis]) -> list[Row]:

@@ -8,11 +8,12 @@ import numpy as np
 
 from figures.drawing import bands, style
 from figures.paper.saf_fig3 import log_ratio
-from figures.study import recipes, verdict
+from figures.study import recipes
 from figures.study.figure import Figure
 from figures.study.figure_data import FigureData
 from figures.study.study import Computation, Study, Training
 from figures.study.verdict import Claim
+from landscape import statistics
 from landscape.registry import register
 
 NOISE = (0.0, 0.2, 0.4)
@@ -180,7 +181,7 @@ class AllMethods(Figure):
                     text=f"{bands.label(m)} is more accurate than SGD at 20% label noise and equal epochs",
                     quantity="difference of test accuracy",
                     published="above 0 (known for SAM)",
-                    ours=verdict.mean(gain(m, 0.2), "paired t"),
+                    ours=statistics.mean(gain(m, 0.2), "paired t"),
                     above=0.0,
                     unit="percentage points",
                     note=few,
@@ -191,7 +192,7 @@ class AllMethods(Figure):
                 text="SAM's gain over SGD grows with label noise",
                 quantity="gain at 40% minus gain without noise",
                 published="above 0",
-                ours=verdict.paired(gain("sam", 0.4), gain("sam", 0.0)),
+                ours=statistics.paired(gain("sam", 0.4), gain("sam", 0.0)),
                 above=0.0,
                 unit="percentage points",
             ),
@@ -199,7 +200,7 @@ class AllMethods(Figure):
                 text="SAM is more accurate than SGD at equal passes, 20% label noise",
                 quantity="difference of test accuracy",
                 published="disputed",
-                ours=verdict.paired(passes[names.index("sam")], passes[sgd]),
+                ours=statistics.paired(passes[names.index("sam")], passes[sgd]),
                 above=0.0,
                 unit="percentage points",
             ),
@@ -207,7 +208,7 @@ class AllMethods(Figure):
                 text="SAM lowers SAM sharpness",
                 quantity="ln(sharpness of SAM / of SGD) at 20% label noise",
                 published="below 0",
-                ours=verdict.mean(
+                ours=statistics.mean(
                     log_ratio(
                         numbers.at("sam_sharpness", method="sam", noise=COMPARED),
                         numbers.at("sam_sharpness", method="sgd", noise=COMPARED),

@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 
 from figures.drawing import bands, style
-from figures.study import recipes, verdict
+from figures.study import recipes
 from figures.study.figure import Figure
 from figures.study.figure_data import FigureData
 from figures.study.study import Computation, Study, Training
 from figures.study.verdict import Claim
+from landscape import statistics
 from landscape.registry import register
 
 MINIMA = {"sharp": "sgd", "flat": "sam"}
@@ -152,14 +153,14 @@ class FlatAndSharp(Figure):
                 text="The minimum that SAM finds is flatter",
                 quantity="ln(lambda_max of SGD / of SAM)",
                 published="drawn",
-                ours=verdict.paired(top[0], top[1]),
+                ours=statistics.paired(top[0], top[1]),
                 above=0.0,
             ),
             Claim(
                 text="The flatter minimum has the smaller gap between test and training loss",
                 quantity="gap of the sharp minus gap of the flat minimum",
                 published="drawn (schematic)",
-                ours=verdict.paired(gap[0], gap[1]),
+                ours=statistics.paired(gap[0], gap[1]),
                 above=0.0,
                 unit="nats",
                 note="20% of the training labels are wrong: the test loss, on right labels, can be below the training "
@@ -169,7 +170,7 @@ class FlatAndSharp(Figure):
                 text="All minima of the 1-1-1 network on the hyperbola compute the same function",
                 quantity="largest loss on w1 w2 = 1",
                 published="identity",
-                ours=verdict.exact(numbers["tiny_loss_on_hyperbola"].max()),
+                ours=statistics.exact(numbers["tiny_loss_on_hyperbola"].max()),
                 below=1e-12,
                 unit="squared error",
             ),
@@ -177,7 +178,7 @@ class FlatAndSharp(Figure):
                 text="Their sharpness differs all the same",
                 quantity="largest / smallest lambda_max on the hyperbola, w1 from 0.4 to 2.5",
                 published="can vary arbitrarily",
-                ours=verdict.exact(tiny.max() / tiny.min()),
+                ours=statistics.exact(tiny.max() / tiny.min()),
                 above=1.5,
             ),
         ]

@@ -7,11 +7,12 @@ from typing import Any
 import numpy as np
 
 from figures.drawing import style
-from figures.study import rescaled, verdict
+from figures.study import rescaled
 from figures.study.figure import Figure
 from figures.study.figure_data import FigureData
 from figures.study.study import Computation, Study
 from figures.study.verdict import Claim
+from landscape import statistics
 from landscape.registry import register
 
 
@@ -66,14 +67,14 @@ class FlatLogits(Figure):
                 text="Positive rescalings leave the logits as they are",
                 quantity="largest relative change of the outputs (weights and biases rescaled)",
                 published="no effect",
-                ours=verdict.exact(numbers["largest_output_change"].max()),
+                ours=statistics.exact(numbers["largest_output_change"].max()),
                 below=1e-12,
             ),
             Claim(
                 text="So does scaling incoming and outgoing weights without the biases, as the report defines it",
                 quantity="relative change of the outputs, weights alone rescaled, geometric mean",
                 published="no effect",
-                ours=verdict.geometric_mean(residual[:, rescaled.TRANSFORMED.index("weights only")]),
+                ours=statistics.geometric_mean(residual[:, rescaled.TRANSFORMED.index("weights only")]),
                 below=1e-12,
                 note="With biases other than zero the report's definition does not keep the function.",
             ),

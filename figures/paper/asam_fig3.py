@@ -7,11 +7,12 @@ from typing import Any
 import numpy as np
 
 from figures.drawing import style
-from figures.study import rescaled, verdict
+from figures.study import rescaled
 from figures.study.figure import Figure
 from figures.study.figure_data import FigureData
 from figures.study.study import Computation, Study
 from figures.study.verdict import Claim
+from landscape import statistics
 from landscape.registry import register
 
 
@@ -52,7 +53,7 @@ class SamLoss(Figure):
                 text=f"{text} varies dramatically",
                 quantity=f"relative spread of the {name.replace('_', ' ')}, geometric mean over networks",
                 published="dramatic",
-                ours=verdict.geometric_mean(rescaled.spread(numbers[name])),
+                ours=statistics.geometric_mean(rescaled.spread(numbers[name])),
                 above=0.1,
                 note=note,
             )

@@ -7,11 +7,12 @@ from typing import Any
 import numpy as np
 
 from figures.drawing import style
-from figures.study import rescaled, verdict
+from figures.study import rescaled
 from figures.study.figure import Figure
 from figures.study.figure_data import FigureData
 from figures.study.study import Computation, Study
 from figures.study.verdict import Claim
+from landscape import statistics
 from landscape.registry import register
 
 MEASURES = (
@@ -120,7 +121,7 @@ class AsamLoss(Figure):
                 text="The ASAM loss is practically constant (the authors' code; weights and biases rescaled)",
                 quantity="relative spread of L(w + epsilon), geometric mean over networks",
                 published="practically constant (weights rescaled); 'varied dramatically' (biases too)",
-                ours=verdict.geometric_mean(official),
+                ours=statistics.geometric_mean(official),
                 below=0.01,
                 note="The report rescaled weights alone for its figure, which changes the function of a network with "
                 "biases; rescaling biases too, the only symmetry, made it vary there as here.",
@@ -129,40 +130,40 @@ class AsamLoss(Figure):
                 text="The authors' adaptive sharpness is constant when weights alone are rescaled",
                 quantity="relative spread, geometric mean over networks",
                 published="practically constant",
-                ours=verdict.geometric_mean(alone),
+                ours=statistics.geometric_mean(alone),
                 below=0.01,
             ),
             Claim(
                 text="It is constant at least where all biases are 0, a symmetry of the function",
                 quantity="relative spread, geometric mean over networks",
                 published="-",
-                ours=verdict.geometric_mean(zero),
+                ours=statistics.geometric_mean(zero),
                 below=0.01,
                 note="Biases at 0 are perturbed all the same, with T = 1.",
             ),
             Claim(
                 text="With T = |w| on weights and biases adaptive sharpness is invariant (the report's future work)",
                 published="asked for",
-                ours=verdict.exact(largest("adaptive_sharpness")),
+                ours=statistics.exact(largest("adaptive_sharpness")),
                 **rounding,
             ),
             Claim(
                 text="With biases left unperturbed it is invariant too",
                 published="asked for",
-                ours=verdict.exact(largest("adaptive_sharpness_fixed_biases")),
+                ours=statistics.exact(largest("adaptive_sharpness_fixed_biases")),
                 **rounding,
             ),
             Claim(
                 text="The largest eigenvalue of T H T is invariant",
                 published="-",
-                ours=verdict.exact(largest("lambda_max_adaptive")),
+                ours=statistics.exact(largest("lambda_max_adaptive")),
                 **rounding,
             ),
             Claim(
                 text="Element-wise measures are invariant under rotations between layers without activation too",
                 quantity="relative spread of adaptive sharpness, geometric mean over networks",
                 published="not claimed",
-                ours=verdict.geometric_mean(numbers["rotation_spread"]),
+                ours=statistics.geometric_mean(numbers["rotation_spread"]),
                 below=1e-9,
                 note="Two linear layers follow each other here: the invariance is to rescaling, not to rotation.",
             ),

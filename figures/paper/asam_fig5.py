@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 
 from figures.drawing import bands
-from figures.study import recipes, verdict
+from figures.study import recipes
 from figures.study.figure import Figure
 from figures.study.figure_data import FigureData
 from figures.study.study import Computation, Study, Training
 from figures.study.verdict import Claim
+from landscape import statistics
 from landscape.registry import register
 
 TRAIN = (1, 5, 15, 25, 30)
@@ -160,7 +161,7 @@ class ShiftedVariance(Figure):
                 text=f"{name} has the lowest test error {range_}",
                 quantity=f"error of {name} minus the lower of the other two on the same seed",
                 published="lowest",
-                ours=verdict.paired(mean(one, where), rival),
+                ours=statistics.paired(mean(one, where), rival),
                 below=0.0,
                 unit="percentage points",
                 note="All five training variances count alike. 'Lowest' on a seed is against the better rival there, "
@@ -179,7 +180,7 @@ class ShiftedVariance(Figure):
                 text="SAM and ASAM generalize better than Adam",
                 quantity="error of Adam minus the mean of SAM and ASAM, at and above the training variance",
                 published="above 0",
-                ours=verdict.mean(mean(gain, wide), "paired t"),
+                ours=statistics.mean(mean(gain, wide), "paired t"),
                 above=0.0,
                 unit="percentage points",
             ),
@@ -187,7 +188,7 @@ class ShiftedVariance(Figure):
                 text="The gain is smaller when the training data are noisy",
                 quantity="that difference trained at variance 30 minus trained at 5",
                 published="below 0",
-                ours=verdict.paired(noisy, clean),
+                ours=statistics.paired(noisy, clean),
                 below=0.0,
                 unit="percentage points",
             ),

@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from figures.study import verdict
 from figures.study.figure import Figure
 from figures.study.figure_data import FigureData
 from figures.study.study import Computation, Study
 from figures.study.verdict import Claim
+from landscape import statistics
 from landscape.registry import register
 
 VARIANCES = (5, 10, 15, 30, 50, 80)
@@ -97,7 +97,7 @@ class ToyData(Figure):
                 text="The data's Bayes error is what the integral says (our definition; the report gives none)",
                 quantity=f"error of the Bayes rule on {DRAWN:,} points minus the integral, mean over variances",
                 published="-",
-                ours=verdict.mean(100 * gap.mean(axis=0)),
+                ours=statistics.mean(100 * gap.mean(axis=0)),
                 above=-0.2,
                 below=0.2,
                 unit="percentage points",

@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from figures.drawing import bands
-from figures.study import recipes, verdict
+from figures.study import recipes
 from figures.study.figure import Figure
 from figures.study.figure_data import FigureData
 from figures.study.study import Study, Training
 from figures.study.verdict import Claim
+from landscape import statistics
 from landscape.registry import register
 
 BASES = ("adam", "sgd")
@@ -120,7 +121,7 @@ class AccuracyCurves(Figure):
                 text=f"{method.upper()} on {bands.label(base)} has a smaller train-test gap than {bands.label(other)}",
                 quantity="difference of (train - test accuracy) at the last epoch",
                 published="below 0",
-                ours=verdict.paired(own, reference),
+                ours=statistics.paired(own, reference),
                 below=0.0,
                 unit="percentage points",
                 note=f"{note} Training accuracy {learned}: who has learned less has a smaller gap.".strip(),

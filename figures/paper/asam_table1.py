@@ -6,11 +6,12 @@ from typing import Any
 
 from figures.drawing import bands
 from figures.paper.asam_fig7 import BASES, METHODS, accuracies, accuracy_runs
-from figures.study import recipes, verdict
+from figures.study import recipes
 from figures.study.figure import Figure
 from figures.study.figure_data import FigureData
 from figures.study.study import Computation, Study, Task
 from figures.study.verdict import Claim
+from landscape import statistics
 from landscape.registry import register
 
 PUBLISHED = {"base": 92.3, "sam": 96.19, "asam": 96.44}
@@ -105,7 +106,7 @@ class BestAccuracy(Figure):
         }
         seconds = {(b, m): numbers["epoch_seconds"][i, j] for i, b in enumerate(BASES) for j, m in enumerate(METHODS)}
         peak = "The best epoch is chosen on the test set, as in the report: accuracies are slightly too high."
-        optimizer = verdict.paired(best["sgd", "base"], best["adam", "base"])
+        optimizer = statistics.paired(best["sgd", "base"], best["adam", "base"])
         mixed = "Adam alone against SAM and ASAM on SGD, the report's probable comparison. SGD alone is "
         mixed += f"{optimizer.value:+.2f} [{optimizer.low:+.2f}, {optimizer.high:+.2f}] points from Adam here. {peak}"
 
@@ -118,7 +119,7 @@ class BestAccuracy(Figure):
                 text=f"{names[0]} has a higher best test accuracy than {names[1]}",
                 quantity="difference of best test accuracy",
                 published=published,
-                ours=verdict.paired(best[own], best[other]),
+                ours=statistics.paired(best[own], best[other]),
                 above=0.0,
                 unit="percentage points",
                 note=note,
@@ -130,7 +131,7 @@ class BestAccuracy(Figure):
                 text=f"An epoch of {method.upper()} takes {published:.2f} times as long as one of {bands.label(base)}",
                 quantity="ratio of interleaved epoch times",
                 published=f"{published:.2f} (WRN-28-10, RTX 3060)",
-                ours=verdict.mean(seconds[base, method] / seconds[base, "base"]),
+                ours=statistics.mean(seconds[base, method] / seconds[base, "base"]),
                 above=0.9 * published,
                 below=1.1 * published,
                 note="Holds within 10% of the published ratio. Both methods make two forward and two backward passes.",

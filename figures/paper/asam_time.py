@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from figures.drawing import bands
-from figures.study import recipes, verdict
+from figures.study import recipes
 from figures.study.figure import Figure
 from figures.study.figure_data import FigureData
 from figures.study.study import Study, Training
 from figures.study.verdict import Claim
+from landscape import statistics
 from landscape.registry import register
 
 METHODS = {"Adam": ("adam", "adam"), "SAM on Adam": ("sam", "adam"), "ASAM on Adam": ("asam", "adam")} | {
@@ -106,7 +107,7 @@ class EqualTime(Figure):
                 text=f"{method} stays ahead of {base} at equal {budget}",
                 quantity="difference of the last test accuracy",
                 published="asked" if budget != "epochs" else "above 0",
-                ours=verdict.paired(accuracy[names.index(method)], accuracy[names.index(base)]),
+                ours=statistics.paired(accuracy[names.index(method)], accuracy[names.index(base)]),
                 above=0.0,
                 unit="percentage points",
                 note=note if budget != "epochs" else "",

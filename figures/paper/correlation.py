@@ -9,12 +9,14 @@ import numpy as np
 
 from figures.drawing import style
 from figures.paper.all_methods import MEASURES, NOISE, measured
-from figures.study import recipes, verdict
+from figures.study import recipes
 from figures.study.figure import Figure
 from figures.study.figure_data import FigureData
 from figures.study.study import Computation, Study
-from figures.study.verdict import Claim, Estimate
+from figures.study.verdict import Claim
+from landscape import statistics
 from landscape.registry import register
+from landscape.statistics import Estimate
 
 STATISTICS = {"kendall": "Kendall's $\\tau$", "spearman": "Spearman's $\\rho$"}
 TARGETS = {"gap": "training - test accuracy", "error": "test error"}
@@ -105,7 +107,7 @@ class Correlation(Figure):
             return found[0] if len(found) == 1 else found[0] - found[1]
 
         columns = [numbers[n] for n in ("noise", target, *measures)]
-        return verdict.bootstrap(value, *columns, clusters=numbers["method"], draws=int(numbers.facts["draws"]))
+        return statistics.bootstrap(value, *columns, clusters=numbers["method"], draws=int(numbers.facts["draws"]))
 
     def draw(self, numbers: FigureData) -> Any:
         """A panel a statistic: every measure with its interval."""

@@ -8,12 +8,13 @@ from typing import Any
 import numpy as np
 
 from figures.drawing import bands, style
-from figures.study import verdict
 from figures.study.figure import Figure
 from figures.study.figure_data import FigureData
 from figures.study.study import Computation, Study
-from figures.study.verdict import Claim, Estimate
+from figures.study.verdict import Claim
+from landscape import statistics
 from landscape.registry import register
+from landscape.statistics import Estimate
 
 RUNS = (("squared error", 0.08), ("squared error", 0.1), ("squared error", 0.125), ("cross-entropy", 0.2))
 """(loss, eta). 2/eta has to lie between lambda_max at the start and the largest one of gradient flow.
@@ -207,11 +208,11 @@ class EdgeOfStability(Figure):
         found = []
         for values, there, taken in zip(ratio, crossed, counted, strict=True):
             found.append(values[taken & (np.cumsum(there) > 0)].mean() if there.any() else values[-1])
-        return _decided(verdict.mean(found), crossed)
+        return _decided(statistics.mean(found), crossed)
 
     def _end(self, numbers: FigureData, run: int) -> Estimate:
         last = numbers["lambda_max"][run][:, -1] * numbers["rate"][run] / 2
-        return _decided(verdict.mean(last), self._crossed(numbers, run))
+        return _decided(statistics.mean(last), self._crossed(numbers, run))
 
     def _crossed(self, numbers: FigureData, run: int) -> np.ndarray:
         return numbers["lambda_max"][run] * numbers["rate"][run] / 2 >= 1

@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from figures.drawing import bands, style
-from figures.study import recipes, verdict
+from figures.study import recipes
 from figures.study.figure import Figure
 from figures.study.figure_data import FigureData
 from figures.study.study import Computation, Study, Training
 from figures.study.verdict import Claim
+from landscape import statistics
 from landscape.registry import register
 
 BATCH = 256
@@ -136,7 +137,7 @@ class Alignment(Figure):
                 text="Few examples with the largest losses give a gradient well aligned with the batch's",
                 quantity=f"cosine on 10 classes, {at}",
                 published="well aligned",
-                ours=verdict.mean(top[few]),
+                ours=statistics.mean(top[few]),
                 above=0.8,
                 note="The paper gives no number: a cosine above 0.8 is taken for 'well aligned'.",
             ),
@@ -144,14 +145,14 @@ class Alignment(Figure):
                 text="The largest losses are better aligned than random examples",
                 quantity=f"difference of cosines on 10 classes, {at}",
                 published="above 0",
-                ours=verdict.paired(top[few], random[few]),
+                ours=statistics.paired(top[few], random[few]),
                 above=0.0,
             ),
             Claim(
                 text="On many classes the largest losses stand for the batch less well",
                 quantity=f"cosine on 200 classes minus on 10 classes, {at}",
                 published="below 0 (ImageNet)",
-                ours=verdict.paired(top[many], top[few]),
+                ours=statistics.paired(top[many], top[few]),
                 below=0.0,
             ),
         ]

@@ -7,11 +7,12 @@ from typing import Any
 import numpy as np
 
 from figures.drawing import bands, style
-from figures.study import recipes, verdict
+from figures.study import recipes
 from figures.study.figure import Figure
 from figures.study.figure_data import FigureData
 from figures.study.study import Computation, Study, Task, Training
 from figures.study.verdict import Claim
+from landscape import statistics
 from landscape.registry import register
 
 SHARES = (0.125, 0.25, 0.333, 0.5, 1.0)
@@ -148,7 +149,7 @@ class Tradeoff(Figure):
                 text="K-SAM is as fast as SGD",
                 quantity=f"time of an epoch at {third} (a third of the batch) / that of SGD",
                 published="about 1.06",
-                ours=verdict.mean(seconds[third] / seconds["SGD"]),
+                ours=statistics.mean(seconds[third] / seconds["SGD"]),
                 below=1.15,
                 note="Passes over few examples of a small network cost more than their share.",
             ),
@@ -156,14 +157,14 @@ class Tradeoff(Figure):
                 text="K-SAM is as accurate as SAM",
                 quantity=f"difference of test accuracy at {third}",
                 published="comparable",
-                ours=verdict.paired(accuracy[third], accuracy["SAM"]),
+                ours=statistics.paired(accuracy[third], accuracy["SAM"]),
                 **one,
             ),
             Claim(
                 text="K-SAM is more accurate than SGD",
                 quantity=f"difference of test accuracy at {third}",
                 published="above 0",
-                ours=verdict.paired(accuracy[third], accuracy["SGD"]),
+                ours=statistics.paired(accuracy[third], accuracy["SGD"]),
                 above=0.0,
                 unit="percentage points",
             ),
@@ -171,7 +172,7 @@ class Tradeoff(Figure):
                 text="On many classes K-SAM costs about 65% of SAM",
                 quantity=f"time of an epoch at K = {BATCH // 2} / that of SAM, 200 classes",
                 published="0.65",
-                ours=verdict.mean(many["k-sam"] / many["sam"]),
+                ours=statistics.mean(many["k-sam"] / many["sam"]),
                 above=0.55,
                 below=0.75,
             ),
@@ -179,7 +180,7 @@ class Tradeoff(Figure):
                 text="On many classes K-SAM is as accurate as SAM",
                 quantity=f"difference of test accuracy at K = {BATCH // 2}, 200 classes",
                 published="comparable",
-                ours=verdict.paired(many_accuracy["k-sam"], many_accuracy["sam"]),
+                ours=statistics.paired(many_accuracy["k-sam"], many_accuracy["sam"]),
                 **one,
             ),
         ]

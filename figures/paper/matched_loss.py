@@ -15,11 +15,12 @@ import numpy as np
 from figures.drawing import bands, style
 from figures.paper.all_methods import methods, noisy_runs
 from figures.paper.saf_fig3 import log_ratio
-from figures.study import recipes, verdict
+from figures.study import recipes
 from figures.study.figure import Figure
 from figures.study.figure_data import FigureData
 from figures.study.study import Computation, Study, Training
 from figures.study.verdict import Claim
+from landscape import statistics
 from landscape.registry import register
 
 WHEN = ("end", "level")
@@ -200,7 +201,7 @@ class MatchedLoss(Figure):
                 ("sam_sharpness", f"SAM sharpness at rho {RADII[0]:g}", {"radius": RADII[0]}),
                 ("hessian_top_eigenvalue", "the largest Hessian eigenvalue", {}),
             ):
-                there = verdict.mean(beside(numbers, quantity, method, **at), "paired t")
+                there = statistics.mean(beside(numbers, quantity, method, **at), "paired t")
                 reached = np.isfinite(there.low)
                 equal = f"{there.value:+.2f} [{there.low:+.2f}, {there.high:+.2f}]" if reached else "not in every seed"
                 claims.append(
@@ -208,7 +209,7 @@ class MatchedLoss(Figure):
                         text=f"{name} lowers {text}",
                         quantity=f"ln({name} / SGD) at the end",
                         published="below 0",
-                        ours=verdict.mean(against(numbers, quantity, method, **at), "paired t"),
+                        ours=statistics.mean(against(numbers, quantity, method, **at), "paired t"),
                         below=0.0,
                         note=f"{name}: training loss {loss:.3f}, SGD {sgd:.3f}; beside SGD runs of its loss: {equal}.",
                     )

@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 
 from figures.drawing import bands, style
-from figures.study import verdict
 from figures.study.figure import Figure
 from figures.study.figure_data import FigureData
 from figures.study.study import Study, Training
 from figures.study.verdict import Claim
+from landscape import statistics
 from landscape.registry import register
 
 SCHEDULES = ("constant", "piecewise1", "piecewise2", "piecewise3", "linear1", "linear2", "trigonometric")
@@ -157,7 +157,7 @@ class Schedules(Figure):
                 text="A schedule costs 1 + mean p passes a step",
                 quantity="measured minus 1 + mean p, mean over schedules and networks",
                 published="0 (expectation)",
-                ours=verdict.mean(gap),
+                ours=statistics.mean(gap),
                 above=-0.05,
                 below=0.05,
                 unit="passes a step",
@@ -166,7 +166,7 @@ class Schedules(Figure):
                 text="RST is more accurate than its base alone",
                 quantity="difference of test accuracy, mean over schedules and networks",
                 published="above 0",
-                ours=verdict.paired(every.mean(axis=0), sgd.mean(axis=0)),
+                ours=statistics.paired(every.mean(axis=0), sgd.mean(axis=0)),
                 above=0.0,
                 unit="percentage points",
             ),
@@ -174,7 +174,7 @@ class Schedules(Figure):
                 text="RST is as accurate as SAM",
                 quantity="difference of test accuracy, mean over schedules and networks",
                 published="close to 0",
-                ours=verdict.paired(every.mean(axis=0), sam.mean(axis=0)),
+                ours=statistics.paired(every.mean(axis=0), sam.mean(axis=0)),
                 above=-1.0,
                 unit="percentage points",
                 note="Holds if at most one percentage point is lost.",
@@ -183,7 +183,7 @@ class Schedules(Figure):
                 text="SAM late (piecewise1) is better than SAM early (piecewise2)",
                 quantity="difference of test accuracy, mean over p and networks",
                 published="reported elsewhere (ICLR 2025); the paper's own table was not obtained",
-                ours=verdict.paired(late, early),
+                ours=statistics.paired(late, early),
                 above=0.0,
                 unit="percentage points",
                 note="At equal p the two spend equal passes only on the mean over p = 0.25, 0.5, 0.75.",

@@ -7,11 +7,12 @@ from typing import Any
 import numpy as np
 
 from figures.drawing import bands, style
-from figures.study import recipes, verdict
+from figures.study import recipes
 from figures.study.figure import Figure
 from figures.study.figure_data import FigureData
 from figures.study.study import Study, Training
 from figures.study.verdict import Claim
+from landscape import statistics
 from landscape.registry import register
 
 METHODS = ("sgd", "sam", "rst", "g-rst")
@@ -84,7 +85,7 @@ class RandomizedTable(Figure):
             Claim(
                 text="G-RST is more accurate than SAM",
                 published="mostly",
-                ours=verdict.paired(accuracy["g-rst"], accuracy["sam"]),
+                ours=statistics.paired(accuracy["g-rst"], accuracy["sam"]),
                 above=0.0,
                 **unit,
             ),
@@ -92,7 +93,7 @@ class RandomizedTable(Figure):
                 text="G-RST saves at least half of SAM's extra cost",
                 quantity="extra passes of G-RST / of SAM",
                 published="at most 0.5",
-                ours=verdict.mean((passes["g-rst"] - 1) / (passes["sam"] - 1)),
+                ours=statistics.mean((passes["g-rst"] - 1) / (passes["sam"] - 1)),
                 below=0.55,
                 note="Steps are drawn at random: 10% above a half is allowed for.",
             ),
@@ -100,7 +101,7 @@ class RandomizedTable(Figure):
                 Claim(
                     text=f"{bands.label(m)} is more accurate than SGD",
                     published="above 0",
-                    ours=verdict.paired(accuracy[m], accuracy["sgd"]),
+                    ours=statistics.paired(accuracy[m], accuracy["sgd"]),
                     above=0.0,
                     **unit,
                 )

@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from figures.drawing import bands
-from figures.study import recipes, verdict
+from figures.study import recipes
 from figures.study.figure import Figure
 from figures.study.figure_data import FigureData
 from figures.study.study import Computation, Study, Training
 from figures.study.verdict import Claim
+from landscape import statistics
 from landscape.registry import register
 
 METHODS = ("sgd", "sam", "saf", "mesa")
@@ -108,7 +109,7 @@ class Convergence(Figure):
                     text=f"{name} does not slow convergence",
                     quantity=f"mean over the epochs of ln(training loss of {name} / of SGD)",
                     published="curves coincide",
-                    ours=verdict.mean(np.log(loss[of(method)] / loss[of("sgd")]).mean(axis=-1), "paired t"),
+                    ours=statistics.mean(np.log(loss[of(method)] / loss[of("sgd")]).mean(axis=-1), "paired t"),
                     below=0.1,
                     note="Holds if the training loss is at most about 10% above SGD's, averaged over the run.",
                 )
@@ -118,7 +119,7 @@ class Convergence(Figure):
                     text=f"{name} lowers SAM's sharpness",
                     quantity=f"ln(sharpness of {name} / of SGD) at the end",
                     published="below 0",
-                    ours=verdict.mean(log_ratio(rise[of(method)][:, -1], rise[of("sgd")][:, -1]), "paired t"),
+                    ours=statistics.mean(log_ratio(rise[of(method)][:, -1], rise[of("sgd")][:, -1]), "paired t"),
                     below=0.0,
                 )
             )
@@ -127,7 +128,7 @@ class Convergence(Figure):
                     text=f"{name} keeps SAM's accuracy",
                     quantity=f"test accuracy of {name} minus that of SAM",
                     published=PUBLISHED[method],
-                    ours=verdict.paired(accuracy[of(method)], accuracy[of("sam")]),
+                    ours=statistics.paired(accuracy[of(method)], accuracy[of("sam")]),
                     above=-1.0,
                     unit="percentage points",
                     note="Holds if at most one percentage point is lost.",

@@ -9,11 +9,12 @@ import numpy as np
 
 from figures.drawing import bands
 from figures.paper.saf_fig3 import METHODS, runs
-from figures.study import recipes, verdict
+from figures.study import recipes
 from figures.study.figure import Figure
 from figures.study.figure_data import FigureData
 from figures.study.study import Computation, Study
 from figures.study.verdict import Claim
+from landscape import statistics
 from landscape.registry import register
 
 RADIUS = 0.07
@@ -178,7 +179,7 @@ class Surfaces(Figure):
                     text=text,
                     quantity=f"ln(rise of {bands.label(method)} / of {bands.label(other)}), mean over the border",
                     published="shown as a picture",
-                    ours=verdict.mean(np.log(a / b), "paired t"),
+                    ours=statistics.mean(np.log(a / b), "paired t"),
                     below=below,
                     note="'As flat' holds if the rise is at most about 10% larger. Gaussian directions of a length "
                     "relative to ||w||: not invariant under rescaling.",

@@ -7,11 +7,12 @@ from typing import Any
 from figures.drawing import bands
 from figures.paper.saf_fig3 import PUBLISHED as AGAINST_SAM
 from figures.paper.saf_fig3 import runs as shared_runs
-from figures.study import recipes, verdict
+from figures.study import recipes
 from figures.study.figure import Figure
 from figures.study.figure_data import FigureData
 from figures.study.study import Computation, Study, Task, Training
 from figures.study.verdict import Claim
+from landscape import statistics
 from landscape.registry import register
 
 METHODS = ("sgd", "sam", "esam", "looksam", "gsam", "saf", "mesa")
@@ -110,7 +111,7 @@ class SpeedAndAccuracy(Figure):
                     text=f"{bands.label(method)} has {published} of SGD's speed",
                     quantity="images/s relative to SGD, interleaved rounds",
                     published=published,
-                    ours=verdict.mean(numbers.at("relative_speed", method=method)),
+                    ours=statistics.mean(numbers.at("relative_speed", method=method)),
                     above=low - 10.0,
                     below=high + 10.0,
                     unit="%",
@@ -129,7 +130,7 @@ class SpeedAndAccuracy(Figure):
                         text=f"{bands.label(method)} {text}",
                         quantity="difference of test accuracy",
                         published=GAINED[method] if other == "sgd" else AGAINST_SAM[method],
-                        ours=verdict.paired(accuracy[method], accuracy[other]),
+                        ours=statistics.paired(accuracy[method], accuracy[other]),
                         above=above,
                         unit="percentage points",
                         note="" if other == "sgd" else "Holds if at most one percentage point is lost.",

@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 
 from figures.drawing import bands, style
-from figures.study import verdict
 from figures.study.figure import Figure
 from figures.study.figure_data import FigureData
 from figures.study.study import Computation, Study
 from figures.study.verdict import Claim
+from landscape import statistics
 from landscape.registry import register
 
 RUNS = {"no momentum": (0.0, "cosine"), "momentum 0.9": (0.9, "cosine"), "constant rate": (0.0, "constant")}
@@ -175,7 +175,7 @@ class Derivation(Figure):
                 text="The mean decrease telescopes to the difference of the end points",
                 quantity="largest residual of the sum over all runs",
                 published="identity (with theta_1 included, which the poster leaves out)",
-                ours=verdict.exact(float(np.abs(numbers["telescope_residual"]).max())),
+                ours=statistics.exact(float(np.abs(numbers["telescope_residual"]).max())),
                 below=1e-10,
                 unit="nats",
             ),
@@ -183,7 +183,7 @@ class Derivation(Figure):
                 text="Without momentum the decrease is eta <grad L_B, grad L_Bi>, the chain's middle",
                 quantity="sum of eta <grad L_B, grad L_Bi> / decrease of L_B",
                 published="1",
-                ours=verdict.mean((first / drop)[runs.index("no momentum")]),
+                ours=statistics.mean((first / drop)[runs.index("no momentum")]),
                 above=0.8,
                 below=1.25,
                 note=note,
@@ -192,7 +192,7 @@ class Derivation(Figure):
                 text="Without momentum the trajectory loss is the gamma-weighted sharpness",
                 quantity="sum of gamma R_B R_Bi / decrease of L_B",
                 published="1",
-                ours=verdict.mean(ratio[runs.index("no momentum")]),
+                ours=statistics.mean(ratio[runs.index("no momentum")]),
                 above=0.8,
                 below=1.25,
                 note=note,
@@ -201,7 +201,7 @@ class Derivation(Figure):
                 text="With momentum 0.9 it is so too",
                 quantity="sum of gamma R_B R_Bi / decrease of L_B",
                 published="1 (the poster trains with momentum and does not restrict the derivation)",
-                ours=verdict.mean(ratio[runs.index("momentum 0.9")]),
+                ours=statistics.mean(ratio[runs.index("momentum 0.9")]),
                 above=0.8,
                 below=1.25,
                 note=note + " Momentum 0.9 makes steps ten times as long: for small steps 0.1 would follow.",
@@ -210,7 +210,7 @@ class Derivation(Figure):
                 text="The sharpness that the trajectory sees decays with the learning rate",
                 quantity="ln(|product| with the cosine / with a constant rate), last fifth of the run",
                 published="below 0",
-                ours=verdict.mean(np.log(fall), "paired t"),
+                ours=statistics.mean(np.log(fall), "paired t"),
                 below=0.0,
             ),
         ]

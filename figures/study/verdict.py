@@ -17,137 +17,22 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from landscape.files import atomic, write_json
 from landscape.results.result import plain
+from landscape.statistics import MOST_DROPPED, Estimate
 
-LEVEL = 0.95
 LEAST_SEEDS = 3
-MOST_DROPPED = 0.05
-"""Share of bootstrap draws that may give no number: leaving out more would move the interval's ends."""
 SUPPORTED, NOT_SUPPORTED, UNDECIDED = "supported", "not supported", "undecided"
 RULE = (
     "supported: the 95% interval lies inside the claim's region; not supported: outside; undecided: otherwise, or "
     f"with fewer than {LEAST_SEEDS} seeds (of a bootstrap: rows or clusters). Exact quantities are compared by value. "
     "Intervals are not adjusted for the number of claims."
 )
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A number with its 95% interval.
-
-    Attributes:
-        value: the point estimate.
-        low: lower end.
-        high: upper end.
-        n: seeds (or other independent draws, clusters of a cluster bootstrap) behind it.
-        kind: how the interval was made: "t", "paired t", "t of ln", "bootstrap", "cluster bootstrap", "exact".
-        draws: of a bootstrap.
-        dropped: draws that gave no finite number and were left out; more than 5% leave no interval.
-    """
-
-    value: float
-    low: float
-    high: float
-    n: int
-    kind: str
-    draws: int = 0
-    dropped: int = 0
-
-
-def mean(values: Sequence[float] | np.ndarray, kind: str = "t") -> Estimate:
-    """Mean over seeds with Student's t interval; no interval (nan) for fewer than two values."""
-    from scipy import stats
-
-    x = np.asarray(values, dtype=np.float64).ravel()
-    if len(x) < 2 or not np.isfinite(x).all():
-        value = float(x.mean()) if len(x) else math.nan
-        return Estimate(value, math.nan, math.nan, len(x), kind)
-    half = float(stats.t.ppf((1 + LEVEL) / 2, len(x) - 1) * x.std(ddof=1) / math.sqrt(len(x)))
-    return Estimate(float(x.mean()), float(x.mean()) - half, float(x.mean()) + half, len(x), kind)
-
-
-def paired(a: Sequence[float] | np.ndarray, b: Sequence[float] | np.ndarray) -> Estimate:
-    """Mean of a - b, paired by seed."""
-    a, b = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
-    if a.shape != b.shape:
-        raise ValueError(f"{a.shape} and {b.shape} cannot be paired")
-    return mean(a - b, "paired t")
-
-
-def geometric_mean(values: Sequence[float] | np.ndarray) -> Estimate:
-    """Geometric mean of positive values, Student's t interval of the logarithm: for spreads and ratios."""
-    x = np.asarray(values, dtype=np.float64)
-    e = mean(np.log(np.where(x > 0, x, np.nan)), "t of ln")
-    return Estimate(math.exp(e.value), math.exp(e.low), math.exp(e.high), e.n, e.kind)
-
-
-def exact(value: float) -> Estimate:
-    """A quantity without sampling error."""
-    return Estimate(float(value), float(value), float(value), 1, "exact")
-
-
-def bootstrap(
-    statistic: Callable[..., float],
-    *columns: np.ndarray,
-    clusters: Sequence[Any] | np.ndarray | None = None,
-    seed: int = 0,
-    draws: int = 2000,
-) -> Estimate:
-    """Expanded percentile interval of statistic(*columns) over resampled rows, or over whole clusters of rows.
-
-    Rows that share something (a method's seeds) are no independent observations: with `clusters`, whole clusters are
-    drawn with replacement and every one keeps all of its rows (Field and Welsh 2007). n is then the number of clusters.
-
-    Args:
-        statistic: of the columns; nan or infinite where it cannot be computed.
-        columns: one entry a row each.
-        clusters: (rows,) label of each row's cluster; None: every row is one of its own.
-        seed: of the draws.
-        draws: resamples.
-
-    Returns:
-        The estimate; without interval (nan) where more than 5% of the draws gave no finite number.
-    """
-    rows = len(columns[0])
-    labels = np.arange(rows) if clusters is None else np.unique(np.asarray(clusters), return_inverse=True)[1]
-    if len(labels) != rows:
-        raise ValueError(f"{len(labels)} labels of clusters for {rows} rows")
-    members = [np.flatnonzero(labels == i) for i in range(int(labels.max()) + 1)]
-    generator = np.random.default_rng(seed)
-    picks = (
-        np.concatenate([members[i] for i in generator.integers(len(members), size=len(members))]) for _ in range(draws)
-    )
-    found = np.array([statistic(*(c[pick] for c in columns)) for pick in picks], dtype=np.float64)
-    finite = found[np.isfinite(found)]
-    dropped = draws - len(finite)
-    kind = "bootstrap" if clusters is None else "cluster bootstrap"
-    low = high = math.nan
-    if dropped <= MOST_DROPPED * draws:
-        tail = _expanded_tail(len(members))
-        low, high = (float(q) for q in np.quantile(finite, [tail, 1 - tail]))
-    return Estimate(float(statistic(*columns)), low, high, len(members), kind, draws, dropped)
-
-
-def _expanded_tail(n: int) -> float:
-    """Share of the draws beyond each end of the interval.
-
-    Percentiles of n resampled rows are too narrow as a normal interval with the biased variance is: both factors,
-    sqrt(n / (n - 1)) and Student's t for the normal quantile, are put into the level (Hesterberg 2015,
-    arXiv 1411.5279, the expanded percentile interval).
-    """
-    from scipy import stats
-
-    if n < 2:
-        return 0.0
-    return float(stats.norm.cdf(-math.sqrt(n / (n - 1)) * stats.t.ppf((1 + LEVEL) / 2, n - 1)))
 
 
 @dataclass(frozen=True)

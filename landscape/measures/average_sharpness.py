@@ -23,7 +23,8 @@ from landscape.sharpness.sharpness import (
     resolution,
     scaled_ball,
 )
-from landscape.sharpness.subsets import check_division, disjoint_subsets, in_groups, student_interval
+from landscape.sharpness.subsets import check_division, disjoint_subsets, in_groups
+from landscape.statistics import interval_around
 
 DEFAULT_RHO = {True: 0.01, False: 0.1}  # T = 1 or not
 
@@ -126,7 +127,7 @@ def average_sharpness(
         rms_norm=np.array(setting.radii) * noise.rms_norm(problem.dimension),
         loss=full.loss,
         subsets=parts,
-        interval=None if parts is None else student_interval(parts, full.value),
+        interval=None if parts is None else interval_around(full.value, parts),
         non_finite=full.non_finite,
         resolution=resolution(problem, full.loss),
         arguments=recorded(arguments),

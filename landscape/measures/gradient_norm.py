@@ -15,7 +15,8 @@ from landscape.problem.problem import Problem
 from landscape.registry import register
 from landscape.results.result import Result, array, plain
 from landscape.sharpness.sharpness import check_loss, check_weights, normalized, order, recorded
-from landscape.sharpness.subsets import check_division, disjoint_subsets, in_groups, student_interval
+from landscape.sharpness.subsets import check_division, disjoint_subsets, in_groups
+from landscape.statistics import interval_around
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,7 +119,7 @@ def gradient_norm(
         loss=loss,
         norms=dict(zip(("1", "2", "inf"), table[1:, 0].tolist(), strict=True)),
         subsets=parts,
-        interval=None if parts is None else student_interval(parts[:, None], center)[:, 0],
+        interval=None if parts is None else interval_around(center, parts[:, None])[:, 0],
         arguments=recorded(arguments),
         cost=cost,
         seconds=time.perf_counter() - start,

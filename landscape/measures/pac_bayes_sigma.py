@@ -18,7 +18,8 @@ from landscape.progress import Bar
 from landscape.registry import register
 from landscape.results.result import Result, array, plain
 from landscape.sharpness.sharpness import check_loss, check_weights, normalized, scaled_ball
-from landscape.sharpness.subsets import check_division, disjoint_subsets, student_interval
+from landscape.sharpness.subsets import check_division, disjoint_subsets
+from landscape.statistics import interval_around, standard_error
 
 # Noise of 1,000 times the weights' norm: beyond it the rise of a loss would be rounding.
 _DOUBLINGS, _HALVINGS = 14, 60
@@ -140,7 +141,7 @@ def pac_bayes_sigma(
         evaluations=len(search.tried),
         non_finite=search.non_finite,
         subsets=parts,
-        interval=None if parts is None else student_interval(parts[:, None], np.array([sigma]))[:, 0],
+        interval=None if parts is None else interval_around(np.array([sigma]), parts[:, None])[:, 0],
         arguments={**arguments, "logit_normalization": logit_normalization, "subsets": subsets, "seed": seed},
         cost=cost,
         seconds=time.perf_counter() - start,
@@ -179,7 +180,7 @@ class _Search:
         """Mean rise at sigma and its standard error; the bracket moves. One host synchronization."""
         losses, failed = self.noise.rises(self.problem, [sigma], "noise", self.bar)
         rises = losses[:, 0].cpu().numpy() - self.loss
-        mean, error = float(rises.mean()), float(rises.std(ddof=1) / math.sqrt(len(rises)))
+        mean, error = float(rises.mean()), float(standard_error(rises))
         self.tried[sigma] = (mean, error)
         self.non_finite += int(failed.sum())
         if mean < self.rise:

@@ -16,6 +16,7 @@ from landscape.problem.memory import free_memory
 from landscape.problem.problem import Problem
 from landscape.registry import register
 from landscape.results.result import Result, array, plain
+from landscape.statistics import standard_error
 
 _SHARE_OF_FREE = 0.25
 _REACH = 6.0  # kernel widths beyond the outermost node: 2e-9 of its mass lies further out
@@ -172,7 +173,7 @@ def _linear(found: stochastic.Quadrature, points: int, width: float | None) -> d
     return {
         "axis": axis,
         "density": rows.mean(0),
-        "stderr": rows.std(0, ddof=1) / np.sqrt(len(rows)),
+        "stderr": standard_error(rows),
         "low": np.quantile(rows, 0.1, axis=0),
         "high": np.quantile(rows, 0.9, axis=0),
         "width": float(sigma),
@@ -202,7 +203,7 @@ def _moments(found: stochastic.Quadrature) -> dict[str, Any]:
     return {
         "moment": np.array([1, 2]),
         "moment_values": samples.mean(1),
-        "moment_stderr": samples.std(1, ddof=1) / np.sqrt(samples.shape[1]),
+        "moment_stderr": standard_error(samples, 1),
     }
 
 

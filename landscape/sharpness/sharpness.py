@@ -32,8 +32,8 @@ from landscape.sharpness.subsets import (
     in_groups,
     positive,
     sample_bias,
-    student_interval,
 )
+from landscape.statistics import interval_around
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -267,9 +267,9 @@ def ball_sharpness(
             parts = np.stack([_over_groups(s, ball, setting, bar).mean(value) for s in subsets])
     center, interval = full.mean(value), None
     if parts is not None:
-        interval = student_interval(parts, center)
+        interval = interval_around(center, parts)
     elif len(full.sizes) > 1:
-        interval = student_interval(full.values[value], center, full.sizes)
+        interval = interval_around(center, full.values[value], full.sizes)
     return Sharpness(
         rho=np.array(setting.radii),
         sharpness=center,

@@ -15,8 +15,6 @@ from landscape.problem.batches import Batch
 from landscape.problem.problem import Problem
 from landscape.random import stream
 
-CONFIDENCE = 0.95
-
 
 def positive(name: str, value: int) -> int:
     """`value` where it is an integer of at least 1, else InputError."""
@@ -72,17 +70,6 @@ def sample_bias(values: np.ndarray, center: np.ndarray) -> np.ndarray:
     The excess falls as 1/n, so k subsets of n/k examples exceed the limit k times as far: (mean - center) / (k - 1).
     """
     return (values.mean(axis=0) - center) / (len(values) - 1)
-
-
-def student_interval(values: np.ndarray, center: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
-    """95% interval (bound, rho) around `center` from independent values (k, rho): center +- t s / sqrt(k)."""
-    from scipy import stats
-
-    k = len(values)
-    weights = np.full(k, 1 / k) if weights is None else weights / weights.sum()
-    variance = (weights[:, None] * (values - weights @ values) ** 2).sum(axis=0) * k / (k - 1)
-    half = stats.t.ppf(0.5 + CONFIDENCE / 2, k - 1) * np.sqrt(variance / k)
-    return np.stack([center - half, center + half])
 
 
 def _select(batch: Batch, rows: Tensor) -> Batch:
