@@ -5,6 +5,7 @@ import functools
 import torch
 from torch import nn
 
+from landscape import random
 from landscape.problem.problem import Problem
 
 
@@ -117,3 +118,24 @@ def dense_ggn(problem):
     middle = (torch.diag_embed(p) - p[:, :, None] * p[:, None]) / len(p)
     j = jacobian(problem)
     return torch.einsum("nca,ncd,ndb->ab", j, middle, j)
+
+
+X = torch.randn(9, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+Y = torch.arange(9) % 3
+
+
+def problem_of(model, x=X, loss=None, **kwargs):
+    torch.manual_seed(0)
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.5)
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.running_mean.normal_()
+            module.running_var.uniform_(0.5, 2)
+    cut = len(x) // 3
+    batches = [(x[:cut], Y[:cut]), (x[cut:], Y[cut : len(x)])]
+    return Problem(model.double(), loss or nn.CrossEntropyLoss(), batches, **kwargs)
+
+
+def vector(problem, seed=0):
+    return random.normal(problem.weights, random.stream(seed, "vector"))

@@ -1,21 +1,17 @@
-"""The invariance test: verdicts on networks whose rescaled versions are made by hand, bad input, pictures, command."""
+"""The invariance test: verdicts on networks whose rescaled versions are made by hand, and bad input."""
 
 import copy
-import json
 import math
-import sys
-import types
 
 import h5py
 import numpy as np
 import pytest
 import torch
+from invariance_cases import points, table_2
 from torch import nn
 from torch.testing import assert_close
 
-import cli
 import landscape
-from figures.drawing import invariance as pictures
 from landscape.errors import InputError
 from landscape.invariance.invariance import relative_spread, verdict
 from landscape.invariance.measures import Radii
@@ -24,23 +20,24 @@ from landscape.results.journal import Journal
 from trainers.models import build_model
 
 KEPT = ["adaptive_sharpness", "adaptive_sharpness_fixed_biases"]
+
+
 KEPT += [f"worst_case_{name}" for name in KEPT]
+
+
 KEPT += [f"{name}_linf" for name in KEPT]
+
+
 KEPT += ["lambda_max_adaptive", "average_adaptive_sharpness", "pac_bayes_sigma_magnitude_aware", "loss", "asam_loss"]
+
+
 VARYING = ["sam_sharpness", "worst_case_sharpness", "sam_loss", "asam_official", "adaptive_sharpness_unscaled_biases"]
+
+
 VARYING += ["filterwise_sharpness", "layerwise_sharpness", "lambda_max", "gradient_norm", "average_sharpness"]
+
+
 VARYING += ["keskar_sharpness", "pac_bayes_sigma"]
-
-
-def points(n, *shape, classes=2):
-    generator = torch.Generator().manual_seed(3)
-    x = torch.randn(n, *shape, generator=generator, dtype=torch.float64)
-    return [(x, torch.randint(classes, (n,), generator=generator))]
-
-
-def table_2(seed=0):
-    model = build_model("table2-mlp", classes=2, input_shape=(2,), seed=seed).double()
-    return landscape.Problem(model, nn.CrossEntropyLoss(), points(40, 2))
 
 
 @pytest.fixture(scope="module")
@@ -285,128 +282,3 @@ def test_an_interrupted_run_goes_on(tmp_path, monkeypatch):
         journal = Journal(path, resume=True)
         landscape.rescaling_invariance(table_2(seed), transforms=transforms, settings=settings, journal=journal)
         assert len(calls) == transforms + 1
-
-
-# -- pictures ------------------------------------------------------------------------------------------------------
-
-
-def test_pictures_show_the_values(result, tmp_path):
-    drawn = pictures.sam(result)
-    top, bottom = drawn.axes
-    np.testing.assert_array_equal(top.lines[0].get_ydata(), result.of("sam_loss"))
-    median = np.median(result.of("sam_sharpness"))
-    np.testing.assert_allclose(bottom.lines[0].get_ydata(), result.of("sam_sharpness") / median)
-    constant = pictures.asam(result)
-    assert constant.axes[1].get_ylim() == bottom.get_ylim()
-    assert np.ptp(constant.axes[0].get_ylim()) == pytest.approx(np.ptp(top.get_ylim()))
-    for figure in (drawn, constant):
-        text = figure.axes[1].get_xlabel()
-        assert "5 transforms" in text
-        assert "seed 4" in text
-        assert "=$0.5" in text
-    written = pictures.draw(result, tmp_path)
-    assert sorted(p.name for p in written) == [f"{n}.{s}" for n in ("asam", "outputs", "sam") for s in ("pdf", "png")]
-    assert all(p.stat().st_size > 1000 for p in written)
-
-
-# -- command -------------------------------------------------------------------------------------------------------
-
-
-def run(*arguments):
-    return cli.run(["invariance", *map(str, arguments)])
-
-
-FAST = ("--transforms", 2, "--steps", 0, "--samples", 20, "-p", 2)
-
-
-def test_command_without_a_checkpoint(tmp_path, capsys):
-    assert run(*FAST, "--out", tmp_path / "a", "--json", "--quiet") == 0
-    content = json.loads(capsys.readouterr().out)
-    assert content["outputs"]["max_relative_change"] < 1e-12
-    assert content["measures"]["adaptive_sharpness"]["relative_spread"] <= 1e-9
-    assert content["measures"]["adaptive_sharpness"]["verdict"] == "invariant (to rounding)"
-    assert len(content["measures"]["sam_sharpness"]["values"]) == 2
-    assert content["rho"] == content["measures"]["sam_sharpness"]["rho"] == 0.5
-    assert content["groups"]["dimension"] == 40
-    assert content["provenance"]["dtype"] == "float64"
-    assert json.loads((tmp_path / "a" / "invariance.json").read_text()) == content
-    assert {p.name for p in (tmp_path / "a" / "figures").iterdir()} >= {"outputs.png", "sam.pdf", "asam.png"}
-    assert landscape.load(tmp_path / "a" / "invariance.h5")["invariance"].groups["dimension"] == 40
-
-
-MODULE = """
-import torch
-from torch import nn
-
-def model():
-    return nn.Sequential(nn.Linear(2, 4), nn.{activation}(), nn.Linear(4, 2))
-
-class Branch(nn.Module):
-    def forward(self, x):
-        return x if x.sum() > 0 else 2 * x
-
-def branching():
-    return nn.Sequential(nn.Linear(2, 4), Branch(), nn.Linear(4, 2))
-
-def data():
-    x = torch.randn(10, 2, generator=torch.Generator().manual_seed(0))
-    return [(x, (x[:, 0] > 0).long())]
-"""
-
-
-@pytest.mark.parametrize("activation", ["ReLU", "Tanh"])
-def test_command_with_a_foreign_checkpoint(tmp_path, capsys, monkeypatch, activation):
-    name = f"foreign_{activation.lower()}"
-    (tmp_path / f"{name}.py").write_text(MODULE.replace("{activation}", activation))
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    torch.save(nn.Sequential(nn.Linear(2, 4), nn.ReLU(), nn.Linear(4, 2)).state_dict(), "state.pt")
-    given = ("state.pt", "--data", f"{name}:data", *FAST)
-    assert run(*given, "--model", f"{name}:model", "--no-eigenvalues") == 0
-    out = capsys.readouterr().out
-    if activation == "Tanh":
-        assert "no rescaling symmetry was found" in out
-    else:
-        assert "4 free factors" in out
-        assert "lambda_max" not in out
-        assert (tmp_path / "invariance" / "invariance.h5").exists()
-        return
-    assert run(*given, "--model", f"{name}:branching") == 2
-    error = capsys.readouterr().err
-    assert "module '1' (Branch)" in error
-    assert "--hint" in error
-    assert run(*given, "--model", f"{name}:branching", "--hint", "1=homogeneous") == 0
-    assert "4 free factors" in capsys.readouterr().out
-
-
-def test_command_takes_an_architecture_of_torchvision(tmp_path, capsys, monkeypatch):
-    (tmp_path / "foreign_data.py").write_text(MODULE.replace("{activation}", "ReLU"))
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    models = types.SimpleNamespace(
-        list_models=lambda: ["small"],
-        get_model=lambda name, weights: nn.Sequential(nn.Linear(2, 4), nn.ReLU(), nn.Linear(4, 2)),
-    )
-    monkeypatch.setitem(sys.modules, "torchvision", types.ModuleType("torchvision"))
-    monkeypatch.setitem(sys.modules, "torchvision.models", models)
-    torch.save(models.get_model("small", None).state_dict(), "state.pt")
-    call = ("state.pt", "--data", "foreign_data:data", "--model", "torchvision:small", "--no-eigenvalues", *FAST)
-    assert run(*call) == 0
-    assert "4 free factors" in capsys.readouterr().out
-
-
-def test_command_refuses_wrong_input(tmp_path, capsys):
-    for arguments, text in {
-        ("--rho", -1): "rho=-1",
-        ("-p", 3): "p=3",
-        ("--transforms", 1): "transforms=1",
-        ("--low", 0): "0 < low",
-        ("--hint", "x"): "MODULE=KIND",
-        ("--model", "a:b"): "without a checkpoint",
-        (tmp_path / "none.pt",): "none.pt",
-    }.items():
-        assert run(*arguments, "--out", tmp_path / "out") == 2, arguments
-        captured = capsys.readouterr()
-        assert text in captured.err
-        assert not captured.out
-    assert not (tmp_path / "out").exists()
