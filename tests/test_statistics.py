@@ -28,7 +28,7 @@ def test_an_interval_around_another_center():
 
 
 def test_weights_count_in_the_spread():
-    """A value of twice the weight counts twice in the biased variance; the correction and t see the number of values."""
+    """A value of twice the weight counts twice in the biased variance; correction and t see the number of values."""
     weights, k = np.array([2.0, 1, 1, 1, 1, 1, 1]), len(VALUES)
     low, high = statistics.interval_around(np.zeros(3), VALUES, weights)
     biased = np.repeat(VALUES, weights.astype(int), axis=0).var(axis=0)
