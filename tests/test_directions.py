@@ -7,7 +7,8 @@ from torch import nn
 
 import landscape
 from landscape import InputError, Problem
-from landscape.surfaces.directions.directions import KINDS, cosine, directions, norm
+from landscape.ball.vectors import cosine, norm
+from landscape.surfaces.directions.directions import KINDS, directions
 
 
 def filters(tensor, axis):

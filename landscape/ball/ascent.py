@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from landscape.ball import vectors
 from landscape.ball.perturbation import ascent
 from landscape.problem.problem import Problem
 from landscape.progress import Bar
@@ -47,11 +48,11 @@ class Ball:
         """||h||_q with 1/p + 1/q = 1: the slope of the steepest ascent; float64, on the device."""
         q = 1.0 if math.isinf(self.p) else math.inf if self.p == 1 else self.p / (self.p - 1)
         if q in (1.0, 2.0, math.inf):
-            return torch.linalg.vector_norm(h, q, dtype=torch.float64)
+            return vectors.norm(h, q)
         # The largest entry is divided out: |h|^q underflows for small gradients and large q.
-        largest = torch.linalg.vector_norm(h, math.inf, dtype=torch.float64)
+        largest = vectors.norm(h, math.inf)
         safe = torch.where(largest > 0, largest, torch.ones_like(largest))
-        return torch.linalg.vector_norm(h.double() / safe, q) * safe
+        return vectors.norm(h.double() / safe, q) * safe
 
     def steepest(self, h: Tensor, rho: float) -> Tensor:
         """The u of the ball of radius rho that maximizes <h, u>: what one step reaches.
@@ -60,7 +61,7 @@ class Ball:
         stays the same to the last bit, and rho / ||h|| stays in range.
         """
         lifted = h.to(torch.promote_types(h.dtype, torch.float32))
-        lifted = lifted * torch.where(torch.linalg.vector_norm(lifted, math.inf) < 2.0**-60, 2.0**80, 1.0)
+        lifted = lifted * torch.where(vectors.norm(lifted, math.inf) < 2.0**-60, 2.0**80, 1.0)
         return ascent([lifted], rho, None, self.p)[0].to(h.dtype)
 
     def direction(self, h: Tensor) -> Tensor:
@@ -71,8 +72,8 @@ class Ball:
         """The point of the ball of radius rho that is nearest to u (p = 2 or inf)."""
         if math.isinf(self.p):
             return u.clamp(-rho, rho)
-        norm = torch.linalg.vector_norm(u, dtype=torch.float64)
-        return u * torch.clamp(rho / norm.clamp(min=torch.finfo(torch.float64).tiny), max=1.0)
+        length = vectors.norm(u)
+        return u * torch.clamp(rho / length.clamp(min=torch.finfo(torch.float64).tiny), max=1.0)
 
     def random(self, like: Tensor, rho: float, generator: torch.Generator) -> Tensor:
         """A random point: uniform on the sphere (p = 2) or in the box (p = inf) of the coordinates with T > 0.
@@ -178,8 +179,7 @@ class _State:
         if with_gradient:
             loss, g = self.problem.loss_and_gradient(w)
             h = self.ball.gradient(g)
-            # The norm carries every nan and inf at a quarter of the time of isfinite(h).all().
-            fine = torch.isfinite(loss) & torch.isfinite(torch.linalg.vector_norm(h, dtype=torch.float64))
+            fine = torch.isfinite(loss) & vectors.finite(h)
         else:
             loss, h = self.problem.loss(w), self.best_h
             fine = torch.isfinite(loss)

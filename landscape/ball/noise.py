@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from landscape.ball.ascent import Ball
+from landscape.ball.vectors import norm
 from landscape.errors import InputError
 from landscape.problem.problem import Problem
 from landscape.progress import Bar
@@ -44,7 +45,7 @@ class Noise:
     def rms_norm(self, dimension: int) -> float:
         """sqrt(E ||T xi||^2): norm of the perturbation at radius 1; sqrt(d) for T = 1 and p = 2."""
         scale = self.ball.scale
-        total = dimension if scale is None else float(torch.linalg.vector_norm(scale, dtype=torch.float64)) ** 2
+        total = dimension if scale is None else float(norm(scale)) ** 2
         return math.sqrt(total / (3 if math.isinf(self.ball.p) else 1))
 
     def perturbations(self, like: Tensor, purpose: str) -> Iterator[tuple[Tensor, ...]]:

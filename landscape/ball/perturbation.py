@@ -12,27 +12,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-
-def global_norm(tensors: Sequence[Tensor]) -> Tensor:
-    """Euclidean norm over all entries of all tensors, accumulated in float64: a 0-dim float64 tensor, no host sync.
-
-    A float32 norm of 10 million entries on a CPU is off by 3.6e-4, enough to spoil a radius.
-    """
-    norms = torch._foreach_norm(list(tensors), 2, torch.float64)
-    return torch.linalg.vector_norm(torch.stack([n.to(norms[0].device) for n in norms]))
-
-
-def dot(a: Sequence[Tensor], b: Sequence[Tensor]) -> Tensor:
-    """Inner product over all entries of all tensors, summed in float64: a 0-dim float64 tensor, no host sync."""
-    products = torch._foreach_mul(list(a), list(b))
-    sums = [p.sum(dtype=torch.float64) for p in products]
-    return torch.stack([s.to(sums[0].device) for s in sums]).sum()
-
-
-def rejection(a: Sequence[Tensor], b: Sequence[Tensor]) -> list[Tensor]:
-    """The part of `a` orthogonal to `b`, a - (<a, b> / <b, b>) b, over all tensors together; `a` where b is zero."""
-    unit = torch._foreach_mul(list(b), ratio(1.0, global_norm(b)))  # squares of small entries would underflow
-    return list(torch._foreach_sub(list(a), torch._foreach_mul(unit, dot(a, unit))))
+from landscape.ball.vectors import norm, ratio
 
 
 def ascent(
@@ -58,7 +38,7 @@ def ascent(
     if p == 2:
         # Near the underflow of the gradient the ratio overflows: then the step is shorter, not infinite.
         largest_ratio = min(torch.finfo(t.dtype).max for t in h)
-        u = list(torch._foreach_mul(h, ratio(rho, global_norm(h)).clamp(max=largest_ratio)))
+        u = list(torch._foreach_mul(h, ratio(rho, norm(h)).clamp(max=largest_ratio)))
     elif math.isinf(p):
         u = [torch.sign(t) * rho for t in h]
     elif p == 1:
@@ -72,18 +52,12 @@ def ascent(
         # The largest entry is divided out first: |h|^q underflows for small gradients and large q.
         largest = torch.stack([t.abs().amax() for t in h]).amax()
         scaled = [t.abs().double() * ratio(1.0, largest.double()) for t in h]
-        norm = torch.stack([(t**q).sum() for t in scaled]).sum() ** (1 / q)
-        factor = ratio(rho, norm ** (q - 1))
+        length = torch.stack([(t**q).sum() for t in scaled]).sum() ** (1 / q)
+        factor = ratio(rho, length ** (q - 1))
         u = [torch.sign(t) * (s ** (q - 1) * factor).to(t.dtype) for t, s in zip(h, scaled, strict=True)]
     epsilon = u if scales is None else torch._foreach_mul(u, list(scales))
     # A 0-dim parameter takes the dtype of a 0-dim factor.
     return [e.to(g.dtype) for e, g in zip(epsilon, gradients, strict=True)]
-
-
-def ratio(numerator: float | Tensor, denominator: Tensor) -> Tensor:
-    """Numerator / denominator, and 0 where the denominator is 0, on the device."""
-    safe = torch.where(denominator > 0, denominator, torch.ones_like(denominator))
-    return torch.where(denominator > 0, numerator / safe, torch.zeros_like(denominator))
 
 
 @contextlib.contextmanager

@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from landscape.ball import vectors
+
 BLOCK = 32
 _LARGEST = 256 * 2**20
 # Columns that become float64 at once: measured best for 10 to 30 vectors on a CPU; on a GPU few launches count.
@@ -43,10 +45,7 @@ class Basis:
         """Dot product with every vector: (size,) float64."""
         parts = []
         for rows in self._filled():
-            total = torch.zeros(rows.shape[0], dtype=torch.float64, device=rows.device)
-            for columns in self._slices():
-                total += rows[:, columns].double() @ vector[columns].double()
-            parts.append(total)
+            parts.append(vectors.dots(rows, vector, self._columns))
         return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.float64, device=vector.device)
 
     def subtract(self, coefficients: Tensor, vector: Tensor) -> None:
@@ -94,5 +93,4 @@ class Basis:
                 yield block[:rows]
 
     def _slices(self) -> Iterator[slice]:
-        for start in range(0, self._like.numel(), self._columns):
-            yield slice(start, start + self._columns)
+        return vectors.pieces(self._like.numel(), self._columns)

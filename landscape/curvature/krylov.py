@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from landscape import random
+from landscape.ball.vectors import norm
 from landscape.curvature.basis import BLOCK, Basis
 from landscape.errors import AsymmetryWarning, InputError
 from landscape.problem.memory import free_memory
@@ -92,8 +93,8 @@ class Factorization:
         coefficients = self.basis.orthogonalize(vector)
         if self._locked is not None:
             self._locked.orthogonalize(vector)
-        norm = torch.linalg.vector_norm(vector, dtype=torch.float64)
-        *above, alpha, self.beta = torch.cat([coefficients, norm[None]]).tolist()
+        length = norm(vector)
+        *above, alpha, self.beta = torch.cat([coefficients, length[None]]).tolist()
         if not np.isfinite(alpha + self.beta):
             raise InputError(
                 "a Hessian-vector product is not finite: the derivatives overflow; use float64 or check the loss"
@@ -148,10 +149,10 @@ class Factorization:
         for basis in (self._locked, self.basis, self._locked, self.basis):
             if basis is not None and basis.size:
                 basis.orthogonalize(vector)
-        norm = torch.linalg.vector_norm(vector, dtype=torch.float64)
-        if start is not None and not float(norm) > 0:
+        length = norm(vector)
+        if start is not None and not float(length) > 0:
             return self._fresh(None)
-        return vector.div_(norm)
+        return vector.div_(length)
 
 
 def wanted(values: np.ndarray, k: int, which: str) -> np.ndarray:
@@ -283,7 +284,7 @@ def _verified(
         for vector in found.vectors:
             vector = vector.clone()
             locked.orthogonalize(vector)
-            locked.append(vector.div_(torch.linalg.vector_norm(vector, dtype=torch.float64)))
+            locked.append(vector.div_(norm(vector)))
         state = Factorization(matvec, like, generator, locked=locked)
         extra = _outside(state, found, run, bar)
         products += state.products
@@ -357,7 +358,7 @@ def _mixed(vectors: Tensor, like: Tensor, generator: torch.Generator, share: flo
         raise InputError(f"start vectors must have length d = {like.numel()}, received shape {tuple(vectors.shape)}")
     total = rows.sum(dim=0)
     noise = random.normal(like, generator)
-    norms = [torch.linalg.vector_norm(x, dtype=torch.float64) for x in (total, noise)]
+    norms = [norm(x) for x in (total, noise)]
     if not bool(norms[0] > 0):
         return noise
     return (total / norms[0]).to(like) + (noise * (share / norms[1])).to(like)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from landscape import random
+from landscape.ball.vectors import dot, norm
 from landscape.curvature.basis import Basis
 from landscape.curvature.krylov import Factorization
 from landscape.errors import InputError
@@ -117,17 +118,17 @@ class _LowRank:
         q = Basis(like)
         for _ in range(rank):
             vector = matvec(random.rademacher(like, generator)).to(like, copy=True)
-            before = torch.linalg.vector_norm(vector, dtype=torch.float64)
+            before = norm(vector)
             q.orthogonalize(vector)
-            norm = torch.linalg.vector_norm(vector, dtype=torch.float64)
+            length = norm(vector)
             bar.advance()
             # What is left is rounding: the range is exhausted. Any direction serves, in exact arithmetic.
-            if not float(norm) > 100 * torch.finfo(like.dtype).eps * float(before):
+            if not float(length) > 100 * torch.finfo(like.dtype).eps * float(before):
                 vector = random.normal(like, generator)
                 q.orthogonalize(vector)
                 q.orthogonalize(vector)
-                norm = torch.linalg.vector_norm(vector, dtype=torch.float64)
-            q.append(vector.div_(norm))
+                length = norm(vector)
+            q.append(vector.div_(length))
         images = []
         for i in range(rank):
             images.append(matvec(q[i]).to(like, copy=True))
@@ -260,19 +261,19 @@ def _plain(matvec: Matvec, start: Tensor, steps: int, bar: Bar) -> np.ndarray:
     t = np.zeros((steps, steps))
     last = torch.zeros_like(start)
     beta = 0.0
-    vector = start / torch.linalg.vector_norm(start, dtype=torch.float64)
+    vector = start / norm(start)
     vector = vector.to(start)
     for j in range(steps):
         product = matvec(vector) - beta * last
-        alpha = torch.sum(product * vector, dtype=torch.float64)
+        alpha = dot(product, vector)
         product = product - alpha.to(product) * vector
-        norm = torch.linalg.vector_norm(product, dtype=torch.float64)
-        t[j, j], beta = torch.stack([alpha, norm]).tolist()
+        length = norm(product)
+        t[j, j], beta = torch.stack([alpha, length]).tolist()
         bar.advance()
         if j + 1 == steps or beta <= 10 * torch.finfo(start.dtype).eps * np.abs(t).max():
             return t[: j + 1, : j + 1]
         t[j, j + 1] = t[j + 1, j] = beta
-        last, vector = vector, (product / norm).to(start)
+        last, vector = vector, (product / length).to(start)
     return t
 
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 
+from landscape.ball import vectors
 from landscape.ball.noise import Noise
 from landscape.ball.scaling import Scaling
 from landscape.errors import InputError
@@ -163,7 +163,7 @@ class _Search:
     def run(self, tol: float) -> _Search:
         """Double or halve until the rise is bracketed, then halve the bracket in log sigma."""
         norm = self.noise.rms_norm(self.problem.dimension)
-        size = float(torch.linalg.vector_norm(self.problem.weights, dtype=torch.float64))
+        size = float(vectors.norm(self.problem.weights))
         sigma = 0.1 * (size or 1.0) / norm
         least, most = sigma * 2.0**-_HALVINGS, sigma * 2.0**_DOUBLINGS
         while not self.bracketed and least <= sigma <= most:

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from landscape.ball.ascent import Ball, maximize
 from landscape.ball.scaling import Scaling
+from landscape.ball.vectors import norm
 from landscape.errors import InputError
 from landscape.problem.problem import Problem
 from landscape.progress import Bar
@@ -334,7 +335,7 @@ def _in_group(problem: Problem, ball: Ball, setting: Setting, purpose: str, bar:
 
 
 def _displacement_error(w: Tensor, epsilon: Tensor) -> Tensor:
-    lost, size = (torch.linalg.vector_norm(t, dtype=torch.float64) for t in ((w + epsilon) - w - epsilon, epsilon))
+    lost, size = (norm(t) for t in ((w + epsilon) - w - epsilon, epsilon))
     return torch.where(size > 0, lost / size, 0.0)
 
 

@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 
 from landscape import random
+from landscape.ball.vectors import norm
 from landscape.errors import InputError
 from landscape.problem.evaluator import Evaluator
 from landscape.problem.problem import Problem
 from landscape.progress import track
 from landscape.results.result import Result, array, plain
 from landscape.surfaces.alignment import align
-from landscape.surfaces.directions.directions import norm
 from landscape.surfaces.grid.choice import choose
 from landscape.surfaces.grid.evaluation import GridEvaluation
 from landscape.surfaces.grid.run import Phase, Processes, Run

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from landscape import random
+from landscape.ball.vectors import norm
 from landscape.errors import InputError
 from landscape.problem.problem import Problem
-from landscape.surfaces.directions.directions import norm
 from landscape.surfaces.grid.evaluation import GridEvaluation, Point
 from landscape.surfaces.grid.run import Phase
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from landscape.ball.perturbation import global_norm
+from landscape.ball import vectors
 from landscape.problem.parameters import Parameters
 from trainers.loop.settings import Settings
 
@@ -63,5 +63,5 @@ def decayed_parameters(model: nn.Module, everything: bool = False) -> list[nn.Pa
 def clip_gradient(parameters: Sequence[Tensor], limit: float) -> None:
     """Scale the gradient down to the Euclidean norm `limit` where it is longer, without a host synchronization."""
     gradients = [p.grad for p in parameters if p.grad is not None]
-    norm = global_norm(gradients)
+    norm = vectors.norm(gradients)
     torch._foreach_mul_(gradients, (limit / norm.clamp(min=torch.finfo(norm.dtype).tiny)).clamp(max=1))

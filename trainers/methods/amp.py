@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from landscape.ball.perturbation import global_norm, ratio
+from landscape.ball.vectors import norm, ratio
 from landscape.registry import register
 from trainers.method.method import Method, Pass, State, Step, require
 
@@ -64,7 +64,7 @@ class AMP(Method):
         return clean
 
     def _clipped(self, gradients: Sequence[Tensor]) -> list[Tensor]:
-        factor = _shrinking(self.inner_clip, global_norm(gradients))
+        factor = _shrinking(self.inner_clip, norm(gradients))
         return list(torch._foreach_mul(list(gradients), factor))
 
     def _projected(self, tensors: Sequence[Tensor]) -> list[Tensor]:

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 
 import torch
 
-from landscape.ball.perturbation import ascent, rejection
+from landscape.ball.perturbation import ascent
+from landscape.ball.vectors import rejection
 from landscape.errors import unknown
 from landscape.registry import register
 from trainers.method.method import Context, Method, Pass, State, Step, Task, require

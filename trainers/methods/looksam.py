@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 import torch
 
-from landscape.ball.perturbation import ascent, global_norm, ratio, rejection
+from landscape.ball.perturbation import ascent
+from landscape.ball.vectors import norm, ratio, rejection
 from landscape.registry import register
 from trainers.method.method import Context, Method, Pass, State, Step, Task, require
 
@@ -60,7 +61,7 @@ class LookSAM(Method):
             state["direction"], state["age"] = rejection(step.gradients(), gradient), 1
             return clean
         direction = state["direction"]
-        factor = self.alpha * ratio(global_norm(gradient), global_norm(direction))
+        factor = self.alpha * ratio(norm(gradient), norm(direction))
         step.leave(torch._foreach_add(gradient, torch._foreach_mul(direction, factor)))
         state["age"] += 1
         return clean

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from landscape import random
+from landscape.ball.vectors import axpy_, dot, norm, orthogonalized, scaled_to
 from landscape.errors import InputError
 from landscape.problem.parameters import Parameters
 from landscape.problem.problem import Problem
-from landscape.surfaces.directions.directions import DISTANCE, WHOLE, Directions, dot, norm, orthogonalized, scaled_to
+from landscape.surfaces.directions.directions import DISTANCE, WHOLE, Directions
 
 _TOLERANCE = 1e-3
 _MARGIN = 0.15
@@ -187,7 +188,7 @@ def _marked(
     for shift, mark in zip([*shifts, torch.zeros_like(shifts[0])], marks, strict=True):
         rest = shift.clone()
         for coordinate, vector in zip(mark.tolist(), vectors, strict=True):
-            rest.sub_(vector, alpha=coordinate)
+            axpy_(rest, -coordinate, vector)
         residuals.append(norm(rest) / norm(problem.weights))
     low, high = marks.min(0).values, marks.max(0).values
     margin = _MARGIN * (high - low)

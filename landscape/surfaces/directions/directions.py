@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from landscape import random
+from landscape.ball.vectors import cosine, norm, orthogonalized, scaled_to
 from landscape.errors import InputError, unknown
 from landscape.problem.parameters import Parameters, Slot
 from landscape.problem.problem import Problem
@@ -22,7 +23,6 @@ from landscape.results import digest
 WHOLE, FILTERS, LAYERS, DISTANCE = "||w||", "filter norms", "layer norms", "||w1 - w0||"
 RADII = {WHOLE: 0.07, FILTERS: 1.0, LAYERS: 1.0}
 """Default half-width by unit: 0.07 ||w|| for whole-vector directions, 1 for normalized ones (Li 2018)."""
-_CHUNK = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -145,48 +145,6 @@ def described(found: Directions, parameters: Parameters) -> Directions:
         "sha256": found.fingerprint(),
     }
     return replace(found, facts={**facts, **found.facts})
-
-
-# -- arithmetic in float64, in pieces --------------------------------------------------------------------------------
-
-
-def dot(a: Tensor, b: Tensor) -> Tensor:
-    """<a, b> accumulated in float64: a 0-dim tensor on the device."""
-    pairs = zip(a.split(_CHUNK), b.split(_CHUNK), strict=True)
-    return torch.stack([torch.dot(x.double(), y.double()) for x, y in pairs]).sum()
-
-
-def norm(a: Tensor) -> Tensor:
-    """||a|| accumulated in float64."""
-    return torch.linalg.vector_norm(a, dtype=torch.float64)
-
-
-def cosine(a: Tensor, b: Tensor) -> Tensor:
-    """Cosine of the angle between two vectors."""
-    return dot(a, b) / (norm(a) * norm(b))
-
-
-def orthogonalized(vectors: Sequence[Tensor]) -> list[Tensor]:
-    """Gram-Schmidt, twice over (once leaves a cosine of the order of the rounding times the condition).
-
-    Raises:
-        InputError: linearly dependent vectors.
-    """
-    basis: list[Tensor] = []
-    for vector in vectors:
-        rest = vector.clone()
-        for _ in range(2):
-            for earlier in basis:
-                rest.sub_(earlier * (dot(rest, earlier) / dot(earlier, earlier)).to(rest))
-        if float(norm(rest)) <= 1e-6 * float(norm(vector)):
-            raise InputError("the directions are parallel: they span a line, not a plane; choose others")
-        basis.append(rest)
-    return basis
-
-
-def scaled_to(vectors: Sequence[Tensor], length: Tensor) -> list[Tensor]:
-    """Each vector with the norm `length`."""
-    return [v * (length / norm(v)).to(v) for v in vectors]
 
 
 # -- drawn directions ------------------------------------------------------------------------------------------------
