@@ -62,8 +62,8 @@ def checked_arguments(entry: Entry, arguments: Mapping[str, Any]) -> dict[str, A
     Raises:
         InputError: for an option that does not exist (with the nearest one) or a value of another type.
     """
-    given = {entry.option(name).name: value for name, value in arguments.items()}
-    return {option.name: _typed(entry, option, given.get(option.name, option.default)) for option in entry.options}
+    chosen = {entry.option(name).name: value for name, value in arguments.items()}
+    return {option.name: _typed(entry, option, chosen.get(option.name, option.default)) for option in entry.options}
 
 
 def _typed(entry: Entry, option: Option, value: Any) -> Any:

@@ -131,8 +131,8 @@ def _model(path: Path, content: dict[str, Any] | None, build: Callable[[], nn.Mo
         network, state = build(), checkpoint.read_state(path)
         if not isinstance(network, nn.Module):
             raise InputError(f"--model returned {type(network).__name__}: an nn.Module is needed")
-    own = network.state_dict()
-    for name, tensor in own.items():
+    needed = network.state_dict()
+    for name, tensor in needed.items():
         if name not in state:
             raise InputError(f"{path} does not fit the model: it lacks {name} {tuple(tensor.shape)}")
         if state[name].shape != tensor.shape:
@@ -140,7 +140,7 @@ def _model(path: Path, content: dict[str, Any] | None, build: Callable[[], nn.Mo
                 f"{path} does not fit the model: {name} is {tuple(state[name].shape)}, "
                 f"the model needs {tuple(tensor.shape)}"
             )
-    extra = [name for name in state if name not in own]
+    extra = [name for name in state if name not in needed]
     if extra:
         raise InputError(f"{path} does not fit the model: it holds {extra[0]}, which the model has not")
     network.load_state_dict(state)

@@ -47,6 +47,6 @@ class Arrays:
     moments: tuple[float, float] | None = None
 
 
-def data_directory(given: str | Path | None = None) -> Path:
+def data_directory(chosen: str | Path | None = None) -> Path:
     """The folder of datasets: the argument, else $LANDSCAPE_DATA, else ~/.cache/landscape."""
-    return Path(given or os.environ.get("LANDSCAPE_DATA") or Path.home() / ".cache" / "landscape").expanduser()
+    return Path(chosen or os.environ.get("LANDSCAPE_DATA") or Path.home() / ".cache" / "landscape").expanduser()

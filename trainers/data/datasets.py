@@ -210,10 +210,19 @@ def _prepare(name: str, arguments: dict[str, Any], arrays: Arrays) -> Data:
     small = all(isinstance(x, Tensor) and 4 * x.numel() <= STANDARDIZED_BYTES for x in stored)
     if small:
         stored = [_standardize(x, mean, std) for x in stored]
-    train, test = stored
-    flags = {"sha256": sha256, "standardized": small}
     return Data(
-        name, arguments, arrays.classes, arrays.augment, train, arrays.y_train, test, arrays.y_test, mean, std, **flags
+        name=name,
+        arguments=arguments,
+        classes=arrays.classes,
+        augment=arrays.augment,
+        stored_train=stored[0],
+        y_train=arrays.y_train,
+        stored_test=stored[1],
+        y_test=arrays.y_test,
+        mean=mean,
+        std=std,
+        sha256=sha256,
+        standardized=small,
     )
 
 

@@ -58,13 +58,13 @@ def npz(source: Source) -> Arrays:
 def _read(path: Path) -> dict[str, np.ndarray]:
     try:
         with zipfile.ZipFile(path) as archive:
-            found = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
-        absent = [key for key in KEYS if key not in found]
+            members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
+        absent = [key for key in KEYS if key not in members]
         if absent:
-            present = ", ".join(sorted(found)) or "nothing"
+            present = ", ".join(sorted(members)) or "nothing"
             raise InputError(f"{path} lacks {', '.join(absent)}: it holds {present}; needed are {', '.join(KEYS)}")
         with np.load(path, allow_pickle=False) as archive:
-            return {key: _member(path, archive, key, found[key]) for key in KEYS}
+            return {key: _member(path, archive, key, members[key]) for key in KEYS}
     except FileNotFoundError:
         raise InputError(f"{path} does not exist: write npz:FILE with an existing file") from None
     except OSError as error:

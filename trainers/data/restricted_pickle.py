@@ -58,7 +58,7 @@ class _Dtype:
             raise ValueError("array of records")
         order = order.decode("ascii") if isinstance(order, bytes) else order
         if order in ("<", ">"):
-            self.dtype = self.dtype.newbyteorder(order)
+            self.dtype = self.dtype.newbyteorder("<" if order == "<" else ">")
 
 
 class _Array:

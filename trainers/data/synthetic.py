@@ -115,15 +115,15 @@ def many_classes(
     """
     if classes < 2 or min(n, n_test) < classes or features < 2 or separation < 0:
         raise InputError(
-            f"many-classes with classes={classes}, n={n}, n_test={n_test}, features={features}, separation="
-            f"{separation}: "
-            "at least two classes, an example a class and two features are needed"
+            f"many-classes with classes={classes}, n={n}, n_test={n_test}, features={features}, "
+            f"separation={separation}: at least two classes, an example a class and two features are needed"
         )
     centers = torch.randn(classes, features, generator=stream(source.seed, "many-classes-centers"))
     centers *= separation / torch.linalg.vector_norm(centers, dim=1, keepdim=True)
-    parts: list[Tensor] = []
-    for part, count in (("train", n), ("test", n_test)):
+
+    def around_centers(part: str, count: int) -> tuple[Tensor, Tensor]:
         generator = stream(source.seed, f"many-classes-{part}")
         y = (torch.arange(count) % classes)[torch.randperm(count, generator=generator)]
-        parts += [centers[y] + torch.randn(count, features, generator=generator), y]
-    return Arrays(*parts, classes=classes)
+        return centers[y] + torch.randn(count, features, generator=generator), y
+
+    return Arrays(*around_centers("train", n), *around_centers("test", n_test), classes=classes)

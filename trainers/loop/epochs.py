@@ -82,4 +82,5 @@ class Epochs:
             inputs = inputs[: inputs.shape[0] // world * world]
         sizes = [inputs.shape[0] // world + (r < inputs.shape[0] % world) for r in range(world)]
         first = sum(sizes[: self.rank])
-        return Share(*(t[first : first + sizes[self.rank]] for t in (inputs, targets, indices)), sizes)
+        part = slice(first, first + sizes[self.rank])
+        return Share(inputs[part], targets[part], indices[part], sizes)

@@ -82,16 +82,16 @@ class RunState:
 
     def _streams(self) -> list[dict[str, Tensor]]:
         """The global random streams of every process; all other draws follow from the seed."""
-        own = network.random_state(self.task.device)
+        here = network.random_state(self.task.device)
         if self.task.world == 1:
-            return [own]
+            return [here]
         states: list[Any] = [None] * self.task.world
-        torch.distributed.all_gather_object(states, own)
+        torch.distributed.all_gather_object(states, here)
         return states
 
 
 def _onto(saved: Any, fresh: Any, device: torch.device | None) -> Any:
-    """Copies of saved tensors on the devices on which a fresh state has its own, else on `device`."""
+    """Copies of saved tensors on the devices of a fresh state's tensors, else on `device`."""
     if isinstance(saved, Tensor):
         return saved.detach().clone().to(fresh.device if isinstance(fresh, Tensor) else device)
     if isinstance(saved, dict):

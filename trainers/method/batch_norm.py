@@ -15,7 +15,7 @@ from landscape import processes
 from landscape.errors import InputError
 
 _BatchNorm = nn.modules.batchnorm._BatchNorm
-TORCHS_OWN = frozenset(vars(nn.Module()))
+MODULE_ATTRIBUTES = frozenset(vars(nn.Module()))
 ONE_VALUE = (
     "a pass of one example through BatchNorm, which needs more than one value a channel to normalize with: "
     "give a larger part of the batch (--k, --s, --gamma, --m) or a larger --batch-size"
@@ -59,12 +59,12 @@ class SynchronizedBatchNorm(_BatchNorm):
         # Around the common mean: the difference of two large sums would cancel.
         variance = _everywhere(centered.square().sum(axes)) / count
         self._move(mean.detach(), variance.detach(), count)
-        made = centered * torch.rsqrt(variance + self.eps).view(shape)
+        normalized = centered * torch.rsqrt(variance + self.eps).view(shape)
         if self.weight is not None:
-            made = made * self.weight.view(shape)
+            normalized = normalized * self.weight.view(shape)
         if self.bias is not None:
-            made = made + self.bias.view(shape)
-        return made.to(input.dtype)
+            normalized = normalized + self.bias.view(shape)
+        return normalized.to(input.dtype)
 
     @torch.no_grad()
     def _move(self, mean: Tensor, variance: Tensor, count: Tensor) -> None:
@@ -87,7 +87,7 @@ def synchronize_batch_norm(model: nn.Module) -> nn.Module:
     made = _replaced(model)
     others = [
         f"{name or 'the model'} ({type(layer).__name__})"
-        for name, layer in _held(made).items()
+        for name, layer in _modules_of(made).items()
         if isinstance(layer, _BatchNorm) and not isinstance(layer, SynchronizedBatchNorm | nn.SyncBatchNorm)
     ]
     if others:
@@ -110,23 +110,23 @@ def _replaced(model: nn.Module) -> nn.Module:
     return model
 
 
-def _held(model: nn.Module) -> dict[str, nn.Module]:
+def _modules_of(model: nn.Module) -> dict[str, nn.Module]:
     """Modules by name, with those that a module holds in a plain list, tuple or dict, unregistered."""
-    found: dict[str, nn.Module] = {}
+    modules: dict[str, nn.Module] = {}
     waiting, seen = [("", model)], set()
     while waiting:
         name, module = waiting.pop()
         if id(module) in seen:
             continue
         seen.add(id(module))
-        found[name] = module
+        modules[name] = module
         start = f"{name}." if name else ""
         waiting += [(start + child, held) for child, held in module.named_children()]
         for attribute, value in vars(module).items():
-            if attribute not in TORCHS_OWN and isinstance(value, list | tuple | dict):
+            if attribute not in MODULE_ATTRIBUTES and isinstance(value, list | tuple | dict):
                 items = value.items() if isinstance(value, dict) else enumerate(value)
                 waiting += [(f"{start}{attribute}[{k!r}]", held) for k, held in items if isinstance(held, nn.Module)]
-    return found
+    return modules
 
 
 class _Sum(torch.autograd.Function):

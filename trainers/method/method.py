@@ -114,20 +114,23 @@ class Method:
     def _grouped(self, step: Step, state: State) -> Pass:
         buffers = [b for layer in step.task.norms for b in layer._buffers.values() if b is not None]
         start = [b.clone() for b in buffers]
-        weights, gradients, found, passes = [], [], [], []
+        weights: list[float] = []
+        passes: list[Pass] = []
+        ends: list[dict[str, Any]] = []
+        gradients: list[Tensor] = []
         for group in step.groups():
             for buffer, value in zip(buffers, start, strict=True):
                 buffer.copy_(value)
-            own = dict(state)
-            passes.append(self.compute(group, own))
+            end = dict(state)
+            passes.append(self.compute(group, end))
             weights.append(group.batch.size / step.batch.size)
-            scaled = torch._foreach_mul(group.gradients(), weights[-1])
-            gradients = scaled if not gradients else torch._foreach_add(gradients, scaled)
-            found.append({"state": own, "memory": group.memory, "buffers": [b.clone() for b in buffers]})
-            if step.overflow is not None:
+            scaled = list(torch._foreach_mul(group.gradients(), weights[-1]))
+            gradients = list(torch._foreach_add(gradients, scaled)) if gradients else scaled
+            ends.append({"state": end, "memory": group.memory, "buffers": [b.clone() for b in buffers]})
+            if step.overflow is not None and group.overflow is not None:
                 step.overflow += group.overflow
         step.leave(gradients)
-        merged = mean(found, weights)
+        merged = mean(ends, weights)
         state.update(merged["state"])
         step.memory.update(merged["memory"])
         for buffer, value in zip(buffers, merged["buffers"], strict=True):

@@ -148,19 +148,19 @@ class MethodOptimizer(torch.optim.Optimizer):
             self._state_before, self._share = dict(self.method_state), 0.0
         last = self._last if add else None
         before = [] if last is None else last.gradients()
-        step, own = _ClosureStep(self.task, self.model, closure, self.context()), dict(self._state_before)
-        made = self.method.gradient(step, own)
+        step, state = _ClosureStep(self.task, self.model, closure, self.context()), dict(self._state_before)
+        result = self.method.gradient(step, state)
         self._share += share
         if last is not None:  # as m-groups: each starts from the same state, and the states are averaged
             weights = (1 - share / self._share, share / self._share)
-            own = mean([self.method_state, own], weights)
+            state = mean([self.method_state, state], weights)
             step.memory.update(mean([last.memory, step.memory], weights))
-        self.method_state = own
+        self.method_state = state
         if share != 1.0 or last is not None:
             scaled = torch._foreach_mul(step.gradients(), share)
             step.leave(scaled if last is None else torch._foreach_add(before, scaled))
         self._last = step
-        return made.loss
+        return result.loss
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clear the gradients."""
@@ -191,8 +191,13 @@ class MethodOptimizer(torch.optim.Optimizer):
 
     def state_dict(self) -> dict[str, Any]:
         """The base optimizer's state dict, and under "method" what the method remembers."""
-        own = {"name": self.method.name, "arguments": plain(self.method.arguments), "state": self.method_state}
-        return {**self.base.state_dict(), "method": {**own, "steps": self.steps}}
+        method = {
+            "name": self.method.name,
+            "arguments": plain(self.method.arguments),
+            "state": self.method_state,
+            "steps": self.steps,
+        }
+        return {**self.base.state_dict(), "method": method}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take up a `state_dict`.
@@ -200,13 +205,13 @@ class MethodOptimizer(torch.optim.Optimizer):
         Raises:
             InputError: it belongs to another method.
         """
-        own = state_dict.get("method")
-        if own is None or own["name"] != self.method.name:
+        stored = state_dict.get("method")
+        if stored is None or stored["name"] != self.method.name:
             raise InputError(
-                f"this state is of {own['name'] if own else 'a bare optimizer'}, not of {self.method.name}"
+                f"this state is of {stored['name'] if stored else 'a bare optimizer'}, not of {self.method.name}"
             )
         self.base.load_state_dict({k: v for k, v in state_dict.items() if k != "method"})
-        self.method_state, self.steps = dict(own["state"]), own["steps"]
+        self.method_state, self.steps = dict(stored["state"]), stored["steps"]
 
     def _require_all_parameters(self) -> None:
         held = {id(p) for g in self.base.param_groups for p in g["params"]}
@@ -226,7 +231,7 @@ class _ClosureStep(Step):
         self._closure = closure
         self._averaged = isinstance(model, nn.parallel.DistributedDataParallel)
         local = self._averaged and not task.synchronized
-        self._communication = model.no_sync if local else contextlib.nullcontext
+        self._communication: Any = model.no_sync if local else contextlib.nullcontext
 
     def forward(self, **_: Any) -> Pass:
         raise self._unseen()

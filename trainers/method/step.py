@@ -149,7 +149,8 @@ class Step:
         self.size = sum(sizes) if self.shared else batch.size
         self.sizes, self.overflow = sizes, None if task.scaler is None else torch.zeros((), device=task.device)
         self._indices, self._group = indices, group
-        self._statistics_moved, self._random = False, None
+        self._statistics_moved = False
+        self._random: dict[str, Tensor] | None = None
 
     # -- what a method knows ---------------------------------------------------------------------------------------
 
@@ -195,7 +196,7 @@ class Step:
         return self._rows(torch.topk(values, k, sorted=False).indices, k)
 
     def sample(self, k: int, name: str) -> Rows:
-        """K random examples of the scope, without replacement."""
+        """Draw k examples of the scope, without replacement."""
         name = f"{name}:{self._group}" if self._group else name
         chosen = torch.randperm(self.size, generator=self.generator(name))[:k]
         return self._rows(chosen.to(self.task.device, non_blocking=True), k)

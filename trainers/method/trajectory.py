@@ -23,8 +23,8 @@ def check(strength: float, tau: float, recipe: str, start: float) -> None:
     require(0 <= start <= 1, f"start is a share of the run, from 0 to 1, received {start}")
     if recipe not in RECIPES:
         raise unknown("recipe", recipe, RECIPES)
-    own = "recipe=paper adds the term after 5 epochs"
-    require(recipe == "scaled" or start == START, f"start={start} and {own}: choose one")
+    fixed = "recipe=paper adds the term after 5 epochs"
+    require(recipe == "scaled" or start == START, f"start={start} and {fixed}: choose one")
 
 
 def started(context: Context, recipe: str, start: float) -> bool:

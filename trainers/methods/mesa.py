@@ -94,7 +94,7 @@ class MESA(Method):
         return step.backward(objective=objective)
 
     def after_step(self, step: Step, state: State) -> None:
-        """V <- decay v + (1 - decay) w, in place: no step that is taken back comes here."""
+        """Move the average, v <- decay v + (1 - decay) w, in place: a step that is taken back never comes here."""
         average, now = state["average"], step.task.named_tensors()
         moving = [name for name, tensor in now.items() if tensor.is_floating_point()]
         with torch.no_grad():

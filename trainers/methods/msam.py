@@ -69,6 +69,6 @@ class MSAM(Method):
     def _momentum(step: Step) -> list[Tensor]:
         optimizer = step.task.optimizer
         assert optimizer is not None
-        found = [optimizer.state.get(p, {}) for p in step.parameters]
-        buffers = [s.get("momentum_buffer", s.get("exp_avg")) for s in found]
+        states = [optimizer.state.get(p, {}) for p in step.parameters]
+        buffers = [s.get("momentum_buffer", s.get("exp_avg")) for s in states]
         return [torch.zeros_like(p) if b is None else b for p, b in zip(step.parameters, buffers, strict=True)]

@@ -59,5 +59,5 @@ class SAMON(Method):
 
 
 def _of_norms(task: Task) -> list[Tensor]:
-    own = {id(p) for m in task.model.modules() if isinstance(m, NORM_LAYERS) for p in m.parameters(recurse=False)}
-    return [p for p in task.parameters if id(p) in own]
+    affine = {id(p) for m in task.model.modules() if isinstance(m, NORM_LAYERS) for p in m.parameters(recurse=False)}
+    return [p for p in task.parameters if id(p) in affine]

@@ -75,8 +75,8 @@ class SSAM(Method):
         if self.mask not in MASKS:
             raise unknown("mask", self.mask, MASKS)
         other, name = ("dynamic", "drop") if self.mask == "fisher" else ("fisher", "samples")
-        own = getattr(self, name) == getattr(SSAM, name)
-        require(own, f"{name}={getattr(self, name)} belongs to mask={other}, the mask is {self.mask}: leave it out")
+        untouched = getattr(self, name) == getattr(SSAM, name)
+        require(untouched, f"{name}={getattr(self, name)} belongs to mask={other}, the mask is {self.mask}: leave it out")
 
     def init(self, task: Task, context: Context) -> State:
         """The first mask. Masks are refreshed at the first step of every `every`-th epoch after that."""

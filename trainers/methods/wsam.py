@@ -49,7 +49,7 @@ class WSAM(Method):
 
     @property
     def factor(self) -> float:
-        """Gamma / (1 - gamma)."""
+        """Weight of the sharpness term, gamma / (1 - gamma)."""
         return self.gamma / (1 - self.gamma)
 
     def init(self, task: Task, context: Context) -> State:
@@ -75,7 +75,7 @@ class WSAM(Method):
         return clean
 
     def after_step(self, step: Step, state: State) -> None:
-        """W <- w - lr gamma / (1 - gamma) (g2 - g1)."""
+        """Take the second step, w <- w - lr gamma / (1 - gamma) (g2 - g1)."""
         if not self.decoupled:
             return
         rates = _rates(step)
