@@ -15,7 +15,7 @@ from landscape.registry import Registry
 
 __version__ = "0.1.0"
 
-MEASURES = Registry("landscape.measures", "measure")
+MEASURES: Registry[Any] = Registry("landscape.measures", "measure")
 
 # Public name -> the module that defines it.
 _HOMES = {

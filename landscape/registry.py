@@ -68,7 +68,7 @@ class Entry:
         return by_name[name.replace("-", "_")]
 
 
-class Registry(Mapping[str, Any]):
+class Registry(Mapping[str, T]):
     """The entries of a package, by name: ``METHODS["sam"]`` imports trainers/methods/sam.py and returns its class."""
 
     def __init__(self, package: str, kind: str) -> None:
@@ -94,7 +94,7 @@ class Registry(Mapping[str, Any]):
             raise unknown(self.kind, name, self.entries)
         return self.entries[name]
 
-    def __getitem__(self, name: str) -> Any:
+    def __getitem__(self, name: str) -> T:
         entry = self.entry(name)
         return getattr(importlib.import_module(f"{self.package}.{entry.file.stem}"), entry.symbol)
 

@@ -7,23 +7,34 @@
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from landscape.registry import Registry
 
-METHODS = Registry("trainers.methods", "method")
+if TYPE_CHECKING:
+    from trainers.loop.loop import Run, train
+    from trainers.method.context import Context, Pass, Rows
+    from trainers.method.method import Method
+    from trainers.method.optimizer import MethodOptimizer
+    from trainers.method.step import Step
+    from trainers.method.task import Task
+
+__all__ = ["METHODS", "Context", "Method", "MethodOptimizer", "Pass", "Rows", "Run", "Step", "Task", "train"]
+
+METHODS: Registry[Callable[..., Method]] = Registry("trainers.methods", "method")
 
 # Public name -> the module that defines it; imported when first used, so that --help does not wait for torch.
 _HOMES = {
     "train": "loop.loop",
     "Run": "loop.loop",
-    "Context": "method.method",
+    "Context": "method.context",
     "Method": "method.method",
     "MethodOptimizer": "method.optimizer",
-    "Pass": "method.method",
-    "Rows": "method.method",
-    "Step": "method.method",
-    "Task": "method.method",
+    "Pass": "method.context",
+    "Rows": "method.context",
+    "Step": "method.step",
+    "Task": "method.task",
 }
 
 
@@ -34,4 +45,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted(["METHODS", *_HOMES])
+    return sorted(__all__)

@@ -7,6 +7,7 @@ synthetic data are drawn from.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,7 @@ from landscape.registry import Registry
 if TYPE_CHECKING:
     from torch import Tensor
 
-DATA = Registry("trainers.data", "dataset")
+DATA: Registry[Callable[..., Arrays]] = Registry("trainers.data", "dataset")
 
 
 @dataclass(frozen=True)

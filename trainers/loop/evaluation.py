@@ -10,7 +10,7 @@ from landscape.problem.batches import Batch
 from trainers.data.datasets import Data, load_data
 from trainers.loop.settings import Settings
 from trainers.method import network
-from trainers.method.step import sum_over_processes
+from trainers.method.averages import sum_over_processes
 from trainers.names import parse_name
 
 EVALUATION_BATCH = 1024

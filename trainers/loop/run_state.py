@@ -12,7 +12,7 @@ from landscape.errors import InputError
 from trainers.loop.run_directory import plain
 from trainers.method import network
 from trainers.method.method import State
-from trainers.method.step import Task
+from trainers.method.task import Task
 
 
 @dataclass

@@ -18,7 +18,6 @@ with the passes that `trainers.method.step.Step` offers.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -26,10 +25,12 @@ import torch
 from torch import Tensor
 
 from landscape.errors import InputError
+from trainers.method.averages import joined, mean, mean_over_processes
 from trainers.method.context import Context, Examples, Pass, Rows
-from trainers.method.step import Step, Task, sum_over_processes
+from trainers.method.step import Step
+from trainers.method.task import Task
 
-__all__ = ["Context", "Examples", "Method", "Pass", "Rows", "State", "Step", "Task", "mean", "require"]
+__all__ = ["Context", "Examples", "Method", "Pass", "Rows", "State", "Step", "Task", "require"]
 
 State = dict[str, Any]
 """What a method remembers between steps: tensors, numbers, text, lists and dicts (with text keys) of them."""
@@ -99,9 +100,9 @@ class Method:
         result = self.compute(step, state) if task.group_size is None else self._grouped(step, state)
         if task.world > 1 and not step.shared:
             share = step.batch.size / sum(step.sizes)
-            step.leave(_over_processes(step.gradients(), share))
-            state.update({k: _over_processes(v, share) for k, v in state.items() if v is not before.get(k)})
-            step.memory.update({k: _over_processes(v, share) for k, v in step.memory.items()})
+            step.leave(mean_over_processes(step.gradients(), share))
+            state.update({k: mean_over_processes(v, share) for k, v in state.items() if v is not before.get(k)})
+            step.memory.update({k: mean_over_processes(v, share) for k, v in step.memory.items()})
             if step.overflow is not None:  # a step is skipped by all processes or by none
                 torch.distributed.all_reduce(step.overflow, torch.distributed.ReduceOp.MAX)
         if step.overflow is not None:
@@ -135,43 +136,10 @@ class Method:
         step.memory.update(merged["memory"])
         for buffer, value in zip(buffers, merged["buffers"], strict=True):
             buffer.copy_(value)
-        return _joined(passes)
+        return joined(passes)
 
 
 def require(holds: bool, message: str) -> None:
     """Raise InputError unless the condition holds; the message says what was received and what is needed."""
     if not holds:
         raise InputError(message)
-
-
-def mean(values: Sequence[Any], weights: Sequence[float]) -> Any:
-    """Weighted mean of numbers and floating tensors in equal trees; what cannot be averaged is taken from the last."""
-    last = values[-1]
-    if all(v is last for v in values):
-        return last
-    if isinstance(last, dict):
-        return {k: mean([v[k] for v in values if k in v], weights) for k in last}
-    if isinstance(last, list | tuple):
-        return [mean(column, weights) for column in zip(*values, strict=True)]
-    if isinstance(last, float) or (isinstance(last, Tensor) and last.is_floating_point()):
-        return sum(v * w for v, w in zip(values, weights, strict=True))
-    return last
-
-
-def _over_processes(value: Any, share: float) -> Any:
-    """Mean over processes of a list of floating tensors, each weighted by its share; anything else as it is."""
-    tensors = isinstance(value, list) and all(isinstance(v, Tensor) and v.is_floating_point() for v in value)
-    if not tensors or not value:
-        return value
-    scaled = list(torch._foreach_mul(value, share))
-    sum_over_processes(scaled)
-    return scaled
-
-
-def _joined(passes: Sequence[Pass]) -> Pass:
-    sizes = [p.size for p in passes]
-    loss = mean([p.loss for p in passes], [n / sum(sizes) for n in sizes])
-    losses = [p.example_losses for p in passes]
-    target = torch.cat([p.target for p in passes]) if isinstance(passes[0].target, Tensor) else None
-    together = None if losses[0] is None else torch.cat(losses)  # type: ignore[arg-type]
-    return Pass(loss, torch.cat([p.logits for p in passes]), target, together)

@@ -18,22 +18,19 @@ and are driven by `trainers.Task` instead.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from landscape.errors import InputError
-from landscape.problem.batches import Batch
 from trainers.loop.run_directory import plain
-from trainers.method import network
-from trainers.method.context import Context, Pass
-from trainers.method.method import Method, mean
-from trainers.method.step import Step, Task
-
-Closure = Callable[[], Any]
+from trainers.method.averages import mean
+from trainers.method.closure import Closure, ClosureStep
+from trainers.method.context import Context
+from trainers.method.method import Method
+from trainers.method.step import Step
+from trainers.method.task import Task
 
 
 class MethodOptimizer(torch.optim.Optimizer):
@@ -148,7 +145,7 @@ class MethodOptimizer(torch.optim.Optimizer):
             self._state_before, self._share = dict(self.method_state), 0.0
         last = self._last if add else None
         before = [] if last is None else last.gradients()
-        step, state = _ClosureStep(self.task, self.model, closure, self.context()), dict(self._state_before)
+        step, state = ClosureStep(self.task, self.model, closure, self.context()), dict(self._state_before)
         result = self.method.gradient(step, state)
         self._share += share
         if last is not None:  # as m-groups: each starts from the same state, and the states are averaged
@@ -221,53 +218,3 @@ class MethodOptimizer(torch.optim.Optimizer):
                 f"the base optimizer does not hold {absent[0]}: build it from model.parameters(), or set "
                 "requires_grad=False on what is not trained"
             )
-
-
-class _ClosureStep(Step):
-    """A step whose only pass is the user's closure."""
-
-    def __init__(self, task: Task, model: nn.Module, closure: Closure, context: Context) -> None:
-        super().__init__(task, Batch((), {}, None, 1), context, None, (1,) * task.world)
-        self._closure = closure
-        self._averaged = isinstance(model, nn.parallel.DistributedDataParallel)
-        local = self._averaged and not task.synchronized
-        self._communication: Any = model.no_sync if local else contextlib.nullcontext
-
-    def forward(self, **_: Any) -> Pass:
-        raise self._unseen()
-
-    def outputs_with(self, tensors: dict[str, Tensor]) -> Tensor:
-        raise self._unseen()
-
-    def backward(self, *, rows: Any = None, objective: Any = None, inputs: Any = None, statistics: Any = None) -> Pass:
-        if rows is not None or objective is not None:
-            raise self._unseen()
-        for parameter in self.parameters:
-            parameter.grad = None
-        moves = not self._statistics_moved if statistics is None else statistics
-        self._statistics_moved |= moves
-        if self.task.same_masks:
-            self._align_masks()
-        frozen = network.frozen_statistics(() if moves else self.task.norms)
-        with frozen, self._communication(), torch.enable_grad():
-            loss = self._closure()
-        if not isinstance(loss, Tensor):
-            raise InputError(
-                f"the closure returned {type(loss).__name__}: it must return the loss it called backward on"
-            )
-        if inputs is not None:
-            kept = {id(p) for p in inputs}
-            for parameter in self.parameters:
-                parameter.grad = parameter.grad if id(parameter) in kept else None
-        self._finish(self.parameters if inputs is None else inputs)
-        return Pass(loss.detach(), torch.zeros(0, device=self.task.device), None)
-
-    def _reduce(self, inputs: Any) -> None:
-        if not self.shared or self._averaged:
-            return
-        super()._reduce(inputs)
-        torch._foreach_div_([p.grad for p in inputs], self.task.world)
-
-    @staticmethod
-    def _unseen() -> InputError:
-        return InputError("a method that looks at the batch itself must say needs_batch = True: a closure hides it")

@@ -1,123 +1,25 @@
-"""Task and Step: what a method gets, and the passes that it may make.
-
-What is taken care of here, once for all methods: the mean over the batch, processes, mixed precision, weight decay
-inside the perturbed loss, BatchNorm statistics, equal dropout masks in all passes of a step, and the count of forward
-and backward examples.
-"""
+"""Step: the passes that a method may make on one batch."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from landscape import processes
 from landscape.ball.perturbation import perturbed
 from landscape.errors import InputError
-from landscape.problem.batches import Batch, as_batch
-from landscape.problem.parameters import Parameters
-from landscape.problem.problem import Passes
+from landscape.problem.batches import Batch
 from landscape.random import stream
 from trainers.method import network
-from trainers.method.batch_norm import ONE_VALUE, SynchronizedBatchNorm
+from trainers.method.averages import sum_over_processes
+from trainers.method.batch_norm import ONE_VALUE
 from trainers.method.context import Context, Pass, Rows
 
-PRECISIONS = ("float32", "bfloat16", "float16")
-
-
-class Task:
-    """What is trained and how its passes are made; built once a run.
-
-    Args:
-        model: the network, wrapped in DistributedDataParallel or not. Gradients are summed over the processes here,
-            after the passes that need it: DDP's hooks would fire in every pass of a step.
-        loss: loss(outputs, targets) with one value an example (reduction="none"), or a mean-reduced scalar, which
-            serves the methods that neither rank nor weigh examples. None: the model returns its own, `outputs.loss`.
-        optimizer: the base optimizer, for methods that read its momentum.
-        precision: "float32" (no autocast), "bfloat16" or "float16".
-        scaler: a torch.amp.GradScaler. Methods see unscaled gradients; the one they leave is scaled again, as
-            `scaler.step` expects it, and is nan if a gradient of any pass was not finite, so that the step is skipped.
-        decay: L2 coefficients that belong to the perturbed loss ("weight decay inside"), one a parameter tensor: each
-            pass adds decay * w to the gradient. None leaves the decay to the optimizer ("outside").
-        group_size: m of m-sharpness: the batch is divided into groups of m examples, each with its own perturbation.
-        synchronized: with several processes, one perturbation for the global batch (True) or one a process.
-        same_masks: dropout draws the same masks in every pass of a step, as the authors' JAX code of SAM does.
-    """
-
-    def __init__(
-        self,
-        model: nn.Module,
-        loss: Callable[[Any, Any], Tensor] | None,
-        *,
-        optimizer: torch.optim.Optimizer | None = None,
-        precision: str = "float32",
-        scaler: torch.amp.GradScaler | None = None,
-        decay: Sequence[float] | None = None,
-        group_size: int | None = None,
-        synchronized: bool = True,
-        same_masks: bool = True,
-    ) -> None:
-        if precision not in PRECISIONS:
-            raise InputError(f"precision must be one of {', '.join(PRECISIONS)}, received {precision!r}")
-        if group_size is not None and group_size < 1:
-            raise InputError(f"m must be at least 1 example a group, received {group_size}")
-        network.require_whole(model)
-        self.model, self.loss, self.optimizer = network.unwrapped(model), loss, optimizer
-        self.layout = Parameters.of(self.model)
-        named = dict(self.model.named_parameters())
-        self.parameters = [named[slot.name] for slot in self.layout]
-        self.device = self.parameters[0].device
-        self.precision = None if precision == "float32" else getattr(torch, precision)
-        self.scaler = scaler if scaler is not None and scaler.is_enabled() else None
-        self.group_size, self.synchronized = group_size, synchronized
-        self.norms = network.statistics_of(self.model)
-        self.meets = any(isinstance(m, SynchronizedBatchNorm) for m in self.model.modules())
-        self.places = network.Places(self.model)
-        self.same_masks = same_masks and network.draws_masks(self.model)
-        self.passes = Passes()
-        self.world, self.rank = processes.world(), processes.rank()
-        pairs = zip(self.parameters, decay or [0.0] * len(self.parameters), strict=True)
-        self.decayed = [(p, c) for p, c in pairs if c]
-
-    def step(
-        self,
-        batch: Any,
-        context: Context | None = None,
-        *,
-        indices: Tensor | None = None,
-        sizes: Sequence[int] | None = None,
-    ) -> Step:
-        """One optimization step on a batch.
-
-        Args:
-            batch: (inputs, targets), a dict as Hugging Face gives it, or a `Batch` of `landscape.problem`; this
-                process's.
-            context: where training stands.
-            indices: (n,) int64, the place of each example in the training set.
-            sizes: examples on each process; None means as many as here.
-        """
-        batch = batch if isinstance(batch, Batch) else as_batch(batch, keep_target=self.loss is None)
-        sizes = (batch.size,) * self.world if sizes is None else tuple(sizes)
-        return Step(self, batch, context or Context(), indices, sizes)
-
-    def named_tensors(self) -> dict[str, Tensor]:
-        """Parameters and buffers by dotted name: the model's own tensors, detached."""
-        named = [*self.model.named_parameters(), *self.model.named_buffers()]
-        return {name: tensor.detach() for name, tensor in named}
-
-    def autocast(self) -> Any:
-        """A fresh context a pass: its cache of cast weights must not outlive a perturbation."""
-        if self.precision is None:
-            return contextlib.nullcontext()
-        return torch.autocast(self.device.type, dtype=self.precision)
-
-    def scale(self) -> Tensor:
-        """The scaler's present factor, 0-dim, without a host synchronization."""
-        assert self.scaler is not None
-        return self.scaler.scale(torch.ones((), device=self.device))
+if TYPE_CHECKING:
+    from trainers.method.task import Task
 
 
 class Step:
@@ -364,16 +266,6 @@ class Step:
             start = sum(self.sizes[: self.task.rank])
             chosen = chosen[(chosen >= start) & (chosen < start + self.batch.size)] - start
         return Rows(chosen, total)
-
-
-def sum_over_processes(tensors: Sequence[Tensor]) -> None:
-    """Sum each tensor over all processes, in place, in one bucket a dtype."""
-    for dtype in {t.dtype for t in tensors}:
-        same = [t for t in tensors if t.dtype == dtype]
-        bucket = torch.cat([t.reshape(-1) for t in same])
-        torch.distributed.all_reduce(bucket)
-        pieces = bucket.split([t.numel() for t in same])
-        torch._foreach_copy_(same, [p.view_as(t) for p, t in zip(pieces, same, strict=True)])
 
 
 def _selected(batch: Batch, index: Tensor) -> Batch:

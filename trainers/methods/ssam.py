@@ -26,8 +26,8 @@ from landscape.problem.batches import Batch
 from landscape.random import stream
 from landscape.registry import register
 from trainers.method import network
+from trainers.method.averages import sum_over_processes
 from trainers.method.method import Context, Method, Pass, State, Step, Task, require
-from trainers.method.step import sum_over_processes
 
 MASKS = ("fisher", "dynamic")
 
@@ -75,8 +75,8 @@ class SSAM(Method):
         if self.mask not in MASKS:
             raise unknown("mask", self.mask, MASKS)
         other, name = ("dynamic", "drop") if self.mask == "fisher" else ("fisher", "samples")
-        untouched = getattr(self, name) == getattr(SSAM, name)
-        require(untouched, f"{name}={getattr(self, name)} belongs to mask={other}, the mask is {self.mask}: leave it out")
+        default = getattr(self, name) == getattr(SSAM, name)
+        require(default, f"{name}={getattr(self, name)} belongs to mask={other}, the mask is {self.mask}: leave it out")
 
     def init(self, task: Task, context: Context) -> State:
         """The first mask. Masks are refreshed at the first step of every `every`-th epoch after that."""

@@ -7,7 +7,7 @@ is made of ``nn.Module`` layers only, each activation an instance of its own, so
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from landscape.errors import InputError
@@ -17,7 +17,7 @@ from trainers.names import checked_arguments
 if TYPE_CHECKING:
     from torch import nn
 
-MODELS = Registry("trainers.models", "model")
+MODELS: Registry[Callable[..., nn.Module]] = Registry("trainers.models", "model")
 
 
 def build_model(

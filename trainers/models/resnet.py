@@ -179,9 +179,7 @@ def _cifar(
     if shortcut not in ("projection", "pad"):
         raise unknown("shortcut", shortcut, ("projection", "pad"))
     blocks, channels = ((depth - 2) // 6,) * 3, input_shape[0]
-    return ResNet(
-        BasicBlock, blocks, width, classes, channels, imagenet_stem=False, shortcut=shortcut, stride=stride
-    )
+    return ResNet(BasicBlock, blocks, width, classes, channels, imagenet_stem=False, shortcut=shortcut, stride=stride)
 
 
 @register("resnet20")

@@ -1,0 +1,73 @@
+"""A step whose only pass is a closure of the user's."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from landscape.errors import InputError
+from landscape.problem.batches import Batch
+from trainers.method import network
+from trainers.method.context import Context, Pass
+from trainers.method.step import Step
+from trainers.method.task import Task
+
+Closure = Callable[[], Any]
+"""Clears the gradients, computes the loss, calls backward and returns the loss."""
+
+
+class ClosureStep(Step):
+    """A step whose only pass is the user's closure."""
+
+    def __init__(self, task: Task, model: nn.Module, closure: Closure, context: Context) -> None:
+        super().__init__(task, Batch((), {}, None, 1), context, None, (1,) * task.world)
+        self._closure = closure
+        self._averaged = isinstance(model, nn.parallel.DistributedDataParallel)
+        local = self._averaged and not task.synchronized
+        self._communication: Any = model.no_sync if local else contextlib.nullcontext
+
+    def forward(self, **_: Any) -> Pass:
+        """Refused: a closure makes a whole pass."""
+        raise self._unseen()
+
+    def outputs_with(self, tensors: dict[str, Tensor]) -> Tensor:
+        """Refused: a closure hides the batch."""
+        raise self._unseen()
+
+    def backward(self, *, rows: Any = None, objective: Any = None, inputs: Any = None, statistics: Any = None) -> Pass:
+        """Call the closure; parts of the batch and other objectives are refused."""
+        if rows is not None or objective is not None:
+            raise self._unseen()
+        for parameter in self.parameters:
+            parameter.grad = None
+        moves = not self._statistics_moved if statistics is None else statistics
+        self._statistics_moved |= moves
+        if self.task.same_masks:
+            self._align_masks()
+        frozen = network.frozen_statistics(() if moves else self.task.norms)
+        with frozen, self._communication(), torch.enable_grad():
+            loss = self._closure()
+        if not isinstance(loss, Tensor):
+            raise InputError(
+                f"the closure returned {type(loss).__name__}: it must return the loss it called backward on"
+            )
+        if inputs is not None:
+            kept = {id(p) for p in inputs}
+            for parameter in self.parameters:
+                parameter.grad = parameter.grad if id(parameter) in kept else None
+        self._finish(self.parameters if inputs is None else inputs)
+        return Pass(loss.detach(), torch.zeros(0, device=self.task.device), None)
+
+    def _reduce(self, inputs: Any) -> None:
+        if not self.shared or self._averaged:
+            return
+        super()._reduce(inputs)
+        torch._foreach_div_([p.grad for p in inputs], self.task.world)
+
+    @staticmethod
+    def _unseen() -> InputError:
+        return InputError("a method that looks at the batch itself must say needs_batch = True: a closure hides it")
