@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Busy-waiting OpenMP threads on a shared machine cost up to 17x: let them sleep.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: install demo test test-slow test-gpu lint format bench figures docs clean
+.PHONY: install demo test test-slow test-gpu test-times lint format bench figures docs clean
 .DEFAULT_GOAL := install
 
 install: $(VENV)/.installed
@@ -32,6 +32,10 @@ test: install
 
 test-slow: install
 	$(BIN)/python -m pytest -m slow
+
+# The slowest twenty tests: where the suite's time goes.
+test-times: install
+	$(BIN)/python -m pytest --durations=20 --durations-min=0.5
 
 test-gpu: install
 	$(BIN)/python -m pytest -m gpu

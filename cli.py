@@ -13,6 +13,8 @@ from pathlib import Path
 
 import click
 
+import landscape
+
 ORDER = ("train", "analyze", "surface", "path", "invariance", "figures", "data", "export", "list")
 FILES = {p.stem for p in (Path(__file__).parent / "commands").glob("*.py")} - {"__init__", "options"}
 # As a user meets them; a new file in commands/ is a command without being listed here.
@@ -44,7 +46,7 @@ class Door(click.Group):
 
 
 @click.group(cls=Door, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
-@click.version_option(package_name="landscape")
+@click.version_option(landscape.__version__, prog_name="landscape")
 def door() -> None:
     """Loss landscapes: train, measure sharpness and curvature, draw surfaces; every number with its error."""
 

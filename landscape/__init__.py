@@ -13,7 +13,7 @@ from typing import Any
 
 from landscape.registry import Registry
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 
 MEASURES: Registry[Any] = Registry("landscape.measures", "measure")
 

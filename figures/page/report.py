@@ -11,10 +11,11 @@ import base64
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from importlib import metadata, resources
+from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import landscape
 from figures.page.formatting import count, duration, number, percent
 from figures.page.grids import Check, grids
 from figures.page.invariance_table import invariance_tables
@@ -105,7 +106,7 @@ def render(analyses: Sequence[Analysis], *, command: str = "", differences: Diff
         sections=[*names, Section("provenance", "Provenance", "", [], [], [])],
         invariance=tables,
         command=command,
-        version=_version(),
+        version=landscape.__version__,
         css=Markup(source["report.css"]),
         early=Markup(early),
         plotly=Markup(plotly),
@@ -123,13 +124,6 @@ def embedded(data: Any) -> str:
 
 def _hash(script: str) -> str:
     return "'sha256-" + base64.b64encode(bytes.fromhex(digest.of_parts([script]))).decode() + "'"
-
-
-def _version() -> str:
-    try:
-        return metadata.version("landscape")
-    except metadata.PackageNotFoundError:
-        return ""
 
 
 def _sections(drawn: Sequence[Plot], analyses: Sequence[Analysis]) -> list[Section]:
