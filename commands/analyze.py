@@ -71,8 +71,7 @@ def command(checkpoints: tuple[str, ...], **given: Any) -> None:
     analyses = []
     for subject, name in zip(subjects, names, strict=True):
         prefix = f"{name}/" if len(paths) > 1 else ""
-        show = not given["quiet"]
-        analyses.append(analysis.analyze(subject, name, store, wanted, prefix=prefix, command=again, progress=show))
+        analyses.append(analysis.analyze(subject, name, store, wanted, prefix=prefix, command=again))
     analysis.write_summary(out / "summary.json", analyses)
     static.write(analyses, out / "figures")
     paired = differences.paired(analyses)

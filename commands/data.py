@@ -25,9 +25,9 @@ def list_() -> None:
 @click.argument("name")
 @options.data_dir
 @options.quiet
-def fetch_(name: str, data_dir: str | None, quiet: bool) -> None:
+def fetch_(name: str, data_dir: str | None) -> None:
     """Download the official files of a data set and check them against pinned checksums."""
     from trainers.data.files import fetch
 
-    for path in fetch(name, data_dir, progress=not quiet):
+    for path in fetch(name, data_dir):
         click.echo(path)

@@ -10,6 +10,7 @@ import click
 
 from commands import options
 from landscape.errors import InputError
+from landscape.progress import is_shown
 
 
 @click.command("figures")
@@ -43,7 +44,6 @@ def command(
     out: str | None,
     data_dir: str | None,
     device: str | None,
-    quiet: bool,
 ) -> None:
     """Make the papers' figures and tables again: train, measure, draw, and judge each claim.
 
@@ -76,10 +76,9 @@ def command(
         device=place,
         workers=processes,
         data_dir=data_dir,
-        progress=not quiet,
     )
     for note in dict.fromkeys(FIGURES[name]().note(study) for name in chosen):
-        if note and not quiet:
+        if note and is_shown():
             click.echo(f"landscape: {note}", err=True)
     try:
         make(chosen, study, directory, click.echo)

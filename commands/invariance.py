@@ -63,9 +63,7 @@ def command(checkpoint: str | None, **given: Any) -> None:
     options.check_writable(out)
     arguments = {k: given[k] for k in ("transforms", "low", "high", "seed")}
     journal = Journal(out / "invariance.partial.jsonl", resume=given["resume"])
-    result = rescaling_invariance(
-        problem, **arguments, settings=settings, hints=hints, journal=journal, progress=not given["quiet"]
-    )
+    result = rescaling_invariance(problem, **arguments, settings=settings, hints=hints, journal=journal)
     results.save(out / "invariance.h5", {"invariance": result}, facts)
     content = {**result.summary(), **facts, "provenance": results.plain(result.provenance)}
     write_json(out / "invariance.json", content)

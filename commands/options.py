@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from landscape.errors import InputError
+from landscape.progress import shown
 
 if TYPE_CHECKING:
     import torch
@@ -21,7 +22,14 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 device = click.option("--device", default=None, help="cpu, cuda, cuda:1, ...; default: cuda where there is one.")
 seed = click.option("--seed", default=0, show_default=True, help="Seed of every draw.")
-quiet = click.option("--quiet", is_flag=True, help="No progress.")
+
+
+def _show_progress(context: click.Context, parameter: click.Parameter, quiet: bool) -> None:
+    if not context.resilient_parsing:
+        context.with_resource(shown(not quiet))
+
+
+quiet = click.option("--quiet", is_flag=True, expose_value=False, callback=_show_progress, help="No progress.")
 json = click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON on stdout.")
 data_dir = click.option(
     "--data-dir", type=click.Path(), default=None, help="Where data files lie; default $LANDSCAPE_DATA."

@@ -46,7 +46,7 @@ def command(context: click.Context, first: str, second: str, **given: Any) -> No
         other = options.build_subject(Path(first), {**given, "split": split}).problem
         others = {split: one.problem.with_batches(list(other.batches))}
     chosen = {k: given[k] for k in ("curve", "aligned", "points", "epochs", "lr", "seed")}
-    result = landscape.path(one.problem, two.problem, others=others, progress=not given["quiet"], **chosen)
+    result = landscape.path(one.problem, two.problem, others=others, **chosen)
     result.save(out / "path.h5", "path")
     hashes = {first: one.sha256, second: two.sha256}
     content = {"checkpoints": hashes, "path": result.summary()}

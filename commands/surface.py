@@ -98,7 +98,7 @@ def command(checkpoints: tuple[str, ...], **given: Any) -> None:
 def _arguments(given: dict[str, Any]) -> dict[str, Any]:
     names = ("directions", "radius", "seed", "dimensions", "spacing", "biases")
     found = {k: given[k] for k in names}
-    found |= {"grid": _grid(given["grid"]), "center": not given["no_center"], "progress": not given["quiet"]}
+    found |= {"grid": _grid(given["grid"]), "center": not given["no_center"]}
     found |= {"gradient_norm": given["gradient_norm"], "curvature": given["curvature"]}
     found |= {"precision": given["precision"], "ranges": [_range(r) for r in given["ranges"]] or None}
     return found
@@ -125,7 +125,7 @@ def _profiles(problem: Any, arguments: dict[str, Any], given: dict[str, Any]) ->
 
     if arguments["ranges"] or not arguments["center"] or arguments["gradient_norm"] or arguments["curvature"]:
         raise InputError("a band takes --radius, --grid and --spacing; no --range, --no-center or maps")
-    kept = ("directions", "radius", "grid", "seed", "spacing", "biases", "progress")
+    kept = ("directions", "radius", "grid", "seed", "spacing", "biases")
     counts = {k: given[k] for k in ("draws", "subsets")}
     return landscape.profiles(problem, **{k: arguments[k] for k in kept}, **counts)
 

@@ -84,7 +84,7 @@ _FACTS = {"source": "Defaults", "cost": "Passes a step", "statistics": "BatchNor
 
 def _train(entry: Entry, own_names: set[str], given: dict[str, Any]) -> None:
     out = Path(given.pop("out") or f"runs/{entry.name}")
-    resume, quiet, device = given.pop("resume"), given.pop("quiet"), given.pop("device")
+    resume, device = given.pop("resume"), given.pop("device")
     if resume:
         given = _completed(out, given)
     own = {k: v for k, v in given.items() if k in own_names}
@@ -95,7 +95,7 @@ def _train(entry: Entry, own_names: set[str], given: dict[str, Any]) -> None:
 
     with options.processes(device) as (place, rank):
         method = METHODS[entry.name](**own)
-        run = train(method, out=out, resume=resume, device=place, progress=not quiet, **settings)
+        run = train(method, out=out, resume=resume, device=place, **settings)
     if rank == 0:
         _report(run)
 

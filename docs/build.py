@@ -44,7 +44,7 @@ def _section(entry: Entry) -> str:
     ]
     if entry.options:
         lines += ["| option | default | meaning |", "| --- | --- | --- |"]
-        lines += [f"| `{o.name}` | `{o.default!r}` | {_cell(o.help)} |" for o in entry.options if o.name != "progress"]
+        lines += [f"| `{o.name}` | `{o.default!r}` | {_cell(o.help)} |" for o in entry.options]
     return "\n".join([*lines, ""])
 
 

@@ -24,6 +24,7 @@ from figures.paper.matched_loss import at_equal_loss, shorter
 from figures.study import recipes
 from figures.study.study import Computation, Study, Training
 from landscape import statistics
+from landscape.progress import shown
 
 RADII = (0.05, 0.2)
 
@@ -136,7 +137,7 @@ def main() -> None:
     parser.add_argument("--data-dir")
     given = parser.parse_args()
     preset = "middle" if given.images else "quick"
-    place = {"workers": given.workers, "data_dir": given.data_dir, "progress": True}
+    place = {"workers": given.workers, "data_dir": given.data_dir}
     study, seeds = Study(f"{given.out}/study", preset, **place), list(range(given.seeds))
     variants = IMAGES
     if not given.images:
@@ -144,7 +145,8 @@ def main() -> None:
     needed = [*variants, *(Variant("sgd", {}, v.settings) for v in variants)]
     tasks = [computation(study, training(study, v, s, given.images), given.images) for v in needed for s in seeds]
     tasks += [c for v in variants for s in seeds for c in runs_of_sgd(study, v.settings, s, given.images)]
-    study.run(tasks)
+    with shown():
+        study.run(tasks)
     header = ["", "epochs", "training loss (SGD's)", "test accuracy (%)", "minus SGD's", "S(0.05) / SGD's"]
     header += [
         "S(0.2) / SGD's",

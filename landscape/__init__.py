@@ -47,7 +47,7 @@ _HOMES = {
 }
 # Modules that are part of the public surface.
 _MODULES = {
-    **{name: name for name in ("checkpoint", "errors", "measures", "random", "results", "surfaces")},
+    **{name: name for name in ("checkpoint", "errors", "measures", "progress", "random", "results", "surfaces")},
     "rescaling": "invariance.rescaling",
 }
 

@@ -112,7 +112,6 @@ def requests(texts: Sequence[str], rho: Sequence[float] = (), **common: Any) -> 
             if value is not None and key in options and key not in given:
                 given[key] = value
         arguments = checked_arguments(entry, given)
-        arguments.pop("progress", None)
         taken = {r.key for r in found}
         found.append(Request(name if name not in taken else text, name, arguments))
         if found[-1].key in taken:
@@ -181,7 +180,6 @@ def analyze(
     *,
     prefix: str = "",
     command: str = "",
-    progress: bool = False,
 ) -> Analysis:
     """Compute (or take from the store) the wanted measures of one checkpoint.
 
@@ -192,7 +190,6 @@ def analyze(
         wanted: measures; `surface` is one of them.
         prefix: of the groups in the store, "" or "label/".
         command: what the user typed.
-        progress: show bars.
     """
     problem = subject.problem
     provenance = {**problem.provenance(), "checkpoint_sha256": subject.sha256, "sample_seed": subject.seed}
@@ -213,7 +210,7 @@ def analyze(
         name = prefix + request.key
         result = store.get(name, settings)
         if result is None:
-            result = _compute(request, problem, store, name, progress)
+            result = _compute(request, problem, store, name)
             result = dataclasses.replace(result, provenance={**result.provenance, **provenance})
             store.put(name, result, settings)
         found[request.key] = result
@@ -269,13 +266,13 @@ def _examples(problem: Problem) -> dict[str, np.ndarray]:
     return found if any(h is None for h in hits) else found | {"accuracy": torch.cat(hits).double().cpu().numpy()}
 
 
-def _compute(request: Request, problem: Problem, store: Store, name: str, progress: bool) -> Result:
+def _compute(request: Request, problem: Problem, store: Store, name: str) -> Result:
     if request.measure == SURFACE:
         # Its points are journaled beside the file as they are finished: a killed analysis goes on within the surface.
         store.claim()
         kept = {"file": store.path, "name": name, "replace_other": True}
-        return landscape.surface(problem, **request.arguments, **kept, progress=progress)
-    result = MEASURES[request.measure](problem, **request.arguments, progress=progress)
+        return landscape.surface(problem, **request.arguments, **kept)
+    result = MEASURES[request.measure](problem, **request.arguments)
     vectors = getattr(result, "vectors", None)
     if vectors is not None and vectors.numel() > KEPT_VECTOR_ENTRIES:
         return dataclasses.replace(result, vectors=None)  # type: ignore[call-arg]

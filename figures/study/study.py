@@ -61,7 +61,6 @@ class Study:
         device: where networks are trained and measured.
         workers: processes that share the tasks; trainings in one process with 1.
         data_dir: where data files lie.
-        progress: show a bar over all tasks.
     """
 
     def __init__(
@@ -73,13 +72,12 @@ class Study:
         device: str = "cpu",
         workers: int = 1,
         data_dir: str | None = None,
-        progress: bool = False,
     ) -> None:
         if isinstance(preset, str):
             if preset not in PRESETS:
                 raise unknown("preset", preset, PRESETS)
             preset = PRESETS[preset]
-        self.directory, self.preset, self.progress = Path(directory), preset, progress
+        self.directory, self.preset = Path(directory), preset
         self._seeds, self._workers = seeds, workers
         self._place = {"device": device, "data_dir": data_dir}
 
@@ -185,7 +183,7 @@ class Study:
         """
         missing = self.missing(tasks)
         jobs = [Job(t, self.path(t), [self.path(n) for n in needed(t)], self._place) for t in missing]
-        with Bar("figures", len(missing), show=self.progress) as bar:
+        with Bar("figures", len(missing)) as bar:
             for job, error in execute(jobs, self._workers):
                 bar.note(job.task.name)
                 bar.advance()

@@ -182,7 +182,6 @@ def lanczos(
     max_products: int = 500,
     capacity: int | None = None,
     verify: bool = False,
-    progress: bool = False,
 ) -> Eigenpairs:
     """Extreme eigenpairs of a symmetric operator by Lanczos with full reorthogonalization (Gram-Schmidt twice).
 
@@ -211,7 +210,6 @@ def lanczos(
         max_products: products allowed; then the pairs are returned with converged=False.
         capacity: basis vectors allowed; None is what fits in a quarter of the free memory.
         verify: look for missed eigenvalues, for a few more products.
-        progress: show a progress bar.
 
     Raises:
         InputError: an argument out of range, or a product that is not finite.
@@ -225,7 +223,7 @@ def lanczos(
         start = _mixed(start, like, generator, 0.01)
     elif hint is not None:
         start = _mixed(hint, like, generator, 1.0)
-    with Bar("Lanczos", None, show=progress) as bar:
+    with Bar("Lanczos", None) as bar:
         found = run.pairs(Factorization(matvec, like, generator, start), bar)
         return _verified(found, run, matvec, like, generator, bar) if verify else found
 

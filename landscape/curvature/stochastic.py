@@ -52,7 +52,6 @@ def trace(
     blocks: Sequence[int] | None = None,
     diagonal: bool = False,
     generator: torch.Generator,
-    progress: bool = False,
 ) -> TraceEstimate:
     """Trace of A from at most `probes` products with Rademacher vectors.
 
@@ -71,14 +70,13 @@ def trace(
         blocks: lengths of consecutive diagonal blocks (default: one).
         diagonal: also estimate the diagonal.
         generator: draws the probes.
-        progress: show a progress bar.
 
     Source: Hutchinson 1990; Meyer, Musco, Musco and Woodruff 2021 (arXiv 2010.09649).
     """
     _check(probes, target)
     lengths = list(blocks or [like.numel()])
     rank = min((probes - 1) // 3, like.numel(), _room(like)) if sketch else 0
-    with Bar("trace", probes, show=progress) as bar:
+    with Bar("trace", probes) as bar:
         low = _LowRank.of(matvec, like, rank, generator, bar)
         known = low.block_traces(lengths) if low else torch.zeros(len(lengths), dtype=torch.float64)
         total = low.diagonal() if low and diagonal else torch.zeros_like(like)
@@ -209,7 +207,6 @@ def quadrature(
     steps: int = 50,
     reorthogonalize: bool = True,
     generator: torch.Generator,
-    progress: bool = False,
 ) -> Quadrature:
     """Spectral density of A as weighted points, one set a Rademacher probe.
 
@@ -224,13 +221,12 @@ def quadrature(
         reorthogonalize: False keeps three vectors instead of `steps`: copies of converged values appear, which share
             their weight, so that the density suffers little.
         generator: draws the probes.
-        progress: show a progress bar.
 
     Source: Golub and Meurant 2010; Ghorbani 2019 (arXiv 1901.10159).
     """
     steps = min(steps, like.numel())
     nodes, weights, products = [], [], 0
-    with Bar("spectral density", probes * steps, show=progress) as bar:
+    with Bar("spectral density", probes * steps) as bar:
         for _ in range(probes):
             start = random.rademacher(like, generator)
             t = (

@@ -108,7 +108,6 @@ def rescaling_invariance(
     hints: Mapping[str, str] | None = None,
     seed: int = 0,
     journal: Journal | None = None,
-    progress: bool = False,
 ) -> Invariance:
     """Take every measure at random rescalings of a network that keep its function.
 
@@ -130,7 +129,6 @@ def rescaling_invariance(
         hints: for a model that cannot be traced, see `landscape.invariance.rescaling.find`.
         seed: of the factors.
         journal: keeps what is finished, so that an interrupted run goes on; default in memory only.
-        progress: show a progress bar.
 
     Returns:
         The values and their verdicts; without any measure where the network has no symmetry.
@@ -152,7 +150,7 @@ def rescaling_invariance(
     arguments = {"transforms": transforms, "low": low, "high": high, "seed": seed, **chosen}
     journal = journal or Journal()
     start = time.perf_counter()
-    with problem.counting() as cost, Bar("rescalings", 3 * transforms + 1, show=progress) as bar:
+    with problem.counting() as cost, Bar("rescalings", 3 * transforms + 1) as bar:
         symmetries = rescaling.find(
             problem.model, _example(problem), parameters=problem.parameters, hints=hints, batch_norm=problem.batch_norm
         )

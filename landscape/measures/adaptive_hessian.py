@@ -23,7 +23,6 @@ def adaptive_top_eigenvalues(
     hvp: str = "double-backward",
     max_hvps: int = 500,
     seed: int = 0,
-    progress: bool = False,
 ) -> TopEigenvalues:
     """Extreme eigenvalues of T H T, T the diagonal of adaptive sharpness, with error bounds.
 
@@ -45,7 +44,6 @@ def adaptive_top_eigenvalues(
         hvp: "double-backward", "compiled" (torch.compile), or "differences" for models without second derivative.
         max_hvps: products allowed; then converged is False.
         seed: draws the start vector.
-        progress: show a progress bar.
     """
     return top_eigenvalues(
         problem,
@@ -59,5 +57,4 @@ def adaptive_top_eigenvalues(
         hvp=hvp,
         max_hvps=max_hvps,
         seed=seed,
-        progress=progress,
     )

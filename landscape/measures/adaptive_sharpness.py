@@ -27,7 +27,6 @@ def adaptive_sharpness(
     logit_normalization: bool = False,
     subsets: int = 0,
     seed: int = 0,
-    progress: bool = False,
 ) -> Sharpness:
     """Rise of the loss after one ascent step in a ball whose shape follows the weights; the worst case beside it.
 
@@ -50,7 +49,6 @@ def adaptive_sharpness(
             the scale of the last layer does not matter.
         subsets: 95% confidence interval of `value` from this many disjoint random subsets; 0 for none.
         seed: seed of the random starts and of the division into subsets.
-        progress: show a progress bar.
 
     Returns:
         Sharpness with `value`, `sharpness` (rho,), `worst_case` (None for other p), `restarts`, `restart_spread`.
@@ -74,6 +72,4 @@ def adaptive_sharpness(
     }
     ascents = positive("steps", steps) if not one_step_only and float(p) in (2.0, math.inf) else None
     setting = Setting(rho, p, Scaling.of(scaling, biases, eta), m, subsets, ascents, restarts, seed)
-    return ball_sharpness(
-        normalized(problem, logit_normalization), setting, arguments, value="one_step", progress=progress
-    )
+    return ball_sharpness(normalized(problem, logit_normalization), setting, arguments, value="one_step")

@@ -62,7 +62,6 @@ def average_sharpness(
     logit_normalization: bool = False,
     subsets: int = 0,
     seed: int = 0,
-    progress: bool = False,
 ) -> AverageSharpness:
     """Expected rise of the loss under noise in every direction.
 
@@ -85,7 +84,6 @@ def average_sharpness(
             the scale of the last layer does not matter.
         subsets: 95% confidence interval from this many disjoint random subsets of the examples; 0 for none.
         seed: seed of the draws and of the division into subsets.
-        progress: show a progress bar.
 
     Returns:
         AverageSharpness with `value`, `sharpness` (rho,), `stderr`, `rms_norm`.
@@ -114,7 +112,7 @@ def average_sharpness(
     noise = Noise(scaled_ball(problem, setting.p, chosen), draws, antithetic, seed)
     with (
         problem.counting() as cost,
-        Bar("average sharpness", draws * setting.work(problem.examples), show=progress) as bar,
+        Bar("average sharpness", draws * setting.work(problem.examples)) as bar,
     ):
         full = _average(problem, noise, setting, bar)
         parts = None

@@ -62,7 +62,6 @@ def gradient_norm(
     logit_normalization: bool = False,
     subsets: int = 0,
     seed: int = 0,
-    progress: bool = False,
 ) -> GradientNorm:
     """Norm of the gradient at w: the slope of the loss in the steepest direction.
 
@@ -79,7 +78,6 @@ def gradient_norm(
             the scale of the last layer does not matter.
         subsets: 95% confidence interval from this many disjoint random subsets of the examples; 0 for none.
         seed: seed of the division into subsets.
-        progress: accepted as by every measure; this one is a single pass.
 
     Returns:
         GradientNorm with `value`, `per_layer` (layer,), `layers`.

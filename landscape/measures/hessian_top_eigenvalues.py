@@ -61,7 +61,6 @@ def top_eigenvalues(
     basis: int | None = None,
     chunk_size: int | None = None,
     seed: int = 0,
-    progress: bool = False,
 ) -> TopEigenvalues:
     """Extreme eigenvalues of the Hessian of L, with error bounds.
 
@@ -92,7 +91,6 @@ def top_eigenvalues(
         basis: vectors kept at once; None is as many as fit in a quarter of the free memory (then thick restart).
         chunk_size: examples differentiated at once; None chooses.
         seed: draws the start vector.
-        progress: show a progress bar.
 
     Raises:
         InputError: k < 1 or k > d, tol <= 0, an unknown `which`, a pattern that matches nothing, a loss that is not
@@ -119,7 +117,6 @@ def top_eigenvalues(
             max_products=max_hvps,
             capacity=basis,
             verify=verify,
-            progress=progress,
         )
     return TopEigenvalues(
         values=found.values,

@@ -69,7 +69,6 @@ def trace(
     parameters: str | None = None,
     chunk_size: int | None = None,
     seed: int = 0,
-    progress: bool = False,
 ) -> Trace:
     """Trace of the Hessian, with standard error, or exact.
 
@@ -94,7 +93,6 @@ def trace(
         parameters: shell pattern: the block of these parameters alone.
         chunk_size: examples differentiated at once; None chooses.
         seed: draws the probes.
-        progress: show a progress bar.
 
     Raises:
         InputError: an unknown method, fewer than 4 probes, a target <= 0; for "exact" outputs that are no
@@ -125,7 +123,6 @@ def trace(
                 target=target,
                 blocks=[s.shape.numel() for s in problem.parameters],
                 generator=random.stream(seed, "trace"),
-                progress=progress,
             )
             found = {
                 "value": estimate.value,

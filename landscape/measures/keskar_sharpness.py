@@ -41,7 +41,6 @@ def keskar_sharpness(
     logit_normalization: bool = False,
     subsets: int = 0,
     seed: int = 0,
-    progress: bool = False,
 ) -> KeskarSharpness:
     """Largest relative rise of the loss, in percent, within the box |epsilon_i| <= rho (|w_i| + 1).
 
@@ -59,7 +58,6 @@ def keskar_sharpness(
             the scale of the last layer does not matter.
         subsets: 95% confidence interval from this many disjoint random subsets of the examples; 0 for none.
         seed: seed of the random starts and of the division into subsets.
-        progress: show a progress bar.
 
     Returns:
         KeskarSharpness.
@@ -82,9 +80,7 @@ def keskar_sharpness(
         "seed": seed,
     }
     setting = Setting(rho, math.inf, Scaling("elementwise", eta=1.0), m, subsets, steps, restarts, seed)
-    found = ball_sharpness(
-        normalized(problem, logit_normalization), setting, arguments, value="worst_case", progress=progress
-    )
+    found = ball_sharpness(normalized(problem, logit_normalization), setting, arguments, value="worst_case")
     if not 1 + found.loss > 0:
         raise InputError(f"the loss is {found.loss:g}: relative sharpness needs 1 + loss > 0; use worst_case_sharpness")
     percent = 100 / (1 + found.loss)

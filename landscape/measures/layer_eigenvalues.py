@@ -56,7 +56,6 @@ def layer_eigenvalues(
     max_hvps: int = 100,
     chunk_size: int | None = None,
     seed: int = 0,
-    progress: bool = False,
 ) -> LayerEigenvalues:
     """Largest eigenvalues of each layer's diagonal block of the Hessian, with error bounds.
 
@@ -76,7 +75,6 @@ def layer_eigenvalues(
         max_hvps: block products allowed for each layer.
         chunk_size: examples differentiated at once; None chooses.
         seed: draws the start vectors.
-        progress: show a progress bar.
 
     Raises:
         InputError: k < 1, tol <= 0, or what the Hessian's products raise.
@@ -94,7 +92,7 @@ def layer_eigenvalues(
     sizes, spent, converged = [], [], True
     with problem.counting() as cost:
         graph = HessianGraph(problem, w, chunk_size=chunk_size)
-        for row, (name, own) in enumerate(track(layers.items(), "layers", total=len(layers), show=progress)):
+        for row, (name, own) in enumerate(track(layers.items(), "layers", total=len(layers))):
             block = operators.block(graph, own)
             found = krylov.lanczos(
                 block.matvec,

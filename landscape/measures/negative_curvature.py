@@ -48,7 +48,6 @@ def extreme_eigenvalues(
     max_hvps: int = 100,
     chunk_size: int | None = None,
     seed: int = 0,
-    progress: bool = False,
 ) -> Extremes:
     """lambda_min and lambda_max of the Hessian at w from one Lanczos process.
 
@@ -67,7 +66,6 @@ def extreme_eigenvalues(
         max_hvps: products allowed; then converged is False.
         chunk_size: examples differentiated at once; None chooses.
         seed: draws the start vector.
-        progress: show a progress bar.
     """
     begin = time.perf_counter()
     with problem.counting() as cost:
@@ -83,7 +81,6 @@ def extreme_eigenvalues(
             hint=operator.hint(),
             generator=random.stream(seed, "lanczos"),
             max_products=max_hvps,
-            progress=progress,
         )
     largest, smallest = float(found.values[0]), float(found.values[-1])
     return Extremes(

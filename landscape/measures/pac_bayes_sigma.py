@@ -80,7 +80,6 @@ def pac_bayes_sigma(
     logit_normalization: bool = False,
     subsets: int = 0,
     seed: int = 0,
-    progress: bool = False,
 ) -> PacBayesSigma:
     """Standard deviation of the Gaussian weight noise that raises the loss by a given amount: large is flat.
 
@@ -97,7 +96,6 @@ def pac_bayes_sigma(
             the scale of the last layer does not matter.
         subsets: 95% confidence interval from this many disjoint random subsets of the examples; 0 for none.
         seed: seed of the draws and of the division into subsets.
-        progress: show a progress bar.
 
     Returns:
         PacBayesSigma with `value`, `bracket`, `tolerance`, `stderr`.
@@ -120,7 +118,7 @@ def pac_bayes_sigma(
     check_weights(problem)
     chosen = Scaling("elementwise" if magnitude_aware else "identity", biases)
     noise = Noise(scaled_ball(problem, 2.0, chosen), draws, True, seed)
-    with problem.counting() as cost, Bar("PAC-Bayes sigma", None, show=progress) as bar:
+    with problem.counting() as cost, Bar("PAC-Bayes sigma", None) as bar:
         search = _Search(problem, noise, rise, bar).run(tol)
         parts = None
         if subsets:

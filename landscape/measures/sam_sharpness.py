@@ -17,7 +17,6 @@ def sam_sharpness(
     logit_normalization: bool = False,
     subsets: int = 0,
     seed: int = 0,
-    progress: bool = False,
 ) -> Sharpness:
     """Rise of the loss after the one ascent step that SAM takes.
 
@@ -34,7 +33,6 @@ def sam_sharpness(
             the scale of the last layer does not matter.
         subsets: 95% confidence interval from this many disjoint random subsets of the examples; 0 for none.
         seed: seed of the division into subsets.
-        progress: show a progress bar.
 
     Returns:
         Sharpness with `value`, `sharpness` (rho,), `first_order`, `interval`.
@@ -55,6 +53,4 @@ def sam_sharpness(
         "seed": seed,
     }
     setting = Setting(rho, p=p, m=m, subsets=subsets, seed=seed)
-    return ball_sharpness(
-        normalized(problem, logit_normalization), setting, arguments, value="one_step", progress=progress
-    )
+    return ball_sharpness(normalized(problem, logit_normalization), setting, arguments, value="one_step")

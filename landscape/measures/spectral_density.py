@@ -97,7 +97,6 @@ def spectral_density(
     parameters: str | None = None,
     chunk_size: int | None = None,
     seed: int = 0,
-    progress: bool = False,
 ) -> SpectralDensity:
     """Spectral density of the Hessian by stochastic Lanczos quadrature, with a band over probes.
 
@@ -122,7 +121,6 @@ def spectral_density(
         parameters: shell pattern: the block of these parameters alone.
         chunk_size: examples differentiated at once; None chooses.
         seed: draws the probes.
-        progress: show a progress bar.
 
     Raises:
         InputError: fewer than 4 probes, steps < 1, fewer than 16 points, a width <= 0 or below the axis' spacing.
@@ -143,7 +141,6 @@ def spectral_density(
             steps=steps,
             reorthogonalize=fits,
             generator=random.stream(seed, "spectral density"),
-            progress=progress,
         )
     return SpectralDensity(
         **_linear(found, points, width),

@@ -23,7 +23,6 @@ def worst_case_sharpness(
     logit_normalization: bool = False,
     subsets: int = 0,
     seed: int = 0,
-    progress: bool = False,
 ) -> Sharpness:
     """Largest rise of the loss within a ball, found by projected gradient ascent.
 
@@ -48,7 +47,6 @@ def worst_case_sharpness(
             the scale of the last layer does not matter.
         subsets: 95% confidence interval from this many disjoint random subsets of the examples; 0 for none.
         seed: seed of the random starts and of the division into subsets.
-        progress: show a progress bar.
 
     Returns:
         Sharpness with `value`, `sharpness` (rho,), `one_step`, `restarts`, `restart_spread`, `non_finite`.
@@ -71,6 +69,4 @@ def worst_case_sharpness(
         "seed": seed,
     }
     setting = Setting(rho, p, Scaling.of(scaling, biases, eta), m, subsets, steps, restarts, seed)
-    return ball_sharpness(
-        normalized(problem, logit_normalization), setting, arguments, value="worst_case", progress=progress
-    )
+    return ball_sharpness(normalized(problem, logit_normalization), setting, arguments, value="worst_case")

@@ -241,9 +241,7 @@ def resolution(problem: Problem, loss: float) -> float:
     return 4 * torch.finfo(problem.weights.dtype).eps * (abs(loss) + 0.1)
 
 
-def ball_sharpness(
-    problem: Problem, setting: Setting, arguments: dict[str, Any], *, value: str, progress: bool = False
-) -> Sharpness:
+def ball_sharpness(problem: Problem, setting: Setting, arguments: dict[str, Any], *, value: str) -> Sharpness:
     """One-step sharpness and, where `setting` asks for steps, worst-case sharpness at every radius.
 
     Args:
@@ -251,7 +249,6 @@ def ball_sharpness(
         setting: what is asked.
         arguments: stored with the result.
         value: which of the two is the measure: "one_step" or "worst_case".
-        progress: show a progress bar.
 
     Cost: one forward and one backward pass for the gradient at w; then a forward pass for every radius (one step) or,
     for every ascent, `steps` forward and `steps` - 1 backward passes; as much again for the subsets.
@@ -260,7 +257,7 @@ def ball_sharpness(
     check_division(problem, setting.m, setting.subsets)
     check_weights(problem)
     ball = scaled_ball(problem, setting.p, setting.scaling)
-    with problem.counting() as cost, Bar(f"{value} sharpness", setting.work(problem.examples), show=progress) as bar:
+    with problem.counting() as cost, Bar(f"{value} sharpness", setting.work(problem.examples)) as bar:
         full = _over_groups(problem, ball, setting, bar)
         parts = None
         if setting.subsets:

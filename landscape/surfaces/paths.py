@@ -112,7 +112,6 @@ def path(
     momentum: float = 0.9,
     seed: int = 0,
     others: Mapping[str, Problem] | None = None,
-    progress: bool = False,
 ) -> LossPath:
     """Loss along a path between two networks of one architecture.
 
@@ -133,7 +132,6 @@ def path(
         momentum: of the bend's SGD.
         seed: of t, of the order of batches, and of the alignment.
         others: name -> Problem of the first model: more datasets, evaluated at the same points.
-        progress: show a bar.
 
     Raises:
         InputError: different architectures (the first differing tensor is named), unknown curve, fewer than 3 points.
@@ -157,10 +155,10 @@ def path(
         bend = None
         if curve != "linear":
             bend, facts["training"] = trained_bend(
-                first, end, curve, epochs=epochs, lr=lr, momentum=momentum, seed=seed, progress=progress
+                first, end, curve, epochs=epochs, lr=lr, momentum=momentum, seed=seed
             )
         t = np.linspace(0, 1, points)
-        values = _evaluated({"": first, **(others or {})}, end, bend, curve, t, progress)
+        values = _evaluated({"": first, **(others or {})}, end, bend, curve, t)
     loss, accuracy = values[..., 0], values[..., 1]
     barriers = [barrier(t, row) for row in loss]
     scale = float(norm(first.weights))
@@ -216,7 +214,6 @@ def trained_bend(
     lr: float,
     momentum: float = 0.9,
     seed: int = 0,
-    progress: bool = False,
 ) -> tuple[Tensor, dict[str, Any]]:
     """The control point that minimizes E_t L(curve(t)), and what its training did.
 
@@ -233,7 +230,7 @@ def trained_bend(
     start, batches = problem.weights, list(problem.batches)
     bend, velocity = (start + end) / 2, torch.zeros_like(start)
     total, step, history = epochs * len(batches), 0, []
-    for _ in track(range(epochs), f"{curve} curve", show=progress):
+    for _ in track(range(epochs), f"{curve} curve"):
         sums = torch.zeros((), dtype=torch.float64, device=start.device)
         for i in torch.randperm(len(batches), generator=generator).tolist():
             b, m = shape(float(torch.rand((), generator=generator)))
@@ -249,9 +246,7 @@ def trained_bend(
     return bend, {"epochs": epochs, "steps": step, "loss_by_epoch": history}
 
 
-def _evaluated(
-    problems: dict[str, Problem], end: Tensor, bend: Tensor | None, curve: str, t: np.ndarray, progress: bool
-) -> np.ndarray:
+def _evaluated(problems: dict[str, Problem], end: Tensor, bend: Tensor | None, curve: str, t: np.ndarray) -> np.ndarray:
     """(datasets, points, 2): the curve lies in the plane of its end and its bend, so that it is a walk on a surface."""
     problem = problems[""]
     vectors = [end - problem.weights, *([] if bend is None else [bend - problem.weights])]
@@ -259,7 +254,7 @@ def _evaluated(
     choice = choose(problems, problem.weights, vectors, len(points))
     evaluation = GridEvaluation(problems, problem.weights, vectors, choice)
     phase = Phase(0, "path", 2 * len(problems), choice.points_per_launch, evaluation, evaluation.opened)
-    run = Run(points, Processes(problem), None, problem, progress)  # type: ignore[arg-type]
+    run = Run(points, Processes(problem), None, problem)  # type: ignore[arg-type]
     run.complete(phase)
     return np.moveaxis(run.values(phase).reshape(len(points), len(problems), 2), 1, 0)
 

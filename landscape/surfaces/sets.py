@@ -103,7 +103,6 @@ def profiles(
     subsets: int = 1,
     spacing: str = "linear",
     biases: bool = False,
-    progress: bool = False,
 ) -> Profiles:
     """Mean and band of a one-dimensional profile over `draws` directions and `subsets` disjoint parts of the data.
 
@@ -117,7 +116,6 @@ def profiles(
         subsets: parts of (almost) equal size that the examples are divided into at random.
         spacing: see `landscape.surface`.
         biases: see `landscape.surface`.
-        progress: show a bar.
 
     Raises:
         InputError: draws or subsets below 1, more subsets than examples, data that are not kept in memory.
@@ -129,7 +127,7 @@ def profiles(
     started, found = time.monotonic(), []
     parts = [problem] if subsets == 1 else _parts(problem, subsets, seed)
     choice: dict[str, Any] = {}
-    for i in track(range(draws), "profiles", show=progress):
+    for i in track(range(draws), "profiles"):
         others = {str(k): p for k, p in enumerate(parts[1:])}
         one = surface(
             parts[0],

@@ -42,7 +42,6 @@ def surface(
     name: str = "surface",
     resume: bool = True,
     replace_other: bool = False,
-    progress: bool = False,
 ) -> Surface:
     """L(w0 + a d1 + b d2) on a grid, with the checks of `landscape.surfaces.picture_checks`.
 
@@ -72,7 +71,6 @@ def surface(
         name: the group.
         resume: go on with what `file` holds; False starts anew.
         replace_other: replace a surface of another checkpoint or other arguments in `file` instead of refusing.
-        progress: show a bar on stderr.
 
     Raises:
         InputError: see `surfaces.grids.axis` and `surfaces.directions.directions`; a radius that is not positive; a
@@ -106,7 +104,7 @@ def surface(
     if found is None:
         options: dict[str, Any] = {"count": dimensions, "seed": seed, "biases": biases, "checkpoints": checkpoints}
         options["optimizer"] = optimizer
-        found = own or draw(asked.directions, problem, **options, progress=progress)
+        found = own or draw(asked.directions, problem, **options)
     found = found.to(problem.weights)
     for vector in found.vectors:
         processes.agree_tensor(vector)
@@ -115,4 +113,4 @@ def surface(
         if keeper and processes.writes:
             keeper.begin(header, found)
     work = Work(problems, found, header, asked, identity)
-    return work.done(processes, keeper if processes.writes else None, progress)
+    return work.done(processes, keeper if processes.writes else None)

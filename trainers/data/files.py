@@ -5,16 +5,17 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from landscape.errors import InputError, unknown
+from landscape.progress import Bar
 from trainers.data import DATA, data_directory
 
 TIMEOUT_SECONDS = 30
 HTTP_PART, HTTP_NOTHING_LEFT = 206, 416
+_MEGABYTE = 1e6
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ def corrupt(name: str, path: Path | str, why: str, md5: str | None) -> InputErro
     )
 
 
-def fetch(name: str, data_dir: str | Path | None = None, *, progress: bool = True) -> list[Path]:
+def fetch(name: str, data_dir: str | Path | None = None) -> list[Path]:
     """Download the official files of `name` into ``data_dir/name`` and check them.
 
     Files that are there and whole are not fetched again; an interrupted download goes on where it stopped. A file gets
@@ -106,10 +107,10 @@ def fetch(name: str, data_dir: str | Path | None = None, *, progress: bool = Tru
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"cannot write to {folder}: {error.strerror}: choose another --data-dir") from None
-    return [_fetch_file(name, file, folder, progress) for file in OFFICIAL[name]]
+    return [_fetch_file(name, file, folder) for file in OFFICIAL[name]]
 
 
-def _fetch_file(name: str, file: OfficialFile, folder: Path, progress: bool) -> Path:
+def _fetch_file(name: str, file: OfficialFile, folder: Path) -> Path:
     import pooch
     import requests
 
@@ -123,7 +124,7 @@ def _fetch_file(name: str, file: OfficialFile, folder: Path, progress: bool) -> 
             f"md5:{file.md5}",
             fname=file.name,
             path=folder,
-            downloader=_Resuming(folder / f"{file.name}.part", progress),
+            downloader=_Resuming(folder / f"{file.name}.part"),
         )
     except (requests.RequestException, OSError, ValueError) as error:
         with contextlib.suppress(OSError):
@@ -148,8 +149,8 @@ def _reason(error: Exception) -> str:
 class _Resuming:
     """A pooch downloader that keeps what it has in `part` and asks the server for the rest."""
 
-    def __init__(self, part: Path, progress: bool) -> None:
-        self.part, self.progress = part, progress
+    def __init__(self, part: Path) -> None:
+        self.part = part
 
     def __call__(self, url: str, output_file: Any, pooch: Any) -> None:
         """Download `url`, going on from `part`; then hand the file over for its check."""
@@ -168,30 +169,11 @@ class _Resuming:
         total = have + int(length) if length else None
         with (
             self.part.open("r+b" if have else "wb") as out,
-            _bar(self.part.stem, have, total, self.progress) as advance,
+            Bar(f"{self.part.stem} (MB)", total and total / _MEGABYTE, done=have / _MEGABYTE) as bar,
         ):
             out.seek(have)
             for chunk in response.iter_content(1 << 18):
                 out.write(chunk)
-                advance(len(chunk))
+                bar.advance(len(chunk) / _MEGABYTE)
             if total is not None and out.tell() < total:
                 raise OSError(f"the connection ended after {out.tell()} of {total} bytes; fetch again to go on")
-
-
-@contextlib.contextmanager
-def _bar(label: str, start: int, total: int | None, progress: bool) -> Iterator[Any]:
-    """A progress bar on stderr, silent where that is no terminal."""
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-    )
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, disable=not (progress and console.is_terminal)) as bar:
-        task = bar.add_task(label, total=total, completed=start)
-        yield lambda n: bar.advance(task, n)

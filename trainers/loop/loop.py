@@ -21,7 +21,7 @@ import landscape
 from landscape.errors import InputError, unknown
 from landscape.problem.batches import Batch
 from landscape.processes import rank
-from landscape.progress import Bar
+from landscape.progress import Bar, is_shown
 from trainers import METHODS
 from trainers.data.datasets import Data
 from trainers.loop.base import base_optimizer, clip_gradient, inner_decay
@@ -72,7 +72,6 @@ def train(
     device: torch.device | str = "cpu",
     model: nn.Module | str | None = None,
     data: Data | str | None = None,
-    progress: bool = False,
     **settings: Any,
 ) -> Run:
     """Train a network.
@@ -85,7 +84,6 @@ def train(
         model: a built-in network's name with its arguments, or any nn.Module (trained in place; a checkpoint of it is
             analyzed with --model).
         data: a data set's name with its arguments, or `trainers.data.datasets.Data`.
-        progress: show a progress bar on standard error.
         settings: fields of `trainers.loop.settings.Settings`.
 
     Raises:
@@ -105,7 +103,7 @@ def train(
     # Dropout draws from the global streams: the run's own, put back afterwards.
     with torch.random.fork_rng(devices=_cuda_devices(device)):
         torch.manual_seed(chosen.seed + rank())
-        trainer = _Trainer(method, chosen, torch.device(device), model, data, out, resume, progress)
+        trainer = _Trainer(method, chosen, torch.device(device), model, data, out, resume)
         return trainer.run()
 
 
@@ -121,9 +119,8 @@ class _Trainer:
         data: Data | str | None,
         out: str | Path | None,
         resume: bool,
-        progress: bool,
     ) -> None:
-        self.method, self.settings, self.device, self.show = method, settings, device, progress
+        self.method, self.settings, self.device = method, settings, device
         self.config = {
             "method": {"name": method.name, "arguments": plain(method.arguments)},
             "settings": settings.plain,
@@ -194,8 +191,7 @@ class _Trainer:
         started = self.now.epoch
         self._announce()
         total = self.budget.total_steps(self.now.step, self._progress())
-        with Bar(self.method.name, total, show=self.show and self.task.rank == 0) as bar:
-            bar.advance(self.now.step)
+        with Bar(self.method.name, total, done=self.now.step) as bar:
             while self._progress() < 1:
                 try:
                     self._train_epoch(bar)
@@ -215,7 +211,7 @@ class _Trainer:
 
     def _announce(self) -> None:
         text = self.method.announcement(self.task, self._context())
-        if text and self.show and self.task.rank == 0:
+        if text and is_shown():
             import sys
 
             print(text, file=sys.stderr)

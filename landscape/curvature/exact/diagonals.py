@@ -46,7 +46,6 @@ def hessian_diagonal(
     probes: int = 100,
     chunk_size: int | None = None,
     seed: int = 0,
-    progress: bool = False,
 ) -> Diagonal:
     """Diagonal of the Hessian: for T H T, and for perturbations that follow the magnitude of the weights.
 
@@ -60,7 +59,6 @@ def hessian_diagonal(
         probes: Hessian-vector products allowed for the estimates.
         chunk_size: examples differentiated at once; None chooses.
         seed: draws the probes.
-        progress: show a progress bar.
 
     Source of the estimate: Bekas, Kokiopoulou and Saad 2007.
     """
@@ -87,7 +85,6 @@ def hessian_diagonal(
                 sketch=method == "hutch++",
                 diagonal=True,
                 generator=random.stream(seed, "diagonal"),
-                progress=progress,
             )
             assert estimate.diagonal is not None
             values, products = estimate.diagonal, estimate.products

@@ -19,7 +19,7 @@ _TOLERANCE = 1e-3
 _MARGIN = 0.15
 
 
-def hessian(problem: Problem, *, count: int, seed: int, which: str = "LA", progress: bool = False) -> Directions:
+def hessian(problem: Problem, *, count: int, seed: int, which: str = "LA") -> Directions:
     """Eigenvectors of the Hessian at w, each of length ||w||.
 
     Args:
@@ -27,7 +27,6 @@ def hessian(problem: Problem, *, count: int, seed: int, which: str = "LA", progr
         count: how many.
         seed: of the start vector of Lanczos.
         which: "LA": the largest eigenvalues; "BE": the largest and the smallest one.
-        progress: show a bar.
 
     Facts: `eigenvalues` and `residuals`. Cost: 10 to 60 Hessian-vector products.
     """
@@ -37,7 +36,7 @@ def hessian(problem: Problem, *, count: int, seed: int, which: str = "LA", progr
     operator, generator = operator_of(problem), random.stream(seed, "surface eigenvectors")
     wanted = 1 if which == "BE" else count
     options: dict[str, Any] = {"which": which, "tol": _TOLERANCE, "relative_to": "spectrum", "generator": generator}
-    found = lanczos(operator.matvec, operator.like, wanted, **options, progress=progress)
+    found = lanczos(operator.matvec, operator.like, wanted, **options)
     vectors = scaled_to(orthogonalized([_signed(v) for v in found.vectors[:count]]), norm(problem.weights))
     facts = {
         "eigenvalues": [float(v) for v in found.values[:count]],

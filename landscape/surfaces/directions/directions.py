@@ -71,7 +71,6 @@ def directions(
     biases: bool = False,
     checkpoints: Sequence[Tensor] = (),
     optimizer: Mapping[str, Any] | None = None,
-    progress: bool = False,
 ) -> Directions:
     """Directions of the kind `name` at the weights of the problem, orthogonal to each other.
 
@@ -87,7 +86,6 @@ def directions(
             by default, by the type of the layer that owns them.
         checkpoints: flat weights of other checkpoints, for "trajectory" and "checkpoints".
         optimizer: state_dict of a torch optimizer, for "optimizer".
-        progress: show a bar.
 
     "filter" removes a constant per layer and the scale of a convolution before BatchNorm from the picture: such a
     rescaled network gives the same surface. A scale of its own for every unit is *not* removed, since it changes the
@@ -106,7 +104,7 @@ def directions(
         vectors, unit = DRAWN[name](problem, drawn, biases)
         found = Directions(name, tuple(vectors), problem.weights, unit)
     else:
-        found = _computed(name, problem, count, seed, checkpoints, optimizer, progress)
+        found = _computed(name, problem, count, seed, checkpoints, optimizer)
     return described(found, problem.parameters)
 
 
@@ -117,14 +115,13 @@ def _computed(
     seed: int,
     checkpoints: Sequence[Tensor],
     optimizer: Mapping[str, Any] | None,
-    progress: bool,
 ) -> Directions:
     from landscape.surfaces.directions import computed
 
     if name == "hessian":
-        return computed.hessian(problem, count=count, seed=seed, progress=progress)
+        return computed.hessian(problem, count=count, seed=seed)
     if name == "hessian-ends":
-        return computed.hessian(problem, count=count, seed=seed, which="BE", progress=progress)
+        return computed.hessian(problem, count=count, seed=seed, which="BE")
     if name == "gradient":
         return computed.gradient(problem, count=count, seed=seed)
     if name == "trajectory":

@@ -117,7 +117,6 @@ class Run:
         processes: who computes.
         journal: where finished tiles are kept; None keeps nothing.
         problem: whose passes are counted.
-        show: progress on stderr.
         publish: called now and then (process 0) to bring the result file up to date.
     """
 
@@ -125,7 +124,6 @@ class Run:
     processes: Processes
     journal: Journal | None
     problem: Problem
-    show: bool = False
     publish: Callable[[], None] = lambda: None
 
     def __post_init__(self) -> None:
@@ -156,8 +154,7 @@ class Run:
         count = -(-len(self.points) // phase.tile)
         todo = [t for t in range(count) if (phase.number, t) not in self.records]
         rounds, position = 1, 0
-        with phase.opened(), Bar(phase.name, len(self.points), show=self.show and self.processes.writes) as bar:
-            bar.advance(int(self.known(phase).sum()))
+        with phase.opened(), Bar(phase.name, len(self.points), done=int(self.known(phase).sum())) as bar:
             while position < len(todo):
                 started = time.monotonic()
                 together = rounds * (self.processes.world if self.processes.share_points else 1)

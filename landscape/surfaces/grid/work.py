@@ -214,9 +214,9 @@ class Work:
         if self.asked.curvature:
             self.extras.append(curvature_phase(self.problem, self.evaluation, self.asked.seed))
 
-    def done(self, processes: Processes, keeper: Keeper | None, progress: bool) -> Surface:
+    def done(self, processes: Processes, keeper: Keeper | None) -> Surface:
         """Compute everything that is missing, check the picture, save it."""
-        run = Run(self._points(), processes, keeper.journal if keeper else None, self.problem, progress)
+        run = Run(self._points(), processes, keeper.journal if keeper else None, self.problem)
         if keeper:
             run.publish = lambda: keeper.save(self._surface(run))
             run.publish()
