@@ -70,13 +70,13 @@ class Journal:
         files.write_json(self.directory / "header.json", self.header)
 
     def directions(self, center: torch.Tensor) -> Directions:
-        """The directions of the journal's surface."""
+        """The directions of the journal's surface, as they were, in whatever dtype and on the CPU."""
         path = self.directory / "directions.pt"
         try:
             content = torch.load(path, weights_only=True)
         except Exception as error:
             raise InputError(f"{path} is damaged: delete {self.directory} and run again") from error
-        content["vectors"] = tuple(v.to(center) for v in content["vectors"])
+        content["vectors"] = tuple(content["vectors"])
         content["ranges"] = None if content["ranges"] is None else tuple(tuple(r) for r in content["ranges"])
         return Directions(center=center, **content)
 
