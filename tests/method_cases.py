@@ -41,7 +41,7 @@ def flat(model):
     return torch.cat([p.detach().reshape(-1) for p in model.parameters()])
 
 
-def context(t, *, epoch=None, progress=None, lr=0.2, steps=10, **more):
+def context(t, *, epoch=None, progress=None, lr=0.2, steps=10, seed=SEED, **more):
     """Step t of `steps`; an epoch has two steps."""
     return Context(
         epoch=t // 2 if epoch is None else epoch,
@@ -52,7 +52,7 @@ def context(t, *, epoch=None, progress=None, lr=0.2, steps=10, **more):
         lr=lr,
         lr_min=0.0,
         lr_max=0.2,
-        seed=SEED,
+        seed=seed,
         training_set=TrainingSet(),
         **more,
     )

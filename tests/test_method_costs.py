@@ -1,14 +1,18 @@
-"""Forward and backward examples of every method: as counted by the network itself, and as its table says."""
+"""Forward and backward examples of every method: as counted by the network itself, and as its file states."""
 
 from __future__ import annotations
+
+import re
+import statistics
 
 import pytest
 import torch.nn.functional as F
 from method_cases import Run, context
+from method_oracles import EXAMPLES
 
 from trainers import METHODS
 
-B, N = 8, 6
+B, N, RUN = 8, 6, 60
 
 
 class Meter:
@@ -29,8 +33,8 @@ class Meter:
         self.forward += inputs[0].shape[0]
 
 
-def per_step(name, options, where=context, group_size=None):
-    """(forward, backward) examples of each of N steps, in units of the batch; the counter must agree."""
+def per_step(name, options, where=context, group_size=None, steps=N):
+    """(forward, backward) examples of each step, and those before the first, in batches; the counter must agree."""
     meter = Meter()
 
     class Loss:
@@ -41,102 +45,103 @@ def per_step(name, options, where=context, group_size=None):
 
     run = Run(name, loss=Loss(), group_size=group_size, **options)
     run.model.register_forward_pre_hook(meter.seen)
-    found, passes = [], run.task.passes
-    for t in range(N):
+    costs, passes = [], run.task.passes
+    before = (passes.forward / B, passes.backward / B)
+    for t in range(steps):
         start = (passes.forward, passes.backward)
         meter.forward = meter.backward = 0
         run.step(where=where(t))
         counted = (passes.forward - start[0], passes.backward - start[1])
         assert counted == (meter.forward, meter.backward), "the counter and the network disagree"
-        found.append((meter.forward / B, meter.backward / B))
-    return found
+        costs.append((meter.forward / B, meter.backward / B))
+    return costs, before
 
 
-def epoch_zero(t):
-    """No refresh of masks, and no start of a trajectory term, falls into these steps."""
-    return context(t, epoch=0, progress=1.0)
+STATEMENT = re.compile(r"(?P<forward>.+) forward \+ (?P<backward>.+) backward(;.+)?")
 
 
-TABLE = {
-    "sgd": ({}, (1, 1)),
-    "adam": ({}, (1, 1)),
-    "adamw": ({}, (1, 1)),
-    "sam": ({}, (2, 2)),
-    "asam": ({}, (2, 2)),
-    "gsam": ({}, (2, 2)),
-    "gnp": ({}, (2, 2)),
-    "wsam": ({}, (2, 2)),
-    "friendly-sam": ({}, (2, 2)),
-    "sam-on": ({}, (2, 2)),
-    "ssam": ({}, (2, 2)),
-    "amp": ({"inner_steps": 3}, (4, 4)),
-    "esam": ({"gamma": 0.5}, (2.5, 1.5)),
-    "k-sam": ({"k": 2}, (1.5, 0.5)),
-    "subset-sam": ({"s": 0.25}, (1.25, 1.25)),
-    "saf": ({"lag": 1}, (1, 1)),
-    "mesa": ({}, (2, 1)),
-    "msam": ({}, (1, 1)),
-    "random-perturbation": ({}, (1, 1)),
-}
+def expressions(name):
+    """The stated (forward, backward) passes of a step, as expressions."""
+    text = METHODS.entry(name).facts["cost"]
+    stated = STATEMENT.fullmatch(text)
+    assert stated, f"{name}: {text!r} is not 'F forward + B backward[; remark]'"
+    return stated["forward"], stated["backward"]
 
 
-@pytest.mark.parametrize("name", TABLE)
-def test_every_step_costs_what_the_table_says(name):
-    options, expected = TABLE[name]
-    assert per_step(name, options, epoch_zero) == [expected] * N
+def words(name):
+    """The names in these expressions."""
+    return set(re.findall(r"[a-z_]+", " ".join(expressions(name))))
 
 
-def test_the_table_is_complete():
-    assert set(TABLE) | {"looksam", "rst", "g-rst"} == set(METHODS)
+def options_of(name, changed):
+    """Values of the hyperparameters that the statement names: the defaults (2 where there is none), or others."""
+    named = [o for o in METHODS.entry(name).options if o.name in words(name)]
+    options = {o.name: 2 if o.default is None else o.default for o in named}
+    return {k: v / 2 if isinstance(v, float) else v + 1 for k, v in options.items()} if changed else options
+
+
+@pytest.mark.parametrize("setting", ["default", "changed", "groups"])
+@pytest.mark.parametrize("name", METHODS)
+def test_a_run_costs_what_its_method_states(name, setting):
+    """Exactly, or where the seed decides which steps cost more: the mean, within 4 standard errors."""
+    options, group = options_of(name, setting == "changed"), B // 2 if setting == "groups" else None
+
+    def run(seed):
+        def where(t):
+            return context(t, epoch=t // 3, steps=RUN, seed=seed)
+
+        return per_step(name, {**options, "norm": "layer"}, where, group, RUN)
+
+    steps, at_first = run(seed=0)
+    drawn = len(set(steps)) > 1 and run(seed=1)[0] != steps
+    known = {"batch": group or B, "examples": EXAMPLES}
+    known |= {word: getattr(METHODS[name](**options), word) for word in words(name) - set(known)}
+    for i, expression in enumerate(expressions(name)):
+        costs = [step[i] for step in steps]
+        error = 4 * statistics.stdev(costs) / RUN**0.5 if drawn else 0
+        mean = statistics.mean(costs) + at_first[i] / RUN
+        assert mean == pytest.approx(eval(expression, {"__builtins__": {}}, known), abs=error + 1e-12), expression
 
 
 def test_looksam_costs_one_more_pass_every_k_steps():
-    steps = per_step("looksam", {"k": 4})
+    steps, _ = per_step("looksam", {"k": 4})
     assert steps == [(2, 2), (1, 1), (1, 1), (1, 1), (2, 2), (1, 1)]
     assert sum(f for f, _ in steps) == N + -(-N // 4)
 
 
 @pytest.mark.parametrize("name", ["rst", "g-rst"])
 def test_rst_costs_one_pass_and_one_more_at_its_sam_steps(name):
-    steps = per_step(name, {"p": 0.5, "p_schedule": "constant"})
+    steps, _ = per_step(name, {"p": 0.5, "p_schedule": "constant"})
     assert set(steps) == {(1, 1), (2, 2)}
-    assert per_step(name, {"p": 0.5, "p_schedule": "piecewise1"}, lambda t: context(t, steps=N)) == [
+    assert per_step(name, {"p": 0.5, "p_schedule": "piecewise1"}, lambda t: context(t, steps=N))[0] == [
         *[(1, 1)] * 3,
         *[(2, 2)] * 3,
     ]
 
 
 def test_esam_without_a_choice_skips_the_ranking():
-    assert per_step("esam", {"gamma": 1.0}) == [(2, 2)] * N
+    assert per_step("esam", {"gamma": 1.0})[0] == [(2, 2)] * N
 
 
 def test_k_sam_by_default_costs_what_sgd_costs():
     """1/3 of a forward-plus-backward pass for the ranking and 2/3 for a third of the batch (here 2 of 8)."""
-    (forward, backward), *_ = per_step("k-sam", {})
+    (forward, backward), *_ = per_step("k-sam", {})[0]
     assert (forward + 2 * backward) / 3 == pytest.approx(1 / 3 + 2 * (2 / 8))
 
 
 def test_random_perturbation_mixed_with_the_clean_gradient_costs_two_passes():
-    assert per_step("random-perturbation", {"alpha": 0.5}) == [(2, 2)] * N
+    assert per_step("random-perturbation", {"alpha": 0.5})[0] == [(2, 2)] * N
 
 
 def test_mesa_and_saf_before_their_start_cost_what_sgd_costs():
     for name in ("mesa", "saf"):
-        assert per_step(name, {}, lambda t: context(t, progress=0.0)) == [(1, 1)] * N
+        assert per_step(name, {}, lambda t: context(t, progress=0.0))[0] == [(1, 1)] * N
 
 
 def test_a_fisher_refresh_costs_one_pass_of_each_sample():
-    steps = per_step("ssam", {"samples": 4})  # two steps an epoch; the first mask is made before the first step
+    steps, at_first = per_step("ssam", {"samples": 4})  # two steps an epoch; the first mask precedes the first step
     assert steps == [(2, 2), (2, 2), (2.5, 2.5), (2, 2), (2.5, 2.5), (2, 2)]
-    run = Run("ssam", samples=5)
-    assert (run.task.passes.forward, run.task.passes.backward) == (5, 5)
-
-
-def test_groups_cost_what_the_batch_costs():
-    for name, (options, expected) in TABLE.items():
-        if name in ("k-sam", "subset-sam", "esam"):
-            continue  # shares of a group of 4 are rounded
-        assert per_step(name, options, epoch_zero, group_size=4) == [expected] * N, name
+    assert at_first == (0.5, 0.5)
 
 
 def test_weight_gradients_that_are_not_needed_are_not_computed():

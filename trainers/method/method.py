@@ -43,6 +43,10 @@ class Method:
     Subclasses are frozen dataclasses with ``@register("name", source=..., cost=..., statistics=...)``: where the
     defaults come from, the passes of a step, and in which of them the BatchNorm statistics move. They check their
     hyperparameters in ``__post_init__`` (see `require`).
+
+    The cost is the mean over a run in units of the batch, "(1 + s) forward + (1 + s) backward": arithmetic in the
+    method's hyperparameters and properties, `batch` (examples that share a perturbation) and `examples` (of the
+    training set); what else is to be said follows a semicolon. A contract test holds the counted passes to it.
     """
 
     base: ClassVar[str | None] = None

@@ -17,7 +17,7 @@ from trainers.methods.sgd import SGD
 class Adam(SGD):
     """Adam on plain gradients: m and v are running means of g and g^2, w <- w - lr m' / (sqrt(v') + 1e-8).
 
-    Cost: one forward and one backward pass. betas (0.9, 0.999).
+    The betas are 0.9 and 0.999.
     """
 
     base = "adam"

@@ -18,7 +18,7 @@ from trainers.methods.sgd import SGD
 class AdamW(SGD):
     """Adam with decoupled weight decay: w <- w - lr (m' / (sqrt(v') + 1e-8) + weight_decay w).
 
-    Cost: one forward and one backward pass. betas (0.9, 0.999).
+    The betas are 0.9 and 0.999.
     """
 
     base = "adamw"

@@ -21,7 +21,7 @@ from trainers.method.method import Method, Pass, State, Step, require
 @register(
     "amp",
     source="radius 0.5, inner_lr 1, 1 inner step, gradients clipped at 50: hiyouga/AMP-Regularizer, arXiv 2010.04925",
-    cost="1 + inner_steps times (forward + backward)",
+    cost="(1 + inner_steps) forward + (1 + inner_steps) backward",
     statistics="the first pass, at the unperturbed weights",
 )
 @dataclass(frozen=True)
@@ -30,8 +30,6 @@ class AMP(Method):
 
     delta_p <- projection of delta_p + inner_lr g_p onto ||delta_p|| <= radius, inner_steps times. The step is not
     normalized: the perturbation fades with the gradient, and the global radius is at most radius sqrt(#tensors).
-
-    Cost: 1 + inner_steps times forward and backward.
 
     Args:
         radius: radius of the ball of every tensor, the paper's epsilon.

@@ -29,8 +29,7 @@ NORMALIZED = ("weights", "all", "unperturbed-biases")
 class ASAM(Method):
     """SAM in a ball that scales with the weights: epsilon = rho T^2 g / ||T g||, T = diag(|w| + eta).
 
-    Cost: two forward and two backward passes. The radius means something else in each variant: about 2.0 with
-    normalize="all" corresponds to 0.5 with "weights".
+    The radius means something else in each variant: about 2.0 with normalize="all" corresponds to 0.5 with "weights".
 
     Args:
         rho: radius of the ellipsoid.

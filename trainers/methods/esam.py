@@ -24,7 +24,8 @@ from trainers.method.method import Method, Pass, State, Step, require
 @register(
     "esam",
     source="rho 0.05, beta 0.6, gamma 0.5: Du 2021, arXiv 2110.03141, and its run.sh for ResNet-18 (class: 1 and 1)",
-    cost="forward + backward, forward, forward + backward of gamma B examples",
+    cost="(2 + gamma) forward + (1 + gamma) backward; the first backward without the weight gradients outside S, no "
+    "ranking forward at gamma = 1",
     statistics="the first pass, at the unperturbed weights",
 )
 @dataclass(frozen=True)
@@ -33,9 +34,6 @@ class ESAM(Method):
 
     epsilon = (rho / beta) g_S / ||g_S|| with each tensor in S with probability beta; the gradient at w + epsilon is
     that of the gamma B examples with the largest l(w + epsilon) - l(w).
-
-    Cost: forward and backward (without the weight gradients outside S), a forward, and forward and backward of
-    gamma B examples; the ranking forward is left out at gamma = 1.
 
     Args:
         rho: radius of the ball; the perturbation's norm is rho / beta.

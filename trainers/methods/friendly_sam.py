@@ -29,7 +29,7 @@ class FriendlySAM(Method):
 
     epsilon = rho d / ||d||; then m <- lmbda m + (1 - lmbda) g. m stands for the full gradient.
 
-    Cost: two forward and two backward passes; memory of one gradient, saved with the checkpoint.
+    Memory of one gradient, saved with the checkpoint.
 
     Args:
         rho: radius of the ball.

@@ -19,7 +19,7 @@ from trainers.methods.rst import RST
 @register(
     "g-rst",
     source="rho 0.05: Zhao 2022, arXiv 2203.09962; alpha 1 / mean p: derived from its equation of the expected step",
-    cost="1 + mean p times (forward + backward)",
+    cost="(1 + mean_probability) forward + (1 + mean_probability) backward; 1 of each in the learning rate's warm-up",
     statistics="the first pass, at the unperturbed weights",
 )
 @dataclass(frozen=True)
@@ -28,8 +28,6 @@ class GRST(RST):
 
     To first order the expected step penalizes the gradient's norm with p alpha rho: RST (alpha = 1) is SAM weakened by
     p, and alpha = 1 / mean p regularizes as SAM does. The gradient's variance grows with alpha.
-
-    Cost: 1 + mean p times forward and backward.
 
     Args:
         rho: distance of the finite difference, the paper's r.

@@ -26,14 +26,14 @@ WARMUPS = ("none", "lambda", "r", "zero")
 @register(
     "gnp",
     source="rho 0.1, alpha 0.8: Zhao 2022, arXiv 2202.03599 (CIFAR; rho 0.05 for ImageNet)",
-    cost="2 forward + 2 backward (1 of each in a zero warm-up)",
+    cost="2 forward + 2 backward; 1 of each in a zero warm-up",
     statistics="the first pass, at the unperturbed weights",
 )
 @dataclass(frozen=True)
 class GNP(Method):
     """Minimize L(w) + alpha rho ||grad L(w)||: descend along (1 - alpha) g1 + alpha g2, g2 = grad L(w + rho g1/||g1||).
 
-    alpha = 1 is SAM. Cost: two forward and two backward passes; one of each in a zero warm-up.
+    alpha = 1 is SAM.
 
     Args:
         rho: distance of the finite difference that approximates the penalty's gradient; the paper's r.

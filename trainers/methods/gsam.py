@@ -38,8 +38,7 @@ class GSAM(Method):
     with the learning rate. Removing g_perp raises L(w) a little and leaves L(w + epsilon) as it is: the gap shrinks.
     With descend="clean", the JAX code's minimize_fp=False: along g + alpha times the part of g2 orthogonal to g.
 
-    Cost: two forward and two backward passes. Table 4 of the paper for vision transformers: rho 0.6 to 0 or 0.2, alpha
-    0.4 to 1.
+    Table 4 of the paper for vision transformers: rho 0.6 to 0 or 0.2, alpha 0.4 to 1.
 
     Args:
         rho: radius of the ball at the highest learning rate.

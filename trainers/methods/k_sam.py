@@ -19,15 +19,15 @@ from trainers.method.method import Context, Method, Pass, State, Step, Task, req
 @register(
     "k-sam",
     source="k a third of the batch: the cost of SGD, as Ni 2022, arXiv 2210.12864 claims; rho 0.05: SAM's",
-    cost="forward, 2 (forward + backward) of K examples",
+    cost="(1 + 2 * k / batch) forward + (2 * k / batch) backward",
     statistics="the ranking forward pass over the whole batch, at the unperturbed weights",
 )
 @dataclass(frozen=True)
 class KSAM(Method):
     """SAM whose two gradients are taken of the K examples with the largest loss.
 
-    Cost: a forward of the batch, and twice forward and backward of K examples: 1/3 + 2K/B of SGD's. With many classes
-    the paper reaches SAM's accuracy at 65% of its cost (K about B/2).
+    The passes cost 1/3 + 2K/B of SGD's: as much with K = B/3. With many classes the paper reaches SAM's accuracy at 65%
+    of its cost (K about B/2).
 
     Args:
         rho: radius of the ball.

@@ -21,7 +21,7 @@ from trainers.method.method import Context, Method, Pass, State, Step, Task, req
 @register(
     "looksam",
     source="k 5, alpha 0.7: Liu 2022, arXiv 2203.02714; rho 0.1: two third-party ports for CIFAR",
-    cost="1 + 1/k times (forward + backward)",
+    cost="(1 + 1 / k) forward + (1 + 1 / k) backward",
     statistics="the first pass, at the unperturbed weights",
 )
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class LookSAM(Method):
 
     g_v = g2 - <g2, g> g / ||g||^2 is the part of the last SAM gradient g2 orthogonal to the gradient g of that step.
 
-    Cost: 1 + 1/k times forward and backward; memory of one gradient. Saved with the checkpoint: g_v and its age.
+    Memory of one gradient. Saved with the checkpoint: g_v and its age.
 
     Args:
         rho: radius of the ball.

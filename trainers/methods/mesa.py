@@ -31,7 +31,7 @@ SHARE = 4 / 90
 @register(
     "mesa",
     source="strength 0.8, tau 5, start 0.3, horizon 4 of 90 epochs: AngusDujw/SAF, arXiv 2205.14083 (README and code)",
-    cost="2 forward + 1 backward (1 forward before the start)",
+    cost="(2 - start) forward + 1 backward; from the start of the term on 2 forward",
     statistics="the only training pass",
     revision=3,
 )
@@ -41,7 +41,7 @@ class MESA(Method):
 
     v <- decay v + (1 - decay) w after every step, from v = w at the beginning; probabilities at temperature tau.
 
-    Cost: one forward and one backward pass, and a forward of the averaged network; memory of a second network.
+    Memory of a second network.
 
     Args:
         strength: lambda; with tau^2 the factor is 20.

@@ -37,8 +37,6 @@ class MSAM(Method):
 
     The first step, which has no momentum yet, is a plain one. Checkpoints hold the unperturbed w.
 
-    Cost: one forward and one backward pass.
-
     Args:
         rho: distance of the perturbation; 3 for wide networks, about 3% of the norm of their weights,
             which are several times as long.

@@ -23,7 +23,7 @@ from trainers.method.mixing import leave_mixture
 @register(
     "random-perturbation",
     source="sigma 0.01: nblt/RWP, arXiv 2211.11489; alpha 1 (its mixture: 0.5)",
-    cost="1 forward + 1 backward (2 of each with alpha below 1)",
+    cost="1 forward + 1 backward; 2 of each with alpha below 1",
     statistics="the first pass: at alpha = 1 the only one, at the perturbed weights",
 )
 @dataclass(frozen=True)
@@ -31,8 +31,6 @@ class RandomPerturbation(Method):
     """Descend along the gradient at w + epsilon, epsilon_i = sigma T_i z_i with standard normal z.
 
     With alpha < 1: along (1 - alpha) g(w) + alpha g(w + epsilon).
-
-    Cost: one forward and one backward pass, two of each with alpha < 1.
 
     Args:
         sigma: standard deviation of the noise, in units of T.

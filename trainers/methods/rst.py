@@ -47,14 +47,12 @@ MEANS: dict[str, Callable[[float], float]] = {
 @register(
     "rst",
     source="rho 0.05: Zhao 2022, arXiv 2203.09962; linear1 with p 0.5: ours (half of SAM's extra cost, SAM late)",
-    cost="1 + mean p times (forward + backward)",
+    cost="(1 + mean_probability) forward + (1 + mean_probability) backward; 1 of each in the learning rate's warm-up",
     statistics="the first pass, at the unperturbed weights",
 )
 @dataclass(frozen=True)
 class RST(Method):
     """A SAM step with probability p(t), else an SGD step, both through the same base optimizer.
-
-    Cost: 1 + mean p times forward and backward.
 
     Args:
         rho: radius of the ball.

@@ -44,8 +44,8 @@ class SAF(Method):
     p = softmax(logits / tau); the past is a constant, stored for every training example. An example whose outputs of
     that epoch are not in the store has no term.
 
-    Cost: one forward and one backward pass; a store of lag x n x C half-precision numbers, on the training device and
-    in the checkpoint. The loader must give the examples' indices, and Context the training set.
+    A store of lag x n x C half-precision numbers lies on the training device and in the checkpoint. The loader must
+    give the examples' indices, and Context the training set.
 
     Args:
         strength: lambda; with tau^2 the factor is 7.5.

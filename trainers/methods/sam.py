@@ -25,7 +25,7 @@ from trainers.method.method import Method, Pass, State, Step, require
 class SAM(Method):
     """Descend along the gradient at the worst point of a ball: epsilon = rho g / ||g||, then grad L(w + epsilon).
 
-    The norm runs over all parameters. Cost: two forward and two backward passes.
+    The norm runs over all parameters.
 
     Args:
         rho: radius of the ball.

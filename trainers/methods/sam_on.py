@@ -21,7 +21,7 @@ from trainers.method.method import Context, Method, Pass, State, Step, Task, req
 @register(
     "sam-on",
     source="rho 0.5: train.py of mueller-mp/SAM-ON, arXiv 2306.04226",
-    cost="2 forward + 2 backward (the first without the weight gradients of other layers)",
+    cost="2 forward + 2 backward; the first without the weight gradients of other layers",
     statistics="the first pass, at the unperturbed weights",
 )
 @dataclass(frozen=True)
@@ -29,8 +29,6 @@ class SAMON(Method):
     """SAM in the space of the scales and shifts of normalization layers: epsilon = rho g_N / ||g_N||.
 
     The descent gradient is that of all parameters, at w + epsilon.
-
-    Cost: two forward and two backward passes, the first without the weight gradients of the other layers.
 
     Args:
         rho: radius of the ball.

@@ -18,7 +18,6 @@ class SGD(Method):
 
     The gradient g of the batch, unchanged, for whichever base optimizer is chosen (SGD by default).
 
-    Cost: one forward and one backward pass.
     """
 
     def compute(self, step: Step, state: State) -> Pass:

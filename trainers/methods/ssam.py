@@ -35,7 +35,8 @@ MASKS = ("fisher", "dynamic")
 @register(
     "ssam",
     source="rho 0.1, sparsity 0.5, 16 samples, every epoch: README of the authors' code (ResNet-18, CIFAR-10)",
-    cost="2 forward + 2 backward; at a Fisher refresh one of each an example of `samples`",
+    cost="(2 + samples / (every * examples)) forward + (2 + samples / (every * examples)) backward; 2 of each between "
+    "refreshes and with dynamic masks",
     statistics="the first pass, at the unperturbed weights",
 )
 @dataclass(frozen=True)
@@ -45,8 +46,6 @@ class SSAM(Method):
     The Fisher mask keeps the entries with the largest sum of squared gradients of single examples; the dynamic mask
     starts at random, and at each refresh drops the active entries with the smallest |g| (a share of drop (1 + cos(pi
     t/T)) / 2) and grows as many inactive ones at random.
-
-    Cost: two forward and two backward passes; at a Fisher refresh also one of each an example of `samples`.
 
     Args:
         rho: radius of the ball; the masked perturbation is shorter.

@@ -17,14 +17,12 @@ from trainers.method.method import Method, Pass, State, Step, require
 @register(
     "subset-sam",
     source="s 0.25, rho 0.15: Bahri 2021, arXiv 2110.08529 (T5 1.1; 0.05 is SAM's radius for small vision networks)",
-    cost="(1 + s) times (forward + backward)",
+    cost="(1 + s) forward + (1 + s) backward",
     statistics="the full pass, at w + epsilon (at s = 1 the first pass)",
 )
 @dataclass(frozen=True)
 class SubsetSAM(Method):
     """SAM whose perturbation is the gradient of s B random examples; the descent gradient is that of the whole batch.
-
-    Cost: 1 + s times forward and backward.
 
     Args:
         rho: radius of the ball.

@@ -30,8 +30,6 @@ class WSAM(Method):
 
     The base optimizer gets g1; then w <- w - lr gamma / (1 - gamma) (g2 - g1). gamma = 1/2 is SAM for plain SGD.
 
-    Cost: two forward and two backward passes.
-
     Args:
         rho: radius of the ball.
         gamma: weight of sharpness, in [0, 1); its factor is gamma / (1 - gamma).
