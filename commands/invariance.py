@@ -50,8 +50,9 @@ def command(checkpoint: str | None, **given: Any) -> None:
     from landscape.files import write_json
     from landscape.invariance.invariance import rescaling_invariance
     from landscape.invariance.measures import Radii
-    from landscape.results import result as results
+    from landscape.results import hdf5
     from landscape.results.journal import Journal
+    from landscape.results.result import plain
 
     names = ("rho", "rho_inf", "adaptive_rho", "adaptive_rho_inf", "steps", "eigenvalues")
     # The ASAM report's toy experiments take 0.5 for both methods.
@@ -64,8 +65,8 @@ def command(checkpoint: str | None, **given: Any) -> None:
     arguments = {k: given[k] for k in ("transforms", "low", "high", "seed")}
     journal = Journal(out / "invariance.partial.jsonl", resume=given["resume"])
     result = rescaling_invariance(problem, **arguments, settings=settings, hints=hints, journal=journal)
-    results.save(out / "invariance.h5", {"invariance": result}, facts)
-    content = {**result.summary(), **facts, "provenance": results.plain(result.provenance)}
+    hdf5.save(out / "invariance.h5", {"invariance": result}, facts)
+    content = {**result.summary(), **facts, "provenance": plain(result.provenance)}
     write_json(out / "invariance.json", content)
     journal.finish()
     figures.draw(result, out / "figures", title=title)

@@ -53,7 +53,7 @@ def command(checkpoints: tuple[str, ...], **given: Any) -> None:
     """
     from figures.drawing import surface as drawing
     from landscape.files import write_json
-    from landscape.results import result as results
+    from landscape.results import hdf5
 
     paths = [Path(c) for c in checkpoints]
     single = len(paths) == 1 or given["directions"] in THROUGH
@@ -77,7 +77,7 @@ def command(checkpoints: tuple[str, ...], **given: Any) -> None:
     if rank:
         return
     if band:
-        results.save(file, found)
+        hdf5.save(file, found)
     hashes = {str(s.path): s.sha256 for s in subjects}
     content = {"checkpoints": hashes, "surfaces": {k: r.summary() for k, r in found.items()}}
     write_json(out / "surface.json", content)

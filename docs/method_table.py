@@ -99,7 +99,7 @@ def main(paths: Sequence[str]) -> None:
     """Print the tables of each file."""
     for path in map(Path, paths):
         numbers = FigureData.load(path)
-        if "noise" in numbers.arrays:
+        if "noise" in numbers.values:
             for noise in numbers["noise"]:
                 print(f"{noise:.0%} label noise:\n\n{label_noise(numbers, float(noise))}\n")
         else:

@@ -43,7 +43,7 @@ def atomic(path: str | Path) -> Iterator[Path]:
 
 
 def write_json(path: str | Path, content: Any) -> None:
-    """Write plain JSON (no nan, no inf: see `results.plain`), atomically."""
+    """Write plain JSON (no nan, no inf: see `results.result.plain`), atomically."""
     with atomic(path) as temporary:
         temporary.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
 

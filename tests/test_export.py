@@ -13,10 +13,9 @@ import pytest
 
 import landscape
 from landscape import InputError
-from landscape.results import result as results
+from landscape.results import hdf5
 from landscape.results.export import export, write_tidy
-from landscape.results.labelled import LabelledArrays
-from landscape.results.result import Result, array
+from landscape.results.result import LabelledArrays, Result, array
 from landscape.surfaces.result import Surface
 
 
@@ -44,7 +43,7 @@ def single(tmp_path):
 @pytest.fixture
 def several(tmp_path):
     curve = Draws(rho=np.array([0.1, 0.2]), value=np.array([1.0, 2.0]), draws=np.arange(6.0).reshape(2, 3))
-    results.save(tmp_path / "a.h5", {"a/surface": surface(), "curve": curve})
+    hdf5.save(tmp_path / "a.h5", {"a/surface": surface(), "curve": curve})
     return tmp_path / "a.h5"
 
 

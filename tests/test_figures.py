@@ -58,8 +58,8 @@ class TestEveryFigure:
         again = Study(study.directory, "smoke")
         assert again.run(figure.plan(again)) == 0
         collected, kept = figure.collect(again), FigureData.load(root / f"{name}.h5")
-        assert set(collected.arrays) == set(kept.arrays)
-        for key, values in collected.arrays.items():
+        assert set(collected.values) == set(kept.values)
+        for key, values in collected.values.items():
             np.testing.assert_array_equal(kept[key], values)
 
     def test_draws_and_judges_from_its_file_alone(self, made, name, monkeypatch):

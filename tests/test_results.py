@@ -1,5 +1,6 @@
 """Results in HDF5: whole files, named axes, types of ours only."""
 
+import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,8 +10,9 @@ import pytest
 import torch
 
 from landscape import InputError
-from landscape.results import result as results
-from landscape.results.result import Result, array
+from landscape.results import hdf5
+from landscape.results.arrays import Arrays
+from landscape.results.result import LabelledArrays, Result, array
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +37,7 @@ def curve():
 
 def test_round_trip(tmp_path):
     curve().save(tmp_path / "a.h5")
-    loaded = results.load(tmp_path / "a.h5")
+    loaded = hdf5.load(tmp_path / "a.h5")
     assert isinstance(loaded, Curve)
     np.testing.assert_array_equal(loaded.values, [1.0, np.nan])
     assert loaded.spread is None
@@ -60,10 +62,10 @@ def test_opens_in_xarray(tmp_path):
 
 def test_saving_completes_a_file_and_keeps_its_axes(tmp_path):
     path = tmp_path / "a.h5"
-    results.save(path, {"one": curve(), "deep/two": curve()}, {"checkpoints": {"x": "sha"}})
-    results.save(path, {"three": curve(), "one": curve()})
-    assert sorted(results.load(path)) == ["deep/two", "one", "three"]
-    assert results.attributes(path)["checkpoints"] == {"x": "sha"}
+    hdf5.save(path, {"one": curve(), "deep/two": curve()}, {"checkpoints": {"x": "sha"}})
+    hdf5.save(path, {"three": curve(), "one": curve()})
+    assert sorted(hdf5.load(path)) == ["deep/two", "one", "three"]
+    assert hdf5.attributes(path)["checkpoints"] == {"x": "sha"}
     with h5py.File(path) as file:
         np.testing.assert_allclose(file["deep/two/values"].dims[0][0], [0.1, 0.2])
 
@@ -72,7 +74,7 @@ def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "a.h5"
     curve().save(path)
     before = path.read_bytes()
-    monkeypatch.setattr(results, "write_group", lambda *_: 1 / 0)
+    monkeypatch.setattr(hdf5, "write_group", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         curve().save(path, "other")
     assert path.read_bytes() == before
@@ -93,15 +95,63 @@ def test_summary_is_plain_json():
 def test_bad_files(tmp_path):
     (tmp_path / "junk.h5").write_bytes(b"no hdf5")
     with pytest.raises(InputError, match="not a readable HDF5 file"):
-        results.load(tmp_path / "junk.h5")
+        hdf5.load(tmp_path / "junk.h5")
     with pytest.raises(InputError, match="no such file"):
-        results.load(tmp_path / "absent.h5")
+        hdf5.load(tmp_path / "absent.h5")
     with pytest.raises(InputError, match="is a directory"):
-        results.load(tmp_path)
+        hdf5.load(tmp_path)
     h5py.File(tmp_path / "empty.h5", "w").close()
     with pytest.raises(InputError, match="holds no result"):
-        results.load(tmp_path / "empty.h5")
+        hdf5.load(tmp_path / "empty.h5")
     with h5py.File(tmp_path / "foreign.h5", "w") as file:
         file.create_group("x").attrs["type"] = "os.system"
     with pytest.raises(InputError, match="unknown result type"):
-        results.load(tmp_path / "foreign.h5")
+        hdf5.load(tmp_path / "foreign.h5")
+
+
+def test_files_of_the_first_release_open(tmp_path):
+    """The layout of 0.1.0, written by h5py alone: a group a result, scales, JSON in attributes."""
+    with h5py.File(tmp_path / "old.h5", "w") as file:
+        file.attrs["settings"] = json.dumps({"seed": 0})
+        one = file.create_group("a/curve")
+        one.attrs.update(type="Curve", note=json.dumps("größer"), converged=True, seconds=1.5)
+        one.attrs.update(arguments=json.dumps({"p": None}), cost=json.dumps({"forward": 2.0}), provenance="{}")
+        for name, values in (("rho", [0.1, 0.2]), ("values", [1.0, np.nan])):
+            one[name] = values
+        one["rho"].make_scale("rho")
+        one["rho"].dims[0].label = one["values"].dims[0].label = "rho"
+        one["values"].dims[0].attach_scale(one["rho"])
+        two = file.create_group("numbers")
+        two.attrs.update(type="LabelledArrays", arguments=json.dumps({"seeds": 2}), cost="{}", seconds=0.0)
+        two.attrs["provenance"] = "{}"
+        two.create_dataset("method", data=np.array(["sgd", "sam"], dtype=object), dtype=h5py.string_dtype())
+        two["loss"] = [0.5, 0.25]
+        two["method"].make_scale("method")
+        two["method"].dims[0].label = two["loss"].dims[0].label = "method"
+        two["loss"].attrs["unit"] = "nats"
+    loaded = hdf5.load(tmp_path / "old.h5")
+    curve, numbers = loaded["a/curve"], loaded["numbers"]
+    assert isinstance(curve, Curve)
+    np.testing.assert_array_equal(curve.values, [1.0, np.nan])
+    assert (curve.spread, curve.note, curve.converged, curve.seconds) == (None, "größer", True, 1.5)
+    assert isinstance(numbers, LabelledArrays)
+    assert numbers.at("loss", method="sam") == 0.25
+    assert (numbers.units["loss"], numbers.axes["loss"], numbers.arguments) == ("nats", ("method",), {"seeds": 2})
+    assert hdf5.attributes(tmp_path / "old.h5") == {"settings": {"seed": 0}}
+    hdf5.save(tmp_path / "new.h5", loaded)
+    with h5py.File(tmp_path / "old.h5") as old, h5py.File(tmp_path / "new.h5") as new:
+        for name in ("a/curve", "numbers"):
+            assert set(old[name]) == set(new[name])
+            assert set(old[name].attrs) == set(new[name].attrs)
+
+
+def test_arrays_agree_with_their_axes():
+    arrays = Arrays()
+    arrays.axis("method", ["sgd", "sam"])
+    arrays.add("loss", ("method", "draw"), np.ones((2, 3)), "nats")
+    assert (arrays.coordinates, arrays.unit("loss"), arrays.unit("method")) == (["method"], "nats", "")
+    for axes, values in ((("method",), np.ones(3)), (("method",), np.ones((2, 2))), (("a", "b"), np.ones(2))):
+        with pytest.raises(ValueError, match="its axes"):
+            arrays.add("wrong", axes, values)
+    arrays.remove("loss")
+    assert list(arrays.values) == list(arrays.axes) == list(arrays.units) == ["method"]

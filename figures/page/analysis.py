@@ -19,7 +19,7 @@ from landscape.errors import InputError
 from landscape.files import write_json
 from landscape.problem.outputs import example_hits
 from landscape.problem.problem import Problem
-from landscape.results import result as results
+from landscape.results import hdf5
 from landscape.results.result import Result, plain
 from trainers.names import checked_arguments, parse_name
 from trainers.rebuild import Subject
@@ -144,14 +144,14 @@ class Store:
         self.known: dict[str, Result] = {}
         self.settings: dict[str, Any] = {}
         if path.exists():
-            held = results.attributes(path).get("checkpoints", {})
+            held = hdf5.attributes(path).get("checkpoints", {})
             for label, sha in held.items():
                 if owners.get(label) != sha:
                     raise InputError(
                         f"{path} holds results of another checkpoint ({label}, {sha[:12]}): choose another --out"
                     )
-            self.settings = results.attributes(path).get("settings", {})
-            loaded = results.load(path) if self.settings else {}
+            self.settings = hdf5.attributes(path).get("settings", {})
+            loaded = hdf5.load(path) if self.settings else {}
             self.known = loaded if isinstance(loaded, dict) else {}
 
     def get(self, name: str, settings: dict[str, Any]) -> Result | None:
@@ -169,7 +169,7 @@ class Store:
         self._write({})
 
     def _write(self, new: dict[str, Result]) -> None:
-        results.save(self.path, new, {"checkpoints": self.owners, "settings": self.settings})
+        hdf5.save(self.path, new, {"checkpoints": self.owners, "settings": self.settings})
 
 
 def analyze(

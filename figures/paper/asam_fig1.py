@@ -96,7 +96,7 @@ class FlatAndSharp(Figure):
         tiny = study.result(self._hyperbola())
         seeds = self._seeds(study)
         numbers = FigureData(facts={**recipes.describe(*self._runs(study).values()), "seeds": len(seeds)})
-        numbers.facts |= {"samples": study.samples(2048), "direction": "top Hessian eigenvector", "SAM rho": 0.2}
+        numbers.facts.update({"samples": study.samples(2048), "direction": "top Hessian eigenvector", "SAM rho": 0.2})
         numbers.axis("minimum", MINIMA)
         numbers.axis("seed", seeds)
         numbers.axis("split", ["train", "test"])

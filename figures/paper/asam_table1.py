@@ -63,7 +63,7 @@ class BestAccuracy(Figure):
         numbers.axis("round", range(seconds.shape[1]))
         numbers.add("epoch_seconds", ("base", "method", "round"), seconds.reshape(2, 3, -1), "s")
         for name in ("train_accuracy", "test_accuracy", "epoch"):
-            del numbers.arrays[name], numbers.axes[name], numbers.units[name]
+            numbers.remove(name)
         return numbers
 
     def draw(self, numbers: FigureData) -> Any:

@@ -59,7 +59,7 @@ class EqualTime(Figure):
         numbers = FigureData(facts={**recipes.describe(*runs.values()), "seeds": len(seeds)})
         seconds = next(t for (b, _, _), t in runs.items() if b == "seconds").settings["budget_seconds"]
         passes = next(t for (b, _, _), t in runs.items() if b == "passes").settings["budget_passes"]
-        numbers.facts |= {"budget in seconds": seconds, "budget in passes": passes}
+        numbers.facts.update({"budget in seconds": seconds, "budget in passes": passes})
         for name, values in (("budget", BUDGETS), ("method", METHODS), ("seed", seeds)):
             numbers.axis(name, values)
         histories = {key: study.history(t) for key, t in runs.items()}

@@ -84,8 +84,8 @@ class Correlation(Figure):
         computations = measured(study)
         shared = recipes.describe(*(c.trainings[0] for c in measured(study).values()))
         numbers = FigureData(facts={**shared, "checkpoints": len(found), "seeds": len(study.seeds(3, 5))})
-        numbers.facts |= {"samples": study.samples(2048), "label noise": list(NOISE), "draws": 1000}
-        numbers.facts |= {"interval": "95%, bootstrap over whole methods: their seeds and noise levels stay together"}
+        numbers.facts.update({"samples": study.samples(2048), "label noise": list(NOISE), "draws": 1000})
+        numbers.facts["interval"] = "95%, bootstrap over whole methods: their seeds and noise levels stay together"
         numbers.axis("checkpoint", [f"{m}, noise {n:g}, seed {s}" for m, n, s in found])
         numbers.facts["methods"] = len({m for m, _, _ in found})
         axes = ("checkpoint",)

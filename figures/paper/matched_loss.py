@@ -112,7 +112,7 @@ class MatchedLoss(Figure):
         found = {key: study.result(computation(study, t)) for key, t in trainings.items()}
         first = computation(study, trainings["sgd", seeds[0]])
         numbers = FigureData(facts={**recipes.describe(*trainings.values()), "seeds": len(seeds), "level": LEVEL})
-        numbers.facts |= {"samples": first.arguments["samples"], "hyperparameters": "each method's documented defaults"}
+        numbers.facts.update(samples=first.arguments["samples"], hyperparameters="each method's documented defaults")
         for name, values in (("method", names), ("seed", seeds), ("when", WHEN), ("radius", RADII)):
             numbers.axis(name, values)
         numbers.axis("kept_epoch", first.arguments["epochs"])

@@ -37,7 +37,7 @@ class RandomizedTable(Figure):
         seeds = study.seeds(recipes.SEEDS)
         found = {key: study.history(t) for key, t in runs.items()}
         numbers = FigureData(facts={**recipes.describe(*runs.values()), "seeds": len(seeds)})
-        numbers.facts |= {"RST and G-RST": "rho 0.05, linear1 with p 0.5; G-RST alpha = 1 / mean p (the defaults)"}
+        numbers.facts["RST and G-RST"] = "rho 0.05, linear1 with p 0.5; G-RST alpha = 1 / mean p (the defaults)"
         numbers.axis("method", METHODS)
         numbers.axis("seed", seeds)
 

@@ -55,7 +55,7 @@ class Convergence(Figure):
         histories = {key: study.history(t) for key, t in trainings.items()}
         any_run = trainings["sgd", seeds[0]]
         numbers = FigureData(facts={**recipes.describe(*trainings.values()), "seeds": len(seeds)})
-        numbers.facts |= {"rho": RHO, "samples": study.samples(SAMPLES), "BatchNorm": "frozen running statistics"}
+        numbers.facts.update({"rho": RHO, "samples": study.samples(SAMPLES), "BatchNorm": "frozen running statistics"})
         numbers.axis("method", METHODS)
         numbers.axis("seed", seeds)
         numbers.axis("epoch", histories["sgd", seeds[0]]["epoch"].astype(int))

@@ -67,12 +67,14 @@ class Surfaces(Figure):
         seeds = study.seeds(recipes.SEEDS)
         trainings = runs(study).values()
         numbers = FigureData(facts={**recipes.describe(*trainings), "seeds": len(seeds), "radius": RADIUS})
-        numbers.facts |= {
-            "directions": "gaussian, seeded by the run",
-            "shown": "surfaces of seed 0, profiles of all",
-            "samples": study.samples(SAMPLES),
-            "BatchNorm": "frozen running statistics",
-        }
+        numbers.facts.update(
+            {
+                "directions": "gaussian, seeded by the run",
+                "shown": "surfaces of seed 0, profiles of all",
+                "samples": study.samples(SAMPLES),
+                "BatchNorm": "frozen running statistics",
+            }
+        )
         first = found["sgd", seeds[0]]
         numbers.axis("method", METHODS)
         numbers.axis("seed", seeds)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -136,7 +137,7 @@ class _Work:
         figure = self.entries[name]
         try:
             numbers = figure.collect(self.study)
-            numbers.facts = {**caption(name, figure, self.study), **numbers.facts}
+            numbers = replace(numbers, facts={**caption(name, figure, self.study), **numbers.facts})
             numbers.save(self.out / f"{name}.h5")
             self.pictures.append(redraw(name, self.out))
             verdict.collect(self.out)

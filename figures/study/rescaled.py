@@ -62,7 +62,7 @@ def numbers(study: Study, measures: tuple[str, ...]) -> tuple[FigureData, dict[i
     arguments = dict(next(iter(made.values())).arguments)
     del arguments["seed"]
     result = FigureData(facts={**arguments, "networks": len(found), "model": "table2-mlp, randomly initialized"})
-    result.facts |= {"data": "toy2d:variance=15", "dtype": "float64"}
+    result.facts.update({"data": "toy2d:variance=15", "dtype": "float64"})
     result.axis("network", list(found))
     result.axis("transform", range(arguments["transforms"]))
     for name in measures:

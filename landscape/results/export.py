@@ -14,8 +14,9 @@ import numpy as np
 
 from landscape.errors import InputError, unknown
 from landscape.files import atomic
-from landscape.results.labelled import LabelledArrays
-from landscape.results.result import Result, load, plain
+from landscape.results.arrays import Arrays
+from landscape.results.hdf5 import load
+from landscape.results.result import LabelledArrays, Result, plain
 from landscape.surfaces.result import Surface
 
 HEIGHT = 0.5
@@ -51,18 +52,18 @@ def export(file: str | Path, to: str, out: str | Path | None = None) -> list[Pat
     return written
 
 
-def write_tidy(stream: Any, found: LabelledArrays) -> None:
+def write_tidy(stream: Any, arrays: Arrays) -> None:
     """Write a tidy table: quantity, a column for every axis, value, unit; a row for every number."""
     writer = csv.writer(stream)
-    coordinates = found.coordinates
+    coordinates = arrays.coordinates
     writer.writerow(["quantity", *coordinates, "value", "unit"])
-    for name, (axes, values) in found.named_arrays().items():
+    for name, values in arrays.values.items():
         if name in coordinates:
             continue
         for index in np.ndindex(*values.shape):
-            at = {a: found[a][i] if a in coordinates else i for a, i in zip(axes, index, strict=True)}
-            place = [_text(at[c]) if c in at else "" for c in coordinates]
-            writer.writerow([name, *place, _text(values[index]), found.units.get(name, "")])
+            at = {a: arrays[a][i] if a in coordinates else i for a, i in zip(arrays.axes[name], index, strict=True)}
+            labels = [_text(at[c]) if c in at else "" for c in coordinates]
+            writer.writerow([name, *labels, _text(values[index]), arrays.unit(name)])
 
 
 # -- formats ---------------------------------------------------------------------------------------------------------
@@ -77,27 +78,27 @@ def _csv(results: Mapping[str, Result], stem: Path) -> Iterator[Path]:
             yield path
             continue
         tables: dict[tuple[str, ...], dict[str, np.ndarray]] = {}
-        fields = result.named_arrays()
-        for field, (axes, values) in fields.items():
-            if axes and not (axes == (field,) and any(field in a and a != axes for a, _ in fields.values())):
-                tables.setdefault(axes, {})[field] = values
+        arrays = result.named_arrays()
+        for field, axes in arrays.axes.items():
+            if axes and not (axes == (field,) and any(field in a and a != axes for a in arrays.axes.values())):
+                tables.setdefault(axes, {})[field] = arrays[field]
         for axes, columns in tables.items():
             suffix = "" if len(tables) == 1 else f"-{'-'.join(axes)}"
             path = _beside(stem, name, results, f"{suffix}.csv")
             with atomic(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as stream:
-                _write_table(stream, axes, columns, fields)
+                _write_table(stream, axes, columns, arrays)
             yield path
 
 
-def _write_table(stream: Any, axes: tuple[str, ...], columns: Mapping[str, np.ndarray], fields: Mapping) -> None:
+def _write_table(stream: Any, axes: tuple[str, ...], columns: Mapping[str, np.ndarray], arrays: Arrays) -> None:
     writer = csv.writer(stream)
     coordinates = [a for a in axes if a not in columns]
     writer.writerow([*coordinates, *columns])
     shape = next(iter(columns.values())).shape
-    known = {a: fields[a][1] for a in coordinates if a in fields and fields[a][1].ndim == 1}
+    known = {a: arrays[a] for a in coordinates if a in arrays.values and arrays[a].ndim == 1}
     for index in np.ndindex(*shape):
-        place = [known[a][i] if a in known else i for a, i in zip(axes, index, strict=True) if a in coordinates]
-        writer.writerow([*(_text(v) for v in place), *(_text(v[index]) for v in columns.values())])
+        labels = [known[a][i] if a in known else i for a, i in zip(axes, index, strict=True) if a in coordinates]
+        writer.writerow([*(_text(v) for v in labels), *(_text(v[index]) for v in columns.values())])
 
 
 def _text(value: Any) -> str:
@@ -110,7 +111,7 @@ def _npz(results: Mapping[str, Result], stem: Path) -> Iterator[Path]:
     content = {}
     for name, result in results.items():
         prefix = "" if len(results) == 1 else f"{name}."
-        content.update({f"{prefix}{field}": values for field, (_, values) in result.named_arrays().items()})
+        content.update({f"{prefix}{field}": values for field, values in result.named_arrays().values.items()})
         facts = {k: getattr(result, k) for k in ("arguments", "cost", "provenance")}
         content[f"{prefix}metadata"] = np.array(json.dumps(plain(facts)))
     path = stem.with_name(f"{stem.name}.npz")
@@ -125,7 +126,8 @@ def _npz(results: Mapping[str, Result], stem: Path) -> Iterator[Path]:
 def _json(results: Mapping[str, Result], stem: Path) -> Iterator[Path]:
     content = {}
     for name, result in results.items():
-        fields = {f: {"axes": list(axes), "values": values} for f, (axes, values) in result.named_arrays().items()}
+        arrays = result.named_arrays()
+        fields = {name: {"axes": list(arrays.axes[name]), "values": values} for name, values in arrays.values.items()}
         facts = {k: getattr(result, k) for k in ("arguments", "cost", "provenance")}
         content[name] = {"type": type(result).__name__, "summary": result.summary(), "arrays": fields, **facts}
     path = stem.with_name(f"{stem.name}.json")
@@ -167,8 +169,9 @@ def vtk(surface: Surface, title: str = "surface") -> str:
         *points,
         f"POINT_DATA {len(points)}",
     ]
-    for field, (axes, values) in surface.named_arrays().items():
-        if axes == ("x", "y"):
+    arrays = surface.named_arrays()
+    for field, values in arrays.values.items():
+        if arrays.axes[field] == ("x", "y"):
             kind = "int" if values.dtype == bool else "double"
             lines += [f"SCALARS {field} {kind} 1", "LOOKUP_TABLE default"]
             lines += [str(int(v)) if kind == "int" else f"{v:.17g}" for v in values.T.reshape(-1)]

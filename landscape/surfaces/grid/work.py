@@ -15,8 +15,7 @@ from torch import Tensor
 from landscape.errors import InputError
 from landscape.problem.loss_name import loss_name
 from landscape.problem.problem import Problem
-from landscape.results import digest
-from landscape.results import result as results
+from landscape.results import digest, hdf5
 from landscape.results.result import plain
 from landscape.surfaces import picture_checks
 from landscape.surfaces.directions.directions import RADII, Directions
@@ -161,7 +160,7 @@ class Keeper:
 
     def save(self, surface: Surface) -> None:
         """Bring the file up to date, atomically."""
-        results.save(self.file, {self.name: surface})
+        hdf5.save(self.file, {self.name: surface})
 
     def close(self, *, delete: bool) -> None:
         """Let go of the journal."""
@@ -172,7 +171,7 @@ class Keeper:
         """The file's own surface, where it is complete and the same; an unfinished one is the journal's business."""
         if not self.file.exists():
             return None
-        held = results.load_group(self.file, self.name)
+        held = hdf5.load_group(self.file, self.name)
         if not isinstance(held, Surface):
             if held is None or self.replace_other:
                 return None
