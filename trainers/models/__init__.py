@@ -3,6 +3,9 @@
 One family a file, found by reading the files (see :mod:`landscape.registry`), so that listing them imports no torch.
 A network is rebuilt from its name and its arguments, which are plain values; it records nothing itself. Every network
 is made of ``nn.Module`` layers only, each activation an instance of its own, so that hooks and ``torch.fx`` see them.
+
+A model is ``@register("name", small={"input_shape": ..., option: ...}) def name(classes, input_shape, *, options)``;
+``small`` is a configuration of seconds, which the contract tests build.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from landscape.registry import register
 from trainers.models import require_images
 
 
-@register("small-cnn")
+@register("small-cnn", small={"input_shape": (1, 8, 8), "channels": (4, 6, 5)})
 def small_cnn(classes: int, input_shape: tuple[int, ...], *, channels: tuple[int, ...] = (16, 32, 64)) -> nn.Sequential:
     """Three 3x3 convolutions with BatchNorm and ReLU, mean over the pixels, one linear layer.
 

@@ -12,7 +12,7 @@ from landscape.registry import register
 ACTIVATIONS = {"relu": nn.ReLU, "tanh": nn.Tanh, "gelu": nn.GELU}
 
 
-@register("table2-mlp")
+@register("table2-mlp", small={"input_shape": (2,)})
 def table2_mlp(classes: int, input_shape: tuple[int, ...]) -> nn.Sequential:
     """Five linear layers of width 10, three ReLUs: the toy network of the ASAM report (Table II).
 
@@ -26,7 +26,7 @@ def table2_mlp(classes: int, input_shape: tuple[int, ...]) -> nn.Sequential:
     return nn.Sequential(*_flatten(input_shape), *layers, nn.Linear(10, classes))
 
 
-@register("mlp")
+@register("mlp", small={"input_shape": (5,), "hidden": (7, 6)})
 def mlp(
     classes: int,
     input_shape: tuple[int, ...],

@@ -139,7 +139,7 @@ def _shortcut(kind: str, width: int, out: int, stride: int) -> nn.Module | None:
     return nn.Sequential(convolution(width, out, 1, stride), nn.BatchNorm2d(out))
 
 
-@register("resnet")
+@register("resnet", small={"input_shape": (1, 8, 8), "width": 4})
 def resnet(
     classes: int,
     input_shape: tuple[int, ...],
@@ -182,7 +182,7 @@ def _cifar(
     return ResNet(BasicBlock, blocks, width, classes, channels, imagenet_stem=False, shortcut=shortcut, stride=stride)
 
 
-@register("resnet20")
+@register("resnet20", small={"input_shape": (1, 8, 8)})
 def resnet20(classes: int, input_shape: tuple[int, ...], *, shortcut: str = "projection") -> ResNet:
     """CIFAR ResNet-20: three stages of 16, 32 and 64 channels; 272,474 parameters on CIFAR-10.
 
@@ -193,7 +193,7 @@ def resnet20(classes: int, input_shape: tuple[int, ...], *, shortcut: str = "pro
     return _cifar("resnet20", 20, classes, input_shape, shortcut)
 
 
-@register("resnet56")
+@register("resnet56", small={"input_shape": (3, 8, 8)})
 def resnet56(classes: int, input_shape: tuple[int, ...], *, shortcut: str = "projection") -> ResNet:
     """CIFAR ResNet-56: three stages of 16, 32 and 64 channels; 855,770 parameters on CIFAR-10.
 
@@ -221,7 +221,7 @@ def _imagenet(
     return ResNet(block, blocks, 64, classes, shape[0], imagenet_stem=large)
 
 
-@register("resnet18")
+@register("resnet18", small={"input_shape": (3, 8, 8)})
 def resnet18(classes: int, input_shape: tuple[int, ...], *, stem: str = "auto") -> ResNet:
     """ResNet-18: 11,689,512 parameters on ImageNet.
 
@@ -231,7 +231,7 @@ def resnet18(classes: int, input_shape: tuple[int, ...], *, stem: str = "auto") 
     return _imagenet("resnet18", BasicBlock, (2, 2, 2, 2), classes, input_shape, stem)
 
 
-@register("resnet50")
+@register("resnet50", small={"input_shape": (3, 8, 8)})
 def resnet50(classes: int, input_shape: tuple[int, ...], *, stem: str = "auto") -> ResNet:
     """ResNet-50: 25,557,032 parameters on ImageNet.
 
@@ -241,7 +241,7 @@ def resnet50(classes: int, input_shape: tuple[int, ...], *, stem: str = "auto") 
     return _imagenet("resnet50", Bottleneck, (3, 4, 6, 3), classes, input_shape, stem)
 
 
-@register("resnet101")
+@register("resnet101", small={"input_shape": (3, 8, 8)})
 def resnet101(classes: int, input_shape: tuple[int, ...], *, stem: str = "auto") -> ResNet:
     """ResNet-101: 44,549,160 parameters on ImageNet.
 
@@ -251,7 +251,7 @@ def resnet101(classes: int, input_shape: tuple[int, ...], *, stem: str = "auto")
     return _imagenet("resnet101", Bottleneck, (3, 4, 23, 3), classes, input_shape, stem)
 
 
-@register("resnet152")
+@register("resnet152", small={"input_shape": (3, 8, 8)})
 def resnet152(classes: int, input_shape: tuple[int, ...], *, stem: str = "auto") -> ResNet:
     """ResNet-152: 60,192,808 parameters on ImageNet.
 

@@ -91,13 +91,13 @@ def _truncated_normal(weight: Tensor, deviation: float) -> None:
     nn.init.trunc_normal_(weight, std=deviation, a=-2 * deviation, b=2 * deviation)
 
 
-@register("vit-s32")
+@register("vit-s32", small={"input_shape": (3, 64, 64)})
 def vit_s32(classes: int, input_shape: tuple[int, ...]) -> VisionTransformer:
     """ViT-S/32: patches of 32, width 384, 12 blocks, 6 heads; 22,878,952 parameters at 224 pixels and 1000 classes."""
     return _transformer("vit-s32", input_shape, 32, 384, 12, 6, 1536, classes)
 
 
-@register("vit-tiny")
+@register("vit-tiny", small={"input_shape": (1, 8, 8), "depth": 2})
 def vit_tiny(
     classes: int,
     input_shape: tuple[int, ...],

@@ -65,7 +65,7 @@ class WideResNet(nn.Module):
         return self.fc(self.flatten(self.avgpool(self.relu(self.bn(self.groups(self.conv1(x)))))))
 
 
-@register("wrn")
+@register("wrn", small={"input_shape": (3, 8, 8), "depth": 10, "width": 1})
 def wrn(
     classes: int, input_shape: tuple[int, ...], *, depth: int = 16, width: int = 4, dropout: float = 0.0
 ) -> WideResNet:
@@ -84,7 +84,7 @@ def wrn(
     return WideResNet(depth, width, dropout, classes, input_shape[0])
 
 
-@register("wrn-28-10")
+@register("wrn-28-10", small={"input_shape": (3, 8, 8)})
 def wrn_28_10(classes: int, input_shape: tuple[int, ...], *, dropout: float = 0.0) -> WideResNet:
     """Wide ResNet of depth 28 and width 10: 36,479,194 parameters on CIFAR-10.
 
