@@ -11,7 +11,8 @@ import torch.nn.functional as F
 
 from landscape.errors import InputError
 from landscape.random import stream
-from trainers.data.datasets import TrainingBatches, augment, load_data
+from trainers.data.batches import TrainingBatches, augment
+from trainers.data.datasets import load_data
 
 
 def rng():

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from landscape.errors import InputError
-from trainers.data import datasets, npz
+from trainers.data import datasets, fingerprint, npz, standardization
 from trainers.data.datasets import load_data
 
 
@@ -77,7 +77,7 @@ def test_members_over_the_budget_are_mapped_and_equal(tmp_path, monkeypatch, sha
     whole = load_data(f"npz:{tmp_path / 'a.npz'}")
     monkeypatch.setattr(npz, "RESIDENT_BYTES", 0)
     monkeypatch.setattr(datasets, "STANDARDIZED_BYTES", 0)
-    monkeypatch.setattr(datasets, "CHUNK_BYTES", 1000)
+    monkeypatch.setattr(standardization, "CHUNK_BYTES", 1000)
     opened = []
     original = npz._map
     monkeypatch.setattr(npz, "_map", lambda *a: opened.append(a) or original(*a))
@@ -93,15 +93,15 @@ def test_members_over_the_budget_are_mapped_and_equal(tmp_path, monkeypatch, sha
 
 
 def test_the_hash_of_large_arrays_sees_blocks_over_all_of_them(monkeypatch):
-    monkeypatch.setattr(datasets, "HASHED_WHOLE_BYTES", 1 << 12)
-    monkeypatch.setattr(datasets, "HASHED_BLOCKS", 8)
+    monkeypatch.setattr(fingerprint, "WHOLE_BYTES", 1 << 12)
+    monkeypatch.setattr(fingerprint, "BLOCKS", 8)
     x = torch.arange(100_000).reshape(10_000, 10)
-    before = datasets._digest(x)
-    assert before == datasets._digest(x.clone())
+    before = fingerprint.fingerprint(x)
+    assert before == fingerprint.fingerprint(x.clone())
     for row in (0, 9_999):
         changed = x.clone()
         changed[row, 3] += 1
-        assert datasets._digest(changed) != before
+        assert fingerprint.fingerprint(changed) != before
 
 
 @pytest.mark.parametrize(

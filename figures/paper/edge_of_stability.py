@@ -62,8 +62,9 @@ def descend(
     import torch.nn.functional as F
 
     import landscape
-    from trainers.data.datasets import load_data, parse_name
+    from trainers.data.datasets import load_data
     from trainers.models import build_model
+    from trainers.names import parse_name
 
     name, arguments = parse_name(data)
     it = load_data(name, data_dir=data_dir, **{"seed": seed, "label_noise": label_noise, **arguments}).to(device)

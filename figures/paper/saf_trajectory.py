@@ -41,9 +41,11 @@ def follow(
     import torch.nn.functional as F
 
     from landscape.random import stream
-    from trainers.data.datasets import TrainingBatches, load_data, parse_name
+    from trainers.data.batches import TrainingBatches
+    from trainers.data.datasets import load_data
     from trainers.loop.budget import Schedule
     from trainers.models import build_model
+    from trainers.names import parse_name
 
     name, arguments = parse_name(data)
     it = load_data(name, data_dir=data_dir, **{"seed": seed, **arguments}).to(device)

@@ -1,7 +1,8 @@
 """The datasets: one file a family, found by reading the files, so that listing them imports no torch.
 
 A loader is ``@register("name") def name(source, *, options) -> Arrays``; ``source`` says where files lie and which seed
-synthetic data are drawn from.
+synthetic data are drawn from. Facts of the registration: ``download``, address and MD5 of every official file;
+``small``, options that make the set small, for the contract tests.
 """
 
 from __future__ import annotations

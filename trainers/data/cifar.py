@@ -89,7 +89,10 @@ _CIFAR100 = (
 )
 
 
-@register("cifar10", download=True)
+@register(
+    "cifar10",
+    download=(("https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz", "c32a1d4ab5d03f1284b67883e8d87530"),),
+)
 def cifar10(source: Source) -> Arrays:
     """CIFAR-10: 50,000 + 10,000 colour 32x32 photographs, 10 classes.
 
@@ -98,7 +101,10 @@ def cifar10(source: Source) -> Arrays:
     return _load(source, _CIFAR10, classes=10)
 
 
-@register("cifar100", download=True)
+@register(
+    "cifar100",
+    download=(("https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz", "03b5dce01913d631647c71ecec9e9cb8"),),
+)
 def cifar100(source: Source) -> Arrays:
     """CIFAR-100: 50,000 + 10,000 colour 32x32 photographs, 100 (fine) classes.
 

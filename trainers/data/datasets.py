@@ -1,14 +1,8 @@
-"""Datasets: ``load_data("cifar10")`` finds, checks, standardizes and holds a training and a test set.
-
-The light parts (``DATA``, ``parse_name``, ``fetch``) come without torch from ``trainers.data``, ``trainers.names``
-and ``trainers.data.files``.
-"""
+"""Datasets: ``load_data("cifar10")`` finds, checks, standardizes and holds a training and a test set."""
 
 from __future__ import annotations
 
 import dataclasses
-import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,33 +12,17 @@ from torch import Tensor
 
 from landscape.errors import InputError
 from landscape.random import stream
-from landscape.results import digest
 from trainers.data import DATA, Arrays, Source, data_directory
-from trainers.data.batches import FixedBatches, TrainingBatches, augment
-from trainers.data.files import fetch
+from trainers.data.batches import FixedBatches
+from trainers.data.fingerprint import fingerprint
+from trainers.data.standardization import moments, standardized
 from trainers.names import checked_arguments, parse_name
-
-__all__ = [
-    "DATA",
-    "Data",
-    "FixedBatches",
-    "TrainingBatches",
-    "augment",
-    "data_directory",
-    "fetch",
-    "load_data",
-    "parse_name",
-]
 
 STANDARDIZED_BYTES = 64 << 20
 """Up to this size examples are standardized once and kept in float32; larger sets keep their bytes."""
 
 RESIDENT_BYTES = 4 << 30
 """Up to this size a split is moved to the device whole; a larger one stays where it is and is moved by the batch."""
-
-HASHED_WHOLE_BYTES = 256 << 20
-HASHED_BLOCKS = 1024
-CHUNK_BYTES = 64 << 20
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,7 +97,7 @@ class Data:
         if isinstance(indices, Tensor):
             indices = indices.to(stored.device)
         chosen = stored[indices].to(self.device, non_blocking=True)
-        return chosen if self.standardized else _standardize(chosen, self.mean, self.std)
+        return chosen if self.standardized else standardized(chosen, self.mean, self.std)
 
     def targets(self, indices: Tensor | slice, split: str = "train") -> Tensor:
         """Labels of the chosen examples, on :attr:`device`."""
@@ -203,13 +181,13 @@ def _prepare(name: str, arguments: dict[str, Any], arrays: Arrays) -> Data:
         shape = (arrays.x_train.shape[1], 1, 1)
         mean, std = (torch.full(shape, moment) for moment in arrays.moments)
     else:
-        mean, std = _moments(name, "x_train", arrays.x_train)
-        _moments(name, "x_test", arrays.x_test)
-    sha256 = digest.of_parts(_hashed_parts(arrays.x_train, arrays.y_train, arrays.x_test, arrays.y_test))
+        mean, std = moments(name, "x_train", arrays.x_train)
+        moments(name, "x_test", arrays.x_test)
+    sha256 = fingerprint(arrays.x_train, arrays.y_train, arrays.x_test, arrays.y_test)
     stored = [arrays.x_train, arrays.x_test]
     small = all(isinstance(x, Tensor) and 4 * x.numel() <= STANDARDIZED_BYTES for x in stored)
     if small:
-        stored = [_standardize(x, mean, std) for x in stored]
+        stored = [standardized(x, mean, std) for x in stored]
     return Data(
         name=name,
         arguments=arguments,
@@ -224,69 +202,3 @@ def _prepare(name: str, arguments: dict[str, Any], arrays: Arrays) -> Data:
         sha256=sha256,
         standardized=small,
     )
-
-
-def _standardize(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    unit = x.to(torch.float32)
-    if x.dtype == torch.uint8:
-        unit = unit / 255
-    return (unit - mean) / std
-
-
-def _moments(name: str, key: str, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation in float64, by the chunk; exact integer counts for uint8 images.
-
-    Raises:
-        InputError: for a NaN or an infinity.
-    """
-    axes = (0, 2, 3) if x.ndim == 4 else (0,)
-    if x.dtype == torch.uint8 and x.ndim == 4:
-        mean, variance = _byte_moments(x)
-    else:
-        shape = [1 if axis in axes else size for axis, size in enumerate(x.shape)]
-        total, squares = torch.zeros(shape, dtype=torch.float64), torch.zeros(shape, dtype=torch.float64)
-        scale = 255 if x.dtype == torch.uint8 else 1
-        origin = x[:1].double().mean(axes, keepdim=True) / scale  # sums of squares around it cancel less
-        for chunk in _chunks(x):
-            deviation = chunk.double() / scale - origin
-            total += deviation.sum(axes, keepdim=True)
-            squares += deviation.square().sum(axes, keepdim=True)
-        count = math.prod(x.shape[axis] for axis in axes)
-        mean = (origin + total / count).squeeze(0)
-        variance = (squares / count - (total / count).square()).squeeze(0)
-    if not bool(torch.isfinite(variance).all()):
-        raise InputError(f"{name}: {key} holds NaN or infinity: clean it first")
-    # What rounding leaves of a constant feature's variance is not a scale.
-    std = torch.where(variance > 1e-12 * mean.square(), variance, 1).sqrt()
-    return mean.float(), std.float()
-
-
-def _byte_moments(x: Tensor) -> tuple[Tensor, Tensor]:
-    counts = torch.zeros(x.shape[1], 256, dtype=torch.int64)
-    for chunk in _chunks(x):
-        for channel in range(x.shape[1]):
-            counts[channel] += torch.bincount(chunk[:, channel].flatten().int(), minlength=256)
-    weights = counts.double() / counts.sum(1, keepdim=True)
-    values = torch.arange(256, dtype=torch.float64) / 255
-    mean = weights @ values
-    variance = (weights * (values - mean[:, None]).square()).sum(1)
-    return mean[:, None, None], variance[:, None, None]
-
-
-def _chunks(x: Tensor) -> Iterator[Tensor]:
-    rows = max(1, CHUNK_BYTES // max(1, 8 * math.prod(x.shape[1:])))
-    for start in range(0, len(x), rows):
-        yield x[start : start + rows]
-
-
-def _hashed_parts(*arrays: Any) -> Iterator[str | Tensor]:
-    for array in arrays:
-        yield f"{array.dtype} {tuple(array.shape)};"
-        if not isinstance(array, Tensor):
-            yield repr(array)
-        elif array.nbytes <= HASHED_WHOLE_BYTES:
-            yield array
-        else:
-            rows = max(1, HASHED_WHOLE_BYTES // HASHED_BLOCKS // (array.nbytes // len(array)))
-            for start in torch.linspace(0, max(0, len(array) - rows), HASHED_BLOCKS).long().tolist():
-                yield array[start : start + rows]

@@ -31,33 +31,12 @@ class OfficialFile:
         return self.url.rsplit("/", 1)[1]
 
 
-def _idx(base: str, *checksums: str) -> tuple[OfficialFile, ...]:
-    parts = ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1")
-    return tuple(OfficialFile(f"{base}{p}-ubyte.gz", md5) for p, md5 in zip(parts, checksums, strict=True))
-
-
 OFFICIAL = {
-    "mnist": _idx(
-        "https://ossci-datasets.s3.amazonaws.com/mnist/",
-        "f68b3c2dcbeaaa9fbdd348bbdeb94873",
-        "d53e105ee54ea40749a09fcbcd1e9432",
-        "9fb629c4189551a2d022fa330f9573f3",
-        "ec29112dd5afa0611ce80d1b7f02629c",
-    ),
-    "fashion-mnist": _idx(
-        "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
-        "8d4fb7e6c68d591d4c3dfef9ec88bf0d",
-        "25c81989df183df01b3e8a0aad5dffbe",
-        "bef4ecab320f06d8554ea6380940ec79",
-        "bb300cfdad3c16e7a12a480ee83cd310",
-    ),
-    "cifar10": (
-        OfficialFile("https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz", "c32a1d4ab5d03f1284b67883e8d87530"),
-    ),
-    "cifar100": (
-        OfficialFile("https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz", "03b5dce01913d631647c71ecec9e9cb8"),
-    ),
+    name: tuple(OfficialFile(url, md5) for url, md5 in entry.facts["download"])
+    for name, entry in DATA.entries.items()
+    if "download" in entry.facts
 }
+"""The files of every data set that is fetched, as its registration lists them."""
 
 
 def read_file(path: Path) -> bytes:

@@ -20,7 +20,22 @@ _FOLDERS = {"mnist": ("mnist", "", "MNIST/raw"), "fashion-mnist": ("fashion-mnis
 OFFICIAL_COUNTS = {"train": 60_000, "t10k": 10_000}
 
 
-@register("mnist", download=True)
+@register(
+    "mnist",
+    small={"train": 2000, "test": 500},
+    download=(
+        (
+            "https://ossci-datasets.s3.amazonaws.com/mnist/train-images-idx3-ubyte.gz",
+            "f68b3c2dcbeaaa9fbdd348bbdeb94873",
+        ),
+        (
+            "https://ossci-datasets.s3.amazonaws.com/mnist/train-labels-idx1-ubyte.gz",
+            "d53e105ee54ea40749a09fcbcd1e9432",
+        ),
+        ("https://ossci-datasets.s3.amazonaws.com/mnist/t10k-images-idx3-ubyte.gz", "9fb629c4189551a2d022fa330f9573f3"),
+        ("https://ossci-datasets.s3.amazonaws.com/mnist/t10k-labels-idx1-ubyte.gz", "ec29112dd5afa0611ce80d1b7f02629c"),
+    ),
+)
 def mnist(source: Source, *, train: int | None = None, test: int | None = None) -> Arrays:
     """MNIST: 60,000 + 10,000 grey 28x28 handwritten digits.
 
@@ -33,7 +48,28 @@ def mnist(source: Source, *, train: int | None = None, test: int | None = None) 
     return _load(source, train, test)
 
 
-@register("fashion-mnist", download=True)
+@register(
+    "fashion-mnist",
+    small={"train": 2000, "test": 500},
+    download=(
+        (
+            "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/train-images-idx3-ubyte.gz",
+            "8d4fb7e6c68d591d4c3dfef9ec88bf0d",
+        ),
+        (
+            "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/train-labels-idx1-ubyte.gz",
+            "25c81989df183df01b3e8a0aad5dffbe",
+        ),
+        (
+            "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/t10k-images-idx3-ubyte.gz",
+            "bef4ecab320f06d8554ea6380940ec79",
+        ),
+        (
+            "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/t10k-labels-idx1-ubyte.gz",
+            "bb300cfdad3c16e7a12a480ee83cd310",
+        ),
+    ),
+)
 def fashion_mnist(source: Source, *, train: int | None = None, test: int | None = None) -> Arrays:
     """Fashion-MNIST: 60,000 + 10,000 grey 28x28 images of clothes, 10 classes.
 

@@ -62,7 +62,7 @@ class NoiseImages:
         return NoiseImages(self.seed, self.stream, self.count, self.image, str(device))
 
 
-@register("random-images")
+@register("random-images", small={"shape": (3, 8, 8), "classes": 5, "n": 400, "n_test": 50})
 def random_images(
     source: Source, *, shape: tuple[int, ...] = (3, 224, 224), classes: int = 1000, n: int = 10000, n_test: int = 1000
 ) -> Arrays:
@@ -91,7 +91,7 @@ def random_images(
     return Arrays(images[0], labels[0], images[1], labels[1], classes, moments=moments)
 
 
-@register("many-classes")
+@register("many-classes", small={"classes": 20, "n": 500, "n_test": 100})
 def many_classes(
     source: Source,
     *,

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from landscape.errors import InputError
 from landscape.random import stream
-from trainers.data.datasets import Data, TrainingBatches
+from trainers.data.batches import TrainingBatches
+from trainers.data.datasets import Data
 from trainers.loop.settings import Settings
 
 
