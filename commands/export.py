@@ -10,19 +10,18 @@ from commands import options
 
 
 @click.command("export")
-@click.argument("file", type=click.Path(), metavar="FILE.h5")
+@click.argument("file", type=click.Path(path_type=Path), metavar="FILE.h5")
 @click.option(
     "--to",
-    "to",
     required=True,
     type=click.Choice(["csv", "npz", "vtk", "json"]),
     help="csv: tables; npz: arrays; vtk: ParaView surfaces; json: web viewers.",
 )
 @options.out("Default: the file's directory.")
-def command(file: str, to: str, out: str | None) -> None:
+def command(file: Path, to: str, out: str | None) -> None:
     """Write the results of an HDF5 file in another format; prints the files written."""
     from landscape.results.export import export
 
-    options.check_writable(Path(out) if out else Path(file).parent)
+    options.check_writable(Path(out) if out else file.parent)
     for path in export(file, to, out):
         click.echo(path)

@@ -29,7 +29,7 @@ from landscape.progress import is_shown
 @click.option(
     "--workers", type=click.IntRange(min=1), default=None, help="Processes; default: the cores, on a GPU one."
 )
-@click.option("--resume", is_flag=True, expose_value=False, help="As always: what is done is reused.")
+@options.always_resumes
 @options.out("Directory of the figures and of what they were made from; default figures-out.")
 @options.data_dir
 @options.device
@@ -67,14 +67,13 @@ def command(
     from figures.study.figure import Unfinished, make
     from figures.study.study import Study
 
-    place = "cpu" if preset != "paper" and device is None else str(options.resolve_device(device))
-    processes = workers or (1 if place.startswith("cuda") else _cores())
+    where = "cpu" if preset != "paper" and device is None else str(options.resolve_device(device))
     study = Study(
         directory / "study",
         preset,
         seeds=seeds,
-        device=place,
-        workers=processes,
+        device=where,
+        workers=workers or (1 if where.startswith("cuda") else _cores()),
         data_dir=data_dir,
     )
     for note in dict.fromkeys(FIGURES[name]().note(study) for name in chosen):

@@ -2,79 +2,109 @@
 
 from __future__ import annotations
 
-import json
+import dataclasses
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from commands import options
+from commands.options import OutputOptions, ProblemOptions, option
 from landscape.errors import InputError
 
 if TYPE_CHECKING:
     from landscape.invariance.invariance import Invariance
+    from landscape.invariance.measures import Radii
     from landscape.problem.problem import Problem
 
 
+@dataclass(frozen=True)
+class TestOptions:
+    """Which rescalings, and which measures at each."""
+
+    transforms: int = option("Rescaled networks.", default=50)
+    low: float = option("Smallest factor tau.", default=0.5)
+    high: float = option("Largest factor tau.", default=1.5)
+    rho: float | None = option("Radius of the plain 2-ball; default 0.05, without CKPT 0.5.", type=float)
+    rho_inf: float = option("Radius of the plain inf-ball.", default=0.005)
+    adaptive_rho: float = option("Radius of the adaptive 2-balls.", default=0.5)
+    adaptive_rho_inf: float = option("... of the adaptive inf-balls.", default=0.05)
+    orders: tuple[float, ...] = option("2 or inf; repeatable; default both.", "-p", "--p", type=float, multiple=True)
+    steps: int = option("Of the worst-case ascents; 0: leave them out.", default=20)
+    eigenvalues: bool = option("lambda_max of H and T H T.", "--eigenvalues/--no-eigenvalues", default=True)
+    hints: tuple[str, ...] = option(
+        "For a model that cannot be traced: opaque (ends paths) or homogeneous; repeatable.",
+        "--hint",
+        multiple=True,
+        metavar="MODULE=KIND",
+    )
+
+    def radii(self, untrained: bool) -> Radii:
+        """Radii and effort; the ASAM report's experiments on the untrained network take 0.5 for both methods."""
+        from landscape.invariance.measures import Radii
+
+        names = ("rho_inf", "adaptive_rho", "adaptive_rho_inf", "steps", "eigenvalues")
+        shared: dict[str, Any] = {name: getattr(self, name) for name in names}
+        if self.orders:
+            shared["orders"] = self.orders
+        return Radii(rho=self.rho if self.rho is not None else 0.5 if untrained else 0.05, **shared)
+
+    def kinds(self) -> dict[str, str]:
+        """Module -> what it is said to be."""
+        for hint in self.hints:
+            if hint.count("=") != 1:
+                raise InputError(f"--hint {hint!r}: MODULE=KIND is needed, for example --hint layers.3=opaque")
+        return dict(hint.split("=") for hint in self.hints)
+
+
 @click.command("invariance")
-@click.argument("checkpoint", required=False, type=click.Path(), metavar="[CKPT]")
-@click.option("--transforms", type=int, default=50, show_default=True, help="Rescaled networks.")
-@click.option("--low", type=float, default=0.5, show_default=True, help="Smallest factor tau.")
-@click.option("--high", type=float, default=1.5, show_default=True, help="Largest factor tau.")
-@click.option("--rho", type=float, default=None, help="Radius of the plain 2-ball; default 0.05, without CKPT 0.5.")
-@click.option("--rho-inf", type=float, default=0.005, show_default=True, help="Radius of the plain inf-ball.")
-@click.option("--adaptive-rho", type=float, default=0.5, show_default=True, help="Radius of the adaptive 2-balls.")
-@click.option("--adaptive-rho-inf", type=float, default=0.05, show_default=True, help="... of the adaptive inf-balls.")
-@click.option("-p", "--p", "orders", type=float, multiple=True, help="2 or inf; repeatable; default both.")
-@click.option("--steps", type=int, default=20, show_default=True, help="Of the worst-case ascents; 0: leave them out.")
-@click.option("--eigenvalues/--no-eigenvalues", default=True, show_default=True, help="lambda_max of H and T H T.")
-@click.option(
-    "--hint",
-    "hints",
-    multiple=True,
-    metavar="MODULE=KIND",
-    help="For a model that cannot be traced: opaque (ends paths) or homogeneous; repeatable.",
+@click.argument("checkpoint", required=False, type=click.Path(path_type=Path), metavar="[CKPT]")
+@options.group(TestOptions, "test")
+@options.problem(
+    dtype={"default": "float64"},  # a test of invariance to rounding needs digits
+    samples={
+        "help": "Examples of the fixed sample; default 256 (500 without CKPT): the symmetry holds for any.",
+    },
 )
-@options.problem
-@options.out("Default: invariance/, beside the checkpoint where there is one.")
 @options.resume
-@options.json
-@options.quiet
-def command(checkpoint: str | None, **given: Any) -> None:
+@options.output("Default: invariance/, beside the checkpoint where there is one.")
+def command(
+    checkpoint: Path | None, test: TestOptions, problem: ProblemOptions, output: OutputOptions, resume: bool
+) -> None:
     """Measure a network at random rescalings that leave its function as it is.
 
     Without a checkpoint: a randomly initialized network of five linear layers of width 10 and three ReLUs on points in
     the plane. With one: your network. Writes invariance.h5, invariance.json and figures/ to one directory.
     """
-    from figures.drawing import invariance as figures
+    from figures.drawing import invariance as drawing
     from landscape.files import write_json
     from landscape.invariance.invariance import rescaling_invariance
-    from landscape.invariance.measures import Radii
     from landscape.results import hdf5
     from landscape.results.journal import Journal
     from landscape.results.result import plain
 
-    names = ("rho", "rho_inf", "adaptive_rho", "adaptive_rho_inf", "steps", "eigenvalues")
-    # The ASAM report's toy experiments take 0.5 for both methods.
-    given["rho"] = given["rho"] if given["rho"] is not None else 0.05 if checkpoint else 0.5
-    settings = Radii(**{k: given[k] for k in names}, **({"orders": given["orders"]} if given["orders"] else {}))
-    out = Path(given["out"]) if given["out"] else (Path(checkpoint).parent if checkpoint else Path()) / "invariance"
-    hints = _hints(given["hints"])
-    problem, title, facts = _problem(checkpoint, given)
-    options.check_writable(out)
-    arguments = {k: given[k] for k in ("transforms", "low", "high", "seed")}
-    journal = Journal(out / "invariance.partial.jsonl", resume=given["resume"])
-    result = rescaling_invariance(problem, **arguments, settings=settings, hints=hints, journal=journal)
-    hdf5.save(out / "invariance.h5", {"invariance": result}, facts)
-    content = {**result.summary(), **facts, "provenance": plain(result.provenance)}
-    write_json(out / "invariance.json", content)
+    radii, hints = test.radii(untrained=checkpoint is None), test.kinds()
+    directory = output.directory((checkpoint.parent if checkpoint else Path()) / "invariance")
+    loss, title, facts = _trained(checkpoint, problem) if checkpoint else _untrained(problem)
+    options.check_writable(directory)
+    journal = Journal(directory / "invariance.partial.jsonl", resume=resume)
+    result = rescaling_invariance(
+        loss,
+        transforms=test.transforms,
+        low=test.low,
+        high=test.high,
+        seed=problem.seed,
+        settings=radii,
+        hints=hints,
+        journal=journal,
+    )
+    hdf5.save(directory / "invariance.h5", {"invariance": result}, facts)
+    summary = {**result.summary(), **facts, "provenance": plain(result.provenance)}
+    write_json(directory / "invariance.json", summary)
     journal.finish()
-    figures.draw(result, out / "figures", title=title)
-    if given["as_json"]:
-        click.echo(json.dumps(content, indent=1, allow_nan=False))
-        return
-    click.echo(text(result, title))
-    click.echo(f"written to {out}")
+    drawing.draw(result, directory / "figures", title=title)
+    output.show(summary, text(result, title), f"written to {directory}")
 
 
 def text(result: Invariance, title: str) -> str:
@@ -122,24 +152,15 @@ def _not_claimed(result: Invariance) -> list[str]:
     return lines
 
 
-def _hints(texts: tuple[str, ...]) -> dict[str, str]:
-    for one in texts:
-        if one.count("=") != 1:
-            raise InputError(f"--hint {one!r}: MODULE=KIND is needed, for example --hint layers.3=opaque")
-    return dict(one.split("=") for one in texts)
-
-
-def _problem(checkpoint: str | None, given: dict[str, Any]) -> tuple[Problem, str, dict[str, Any]]:
+def _trained(checkpoint: Path, chosen: ProblemOptions) -> tuple[Problem, str, dict[str, Any]]:
     """The loss, the network's name, and what to write beside the result."""
-    if checkpoint is None:
-        return _table_2(given)
     # The symmetry holds for any sample: a few examples show it.
-    given["samples"] = 256 if given["samples"] is None else given["samples"]
-    found = options.build_subject(Path(checkpoint), given)
-    return found.problem, str(checkpoint), {"checkpoint": str(checkpoint), "sha256": found.sha256}
+    samples = 256 if chosen.samples is None else chosen.samples
+    subject = dataclasses.replace(chosen, samples=samples).subject(checkpoint)
+    return subject.problem, str(checkpoint), {"checkpoint": str(checkpoint), "sha256": subject.sha256}
 
 
-def _table_2(given: dict[str, Any]) -> tuple[Problem, str, dict[str, Any]]:
+def _untrained(chosen: ProblemOptions) -> tuple[Problem, str, dict[str, Any]]:
     """The toy network of the ASAM report (Table II), untrained, on points in the plane."""
     import torch
 
@@ -148,25 +169,18 @@ def _table_2(given: dict[str, Any]) -> tuple[Problem, str, dict[str, Any]]:
     from trainers.models import build_model
 
     for name in ("model", "data", "loss"):
-        if given[name]:
+        if getattr(chosen, name):
             raise InputError(f"--{name} without a checkpoint: give the checkpoint that holds the weights")
-    data = load_data("toy2d", seed=given["seed"])
-    device = options.resolve_device(given["device"])
-    model = build_model("table2-mlp", classes=2, input_shape=(2,), seed=given["seed"])
-    count = data.size(given["split"])
-    indices = torch.arange(min(given["samples"] or 500, count))
+    data = load_data("toy2d", seed=chosen.seed)
+    device = options.resolve_device(chosen.device)
+    model = build_model("table2-mlp", classes=2, input_shape=(2,), seed=chosen.seed)
+    count = data.size(chosen.split)
+    indices = torch.arange(min(chosen.samples or 500, count))
     problem = Problem(
-        model.to(device, getattr(torch, given["dtype"])),
+        model.to(device, getattr(torch, chosen.dtype)),
         torch.nn.functional.cross_entropy,
-        data.to(device).batches(given["split"], given["batch_size"] or count, indices),
-        parameters=list(given["parameters"]) or None,
-        batch_norm=given["batch_norm"],
+        data.to(device).batches(chosen.split, chosen.batch_size or count, indices),
+        parameters=list(chosen.parameters) or None,
+        batch_norm=chosen.batch_norm,
     )
     return problem, "table2-mlp, untrained", {"checkpoint": None, "model": "table2-mlp", "data": "toy2d"}
-
-
-for parameter in command.params:
-    if parameter.name == "dtype":  # a test of invariance to rounding needs digits
-        parameter.default = "float64"
-    if parameter.name == "samples" and isinstance(parameter, click.Option):
-        parameter.help = "Examples of the fixed sample; default 256 (500 without CKPT): the symmetry holds for any."

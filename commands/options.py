@@ -1,27 +1,39 @@
-"""Options that several commands share, and how their texts become objects."""
+"""Options that several commands share: groups of them as frozen records whose fields carry their click options."""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import functools
 import importlib
+import json
+import math
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from landscape.errors import InputError
+from landscape.errors import InputError, unknown
 from landscape.progress import shown
 
 if TYPE_CHECKING:
     import torch
 
+    from landscape.problem.problem import Problem
+    from trainers.rebuild import Subject
+
 F = TypeVar("F", bound=Callable[..., Any])
 
-device = click.option("--device", default=None, help="cpu, cuda, cuda:1, ...; default: cuda where there is one.")
-seed = click.option("--seed", default=0, show_default=True, help="Seed of every draw.")
+_DEVICE = "cpu, cuda, cuda:1, ...; default: cuda where there is one."
+_DATA_DIR = "Where data files lie; default $LANDSCAPE_DATA."
+device = click.option("--device", default=None, help=_DEVICE)
+data_dir = click.option("--data-dir", type=click.Path(), default=None, help=_DATA_DIR)
+resume = click.option("--resume", is_flag=True, help="Go on with what is in the output directory.")
+always_resumes = click.option("--resume", is_flag=True, expose_value=False, help="As always: what is done is reused.")
 
 
 def _show_progress(context: click.Context, parameter: click.Parameter, quiet: bool) -> None:
@@ -30,11 +42,6 @@ def _show_progress(context: click.Context, parameter: click.Parameter, quiet: bo
 
 
 quiet = click.option("--quiet", is_flag=True, expose_value=False, callback=_show_progress, help="No progress.")
-json = click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON on stdout.")
-data_dir = click.option(
-    "--data-dir", type=click.Path(), default=None, help="Where data files lie; default $LANDSCAPE_DATA."
-)
-resume = click.option("--resume", is_flag=True, help="Go on with what is in the output directory.")
 
 
 def out(help: str) -> Callable[[F], F]:
@@ -42,45 +49,148 @@ def out(help: str) -> Callable[[F], F]:
     return click.option("--out", type=click.Path(), default=None, help=help)
 
 
-def problem(command: F) -> F:
-    """The options that say which function L(w) is analyzed: model, data, loss, samples, precision."""
-    for option in reversed(
-        [
-            click.option(
-                "--model",
-                default=None,
-                help="For a foreign checkpoint: module:callable that returns the nn.Module, or torchvision:NAME.",
-            ),
-            click.option(
-                "--data", default=None, help="A built-in data set, npz:FILE, or module:callable that returns batches."
-            ),
-            click.option(
-                "--loss", default=None, help="module:callable, called as loss(outputs, targets); default cross-entropy."
-            ),
-            click.option("--split", type=click.Choice(["train", "test"]), default="train", show_default=True),
-            click.option(
-                "--samples", type=int, default=None, help="Examples of the fixed sample; default 4096, or all."
-            ),
-            click.option("--batch-size", type=int, default=None, help="Default: by the kind of network."),
-            click.option(
-                "--batch-norm",
-                type=click.Choice(["frozen", "batch", "recalibrate"]),
-                default="frozen",
-                show_default=True,
-            ),
-            click.option(
-                "--parameters", multiple=True, metavar="GLOB", help="Only parameters whose names match; repeatable."
-            ),
-            click.option(
-                "--dtype", type=click.Choice(["float32", "float64", "bfloat16"]), default="float32", show_default=True
-            ),
-            data_dir,
-            device,
-            seed,
-        ]
-    ):
-        command = option(command)
-    return command
+class Positive(click.types.FloatParamType):
+    """A finite number above zero."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """The number; anything else is refused."""
+        number = super().convert(value, param, ctx)
+        if not 0 < number < math.inf:
+            raise InputError(f"{param.opts[-1] if param else 'the number'} must be positive, received {number}")
+        return number
+
+
+class AtLeastOne(click.types.IntParamType):
+    """A whole number above zero."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """The number; anything else is refused."""
+        number = super().convert(value, param, ctx)
+        if number < 1:
+            raise InputError(f"{param.opts[-1] if param else 'the number'} must be at least 1, received {number}")
+        return number
+
+
+# -- groups ------------------------------------------------------------------------------------------------------------
+
+
+def option(help: str | None, *names: str, **attributes: Any) -> Any:
+    """A field of a group with what `click.option` takes; its own name is the flag where `names` gives none.
+
+    Defaults are shown where they say something; a truth value makes a switch.
+    """
+    default = attributes.setdefault("default", () if attributes.get("multiple") else None)
+    attributes = {"is_flag": isinstance(default, bool), "show_default": default is not False, **attributes}
+    return dataclasses.field(default=default, metadata={"names": names, "attributes": {"help": help, **attributes}})
+
+
+def group(kind: type, parameter: str, changes: Mapping[str, dict[str, Any]] | None = None) -> Callable[[F], F]:
+    """Add a group's options to a command, which gets them as one record.
+
+    Args:
+        kind: a dataclass whose fields are made by `option`.
+        parameter: of the command: the record.
+        changes: field -> attributes of `click.option` that are different in this command.
+    """
+    fields = dataclasses.fields(kind)
+
+    def decorate(command: F) -> F:
+        @functools.wraps(command)
+        def grouped(*arguments: Any, **values: Any) -> Any:
+            record = kind(**{field.name: values.pop(field.name) for field in fields})
+            return command(*arguments, **values, **{parameter: record})
+
+        result: Any = grouped
+        for field in reversed(fields):
+            names = field.metadata["names"] or (f"--{field.name.replace('_', '-')}",)
+            attributes = {**field.metadata["attributes"], **(changes or {}).get(field.name, {})}
+            result = click.option(*names, field.name, **attributes)(result)
+        return result
+
+    return decorate
+
+
+@dataclass(frozen=True)
+class ProblemOptions:
+    """Which function L(w) is analyzed, and where: the options of everything that reads a checkpoint."""
+
+    model: str | None = option(
+        "For a foreign checkpoint: module:callable that returns the nn.Module, or torchvision:NAME."
+    )
+    data: str | None = option("A built-in data set, npz:FILE, or module:callable that returns batches.")
+    loss: str | None = option("module:callable, called as loss(outputs, targets); default cross-entropy.")
+    split: str = option(None, type=click.Choice(["train", "test"]), default="train")
+    samples: int | None = option("Examples of the fixed sample; default 4096, or all.", type=int)
+    batch_size: int | None = option("Default: by the kind of network.", type=int)
+    batch_norm: str = option(None, type=click.Choice(["frozen", "batch", "recalibrate"]), default="frozen")
+    parameters: tuple[str, ...] = option(
+        "Only parameters whose names match; repeatable.", multiple=True, metavar="GLOB"
+    )
+    dtype: str = option(None, type=click.Choice(["float32", "float64", "bfloat16"]), default="float32")
+    data_dir: str | None = option(_DATA_DIR, type=click.Path())
+    device: str | None = option(_DEVICE)
+    seed: int = option("Seed of every draw.", default=0)
+
+    def subject(self, path: Path) -> Subject:
+        """A checkpoint brought back to life as these options say."""
+        import torch
+
+        from trainers.rebuild import subject
+
+        return subject(
+            path,
+            model=resolve_model(self.model),
+            data=resolve_data(self.data),
+            loss=import_callable(self.loss, "--loss") if self.loss else None,
+            split=self.split,
+            samples=self.samples,
+            batch_size=self.batch_size,
+            batch_norm=self.batch_norm,
+            parameters=self.parameters,
+            dtype=getattr(torch, self.dtype),
+            device=resolve_device(self.device),
+            seed=self.seed,
+            data_dir=self.data_dir,
+        )
+
+    def other_split(self, path: Path, problem: Problem) -> dict[str, Problem]:
+        """The split that these options do not name -> the same loss over its examples."""
+        split = "test" if self.split == "train" else "train"
+        other = dataclasses.replace(self, split=split).subject(path).problem
+        return {split: problem.with_batches(list(other.batches))}
+
+
+def problem(**changes: dict[str, Any]) -> Callable[[F], F]:
+    """The options of `ProblemOptions`, which the command gets as `problem`; `changes` as in `group`."""
+    return group(ProblemOptions, "problem", changes)
+
+
+@dataclass(frozen=True)
+class OutputOptions:
+    """Where results go and what is said of them."""
+
+    out: str | None = option(None, type=click.Path())
+    as_json: bool = option("Print the summary as JSON on stdout.", "--json", default=False)
+
+    def directory(self, default: Path) -> Path:
+        """Where results are written."""
+        return Path(self.out) if self.out else default
+
+    def show(self, summary: Mapping[str, Any], *lines: str) -> None:
+        """Print the summary as JSON where that was asked for, else the lines."""
+        if self.as_json:
+            click.echo(json.dumps(summary, indent=1, allow_nan=False))
+        else:
+            click.echo("\n".join(lines))
+
+
+def output(help: str) -> Callable[[F], F]:
+    """--quiet and the options of `OutputOptions`, which the command gets as `output`; `help`: where results go."""
+    grouped = group(OutputOptions, "output", {"out": {"help": help}})
+    return lambda command: grouped(quiet(command))
+
+
+# -- texts become objects ----------------------------------------------------------------------------------------------
 
 
 def resolve_device(name: str | None) -> torch.device:
@@ -94,17 +204,17 @@ def resolve_device(name: str | None) -> torch.device:
     if name is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        chosen = torch.device(name)
+        device = torch.device(name)
     except RuntimeError as error:
         raise InputError(f"unknown device {name!r}: cpu, cuda or cuda:N is needed") from error
-    if chosen.type == "cuda" and (not torch.cuda.is_available() or (chosen.index or 0) >= torch.cuda.device_count()):
+    if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
         raise InputError(
             f"device {name!r} was asked for, {torch.cuda.device_count()} CUDA devices are here: use --device cpu"
         )
-    return chosen
+    return device
 
 
-def import_callable(text: str, option: str) -> Callable[..., Any]:
+def import_callable(text: str, flag: str) -> Callable[..., Any]:
     """What `module:callable` names, imported with the current directory on the path.
 
     Raises:
@@ -112,16 +222,16 @@ def import_callable(text: str, option: str) -> Callable[..., Any]:
     """
     module, separator, name = text.partition(":")
     if not separator or not module or not name:
-        raise InputError(f"{option} {text!r}: module:callable is needed, for example my_models:build")
+        raise InputError(f"{flag} {text!r}: module:callable is needed, for example my_models:build")
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     try:
-        found = getattr(importlib.import_module(module), name, None)
+        value = getattr(importlib.import_module(module), name, None)
     except ModuleNotFoundError as error:
-        raise InputError(f"{option} {text!r}: no module {error.name!r} in {os.getcwd()} or installed") from error
-    if not callable(found):
-        raise InputError(f"{option} {text!r}: {module} has no callable {name!r}")
-    return found
+        raise InputError(f"{flag} {text!r}: no module {error.name!r} in {os.getcwd()} or installed") from error
+    if not callable(value):
+        raise InputError(f"{flag} {text!r}: {module} has no callable {name!r}")
+    return value
 
 
 def resolve_model(text: str | None) -> Callable[..., Any] | None:
@@ -130,16 +240,14 @@ def resolve_model(text: str | None) -> Callable[..., Any] | None:
     Raises:
         InputError: torchvision is not installed or has no such architecture; see `import_callable`.
     """
-    if text is None or not text.startswith("torchvision:"):
-        return None if text is None else import_callable(text, "--model")
+    if not text or not text.startswith("torchvision:"):
+        return import_callable(text, "--model") if text is not None else None
     name = text.removeprefix("torchvision:")
     try:
         models = importlib.import_module("torchvision.models")
     except (ImportError, RuntimeError) as error:
         raise InputError(f"--model {text!r} needs a torchvision that fits the installed torch: {error}") from error
     if name not in models.list_models():
-        from landscape.errors import unknown
-
         raise unknown("architecture of torchvision", name, models.list_models())
     return lambda: models.get_model(name, weights=None)
 
@@ -157,40 +265,22 @@ def resolve_data(text: str | None) -> str | Callable[..., Any] | None:
     return import_callable(text, "--data")
 
 
-def build_subject(path: Path, given: dict[str, Any]) -> Any:
-    """The checkpoint brought back to life as the options of `problem` say; a `trainers.rebuild.Subject`."""
-    import torch
-
-    from trainers.rebuild import subject
-
-    def build(name: str) -> Any:
-        return import_callable(given[name], f"--{name}") if given[name] else None
-
-    return subject(
-        path,
-        model=resolve_model(given["model"]),
-        data=resolve_data(given["data"]),
-        loss=build("loss"),
-        dtype=getattr(torch, given["dtype"]),
-        device=resolve_device(given["device"]),
-        parameters=given["parameters"],
-        **{k: given[k] for k in ("split", "samples", "batch_size", "batch_norm", "seed", "data_dir")},
-    )
+# -- the machine -------------------------------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
-def processes(device: str | None) -> Iterator[tuple[torch.device, int]]:
+def processes(name: str | None) -> Iterator[tuple[torch.device, int]]:
     """Join the processes that torchrun started, if it did; yields this one's device and rank (0 where it is alone).
 
     On GPUs every process takes its own.
     """
     from landscape.processes import launched, process_group
 
-    place = resolve_device(device)
-    if place.type == "cuda" and launched():
-        place = resolve_device(f"cuda:{os.environ.get('LOCAL_RANK', '0')}")
-    with process_group(place) as rank:
-        yield place, rank
+    device = resolve_device(name)
+    if device.type == "cuda" and launched():
+        device = resolve_device(f"cuda:{os.environ.get('LOCAL_RANK', '0')}")
+    with process_group(device) as rank:
+        yield device, rank
 
 
 def check_writable(directory: Path) -> None:

@@ -2,50 +2,92 @@
 
 from __future__ import annotations
 
-import json
+import dataclasses
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from commands import options
+from commands.options import OutputOptions, ProblemOptions, option
 from landscape.errors import InputError
+
+if TYPE_CHECKING:
+    from landscape.problem.problem import Problem
+    from trainers.rebuild import Subject
 
 THROUGH = ("trajectory", "checkpoints")
 """Kinds of directions that make one surface of all checkpoints."""
 
 
+@dataclass(frozen=True)
+class GridOptions:
+    """Where the loss is evaluated, and what besides it."""
+
+    directions: str = option(
+        "gaussian, filter, layer, hessian, hessian-ends, gradient, optimizer; or through all CKPT: trajectory (the "
+        "last one is the center), checkpoints (the first one is).",
+        default="gaussian",
+        metavar="NAME",
+    )
+    grid: str = option("Points an axis; odd.", default="41", metavar="N[xM]")
+    radius: float | None = option("Half-width; default 0.07 of ||w||, or 1 filter norm.", type=float)
+    ranges: tuple[str, ...] = option(
+        "Instead of the radius, once an axis.", "--range", multiple=True, metavar="LOW,HIGH"
+    )
+    dimensions: int = option("1: a profile.", type=click.IntRange(1, 2), default=2)
+    spacing: str = option(None, type=click.Choice(["linear", "log"]), default="linear")
+    no_center: bool = option("Allow grids without the trained weights (even numbers).", default=False)
+    biases: bool = option("Normalized directions move biases and norm parameters too.", default=False)
+    draws: int = option("Directions: more than 1 gives a 1-D band.", default=1)
+    subsets: int = option("Parts of the data: a 1-D band.", default=1)
+    both_splits: bool = option("Evaluate the other split at the same points.", default=False)
+    gradient_norm: bool = option("||grad L|| at every point.", default=False)
+    curvature: bool = option("lambda_min and lambda_max at every point.", default=False)
+    absolute: bool = option("Several CKPT: move all by the first one's directions.", default=False)
+    gif: bool = option("With --directions trajectory: figures/trajectory.gif, a frame a checkpoint.", default=False)
+    precision: str = option(None, type=click.Choice(["native", "tf32", "bfloat16"]), default="native")
+
+    @property
+    def band(self) -> bool:
+        """Whether several directions or parts of the data make a band."""
+        return self.draws != 1 or self.subsets != 1
+
+    def check(self, checkpoints: int) -> None:
+        """Refuse options that do not go together."""
+        if self.band and (self.dimensions == 2 or not (checkpoints == 1 or self.directions in THROUGH)):
+            raise InputError(
+                "--draws and --subsets make a band of one checkpoint's profile: give --dimensions 1, one CKPT"
+            )
+        if self.band and (self.ranges or self.no_center or self.gradient_norm or self.curvature):
+            raise InputError("a band takes --radius, --grid and --spacing; no --range, --no-center or maps")
+        if self.gif and (self.directions != "trajectory" or self.dimensions == 1):
+            raise InputError(
+                "--gif shows a training run over its plane: give --directions trajectory and two dimensions"
+            )
+
+    def line(self) -> dict[str, Any]:
+        """What `landscape.profiles` and `landscape.surface` both take."""
+        shared = {k: getattr(self, k) for k in ("directions", "radius", "spacing", "biases")}
+        return {**shared, "grid": _sizes(self.grid)}
+
+    def plane(self) -> dict[str, Any]:
+        """What `landscape.surface` takes."""
+        shared = {k: getattr(self, k) for k in ("dimensions", "gradient_norm", "curvature", "precision")}
+        ranges = [_range(text) for text in self.ranges] or None
+        return {**self.line(), **shared, "center": not self.no_center, "ranges": ranges}
+
+
 @click.command("surface")
-@click.argument("checkpoints", nargs=-1, required=True, type=click.Path(), metavar="CKPT...")
-@click.option(
-    "--directions",
-    default="gaussian",
-    show_default=True,
-    metavar="NAME",
-    help="gaussian, filter, layer, hessian, hessian-ends, gradient, optimizer; or through all CKPT: trajectory (the "
-    "last one is the center), checkpoints (the first one is).",
-)
-@click.option("--grid", default="41", show_default=True, metavar="N[xM]", help="Points an axis; odd.")
-@click.option("--radius", type=float, default=None, help="Half-width; default 0.07 of ||w||, or 1 filter norm.")
-@click.option("--range", "ranges", multiple=True, metavar="LOW,HIGH", help="Instead of the radius, once an axis.")
-@click.option("--dimensions", type=click.IntRange(1, 2), default=2, show_default=True, help="1: a profile.")
-@click.option("--spacing", type=click.Choice(["linear", "log"]), default="linear", show_default=True)
-@click.option("--no-center", is_flag=True, help="Allow grids without the trained weights (even numbers).")
-@click.option("--biases", is_flag=True, help="Normalized directions move biases and norm parameters too.")
-@click.option("--draws", type=int, default=1, show_default=True, help="Directions: more than 1 gives a 1-D band.")
-@click.option("--subsets", type=int, default=1, show_default=True, help="Parts of the data: a 1-D band.")
-@click.option("--both-splits", is_flag=True, help="Evaluate the other split at the same points.")
-@click.option("--gradient-norm", is_flag=True, help="||grad L|| at every point.")
-@click.option("--curvature", is_flag=True, help="lambda_min and lambda_max at every point.")
-@click.option("--absolute", is_flag=True, help="Several CKPT: move all by the first one's directions.")
-@click.option("--gif", is_flag=True, help="With --directions trajectory: figures/trajectory.gif, a frame a checkpoint.")
-@click.option("--precision", type=click.Choice(["native", "tf32", "bfloat16"]), default="native", show_default=True)
-@options.problem
-@options.out("Default: surface/ beside the checkpoint, surfaces/ for several.")
+@click.argument("checkpoints", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="CKPT...")
+@options.group(GridOptions, "grid")
+@options.problem()
 @options.resume
-@options.json
-@options.quiet
-def command(checkpoints: tuple[str, ...], **given: Any) -> None:
+@options.output("Default: surface/ beside the checkpoint, surfaces/ for several.")
+def command(
+    checkpoints: tuple[Path, ...], grid: GridOptions, problem: ProblemOptions, output: OutputOptions, resume: bool
+) -> None:
     """Evaluate the loss on a grid around checkpoints and draw it, with checks of the picture.
 
     Writes surface.h5, surface.json and figures/ to one directory. Finished points are safe on disk: --resume goes on
@@ -55,56 +97,41 @@ def command(checkpoints: tuple[str, ...], **given: Any) -> None:
     from landscape.files import write_json
     from landscape.results import hdf5
 
-    paths = [Path(c) for c in checkpoints]
-    single = len(paths) == 1 or given["directions"] in THROUGH
-    out = Path(given["out"]) if given["out"] else paths[0].parent / "surface" if single else Path("surfaces")
-    arguments = _arguments(given)
-    band = given["draws"] != 1 or given["subsets"] != 1
-    if band and (arguments["dimensions"] == 2 or not single):
-        raise InputError("--draws and --subsets make a band of one checkpoint's profile: give --dimensions 1, one CKPT")
-    if given["gif"] and (given["directions"] != "trajectory" or arguments["dimensions"] == 1):
-        raise InputError("--gif shows a training run over its plane: give --directions trajectory and two dimensions")
-    with options.processes(given["device"]) as (place, rank):
-        given["device"] = str(place)
-        subjects = [options.build_subject(path, given) for path in paths]
-        options.check_writable(out)
-        file = out / "surface.h5"
-        if band:
-            found: dict[str, Any] = {"profiles": _profiles(subjects[0].problem, arguments, given)}
+    single = len(checkpoints) == 1 or grid.directions in THROUGH
+    directory = output.directory(checkpoints[0].parent / "surface" if single else Path("surfaces"))
+    grid.check(len(checkpoints))
+    arguments = {**(grid.line() if grid.band else grid.plane()), "seed": problem.seed}
+    with options.processes(problem.device) as (device, rank):
+        problem = dataclasses.replace(problem, device=str(device))
+        subjects = [problem.subject(path) for path in checkpoints]
+        options.check_writable(directory)
+        file = directory / "surface.h5"
+        if grid.band:
+            results = {"profiles": _profiles(subjects[0].problem, grid, arguments)}
         else:
-            arguments |= {"file": file, "resume": given["resume"]}
-            found = _surfaces(paths, subjects, arguments, given, single)
+            journal = {"file": file, "resume": resume}
+            if single:
+                results = {"surface": _surface(subjects, grid, problem, {**arguments, **journal})}
+            else:
+                results = _side_by_side(subjects, grid.absolute, {**arguments, **journal})
     if rank:
         return
-    if band:
-        hdf5.save(file, found)
+    if grid.band:
+        hdf5.save(file, results)
     hashes = {str(s.path): s.sha256 for s in subjects}
-    content = {"checkpoints": hashes, "surfaces": {k: r.summary() for k, r in found.items()}}
-    write_json(out / "surface.json", content)
-    drawing.write(found, out / "figures")
-    if given["gif"]:
+    summary = {"checkpoints": hashes, "surfaces": {name: r.summary() for name, r in results.items()}}
+    write_json(directory / "surface.json", summary)
+    drawing.write(results, directory / "figures")
+    if grid.gif:
         from figures.drawing import animation
         from figures.page.analysis import labels
 
-        animation.write(found["surface"], out / "figures" / "trajectory.gif", labels(paths))
-    if given["as_json"]:
-        click.echo(json.dumps(content, indent=1, allow_nan=False))
-        return
-    for name, result in found.items():
-        click.echo(drawing.described(name, result))
-    click.echo(f"written to {out}")
+        animation.write(results["surface"], directory / "figures" / "trajectory.gif", labels(checkpoints))
+    lines = [drawing.described(name, r) for name, r in results.items()]
+    output.show(summary, *lines, f"written to {directory}")
 
 
-def _arguments(given: dict[str, Any]) -> dict[str, Any]:
-    names = ("directions", "radius", "seed", "dimensions", "spacing", "biases")
-    found = {k: given[k] for k in names}
-    found |= {"grid": _grid(given["grid"]), "center": not given["no_center"]}
-    found |= {"gradient_norm": given["gradient_norm"], "curvature": given["curvature"]}
-    found |= {"precision": given["precision"], "ranges": [_range(r) for r in given["ranges"]] or None}
-    return found
-
-
-def _grid(text: str) -> int | tuple[int, ...]:
+def _sizes(text: str) -> int | tuple[int, ...]:
     try:
         sizes = tuple(int(n) for n in text.split("x"))
     except ValueError as error:
@@ -120,49 +147,50 @@ def _range(text: str) -> tuple[float, float]:
     return low, high
 
 
-def _profiles(problem: Any, arguments: dict[str, Any], given: dict[str, Any]) -> Any:
+def _profiles(problem: Problem, grid: GridOptions, arguments: dict[str, Any]) -> Any:
     import landscape
 
-    if arguments["ranges"] or not arguments["center"] or arguments["gradient_norm"] or arguments["curvature"]:
-        raise InputError("a band takes --radius, --grid and --spacing; no --range, --no-center or maps")
-    kept = ("directions", "radius", "grid", "seed", "spacing", "biases")
-    counts = {k: given[k] for k in ("draws", "subsets")}
-    return landscape.profiles(problem, **{k: arguments[k] for k in kept}, **counts)
+    return landscape.profiles(problem, draws=grid.draws, subsets=grid.subsets, **arguments)
 
 
-def _surfaces(
-    paths: list[Path], subjects: list[Any], arguments: dict[str, Any], given: dict[str, Any], single: bool
-) -> dict[str, Any]:
+def _side_by_side(subjects: list[Subject], absolute: bool, arguments: dict[str, Any]) -> dict[str, Any]:
+    """A surface around each checkpoint, on one grid."""
     import landscape
     from figures.page.analysis import labels
+
+    names = labels([s.path for s in subjects])
+    problems = {name: s.problem for name, s in zip(names, subjects, strict=True)}
+    return landscape.compare_surfaces(problems, absolute=absolute, **arguments)
+
+
+def _surface(subjects: list[Subject], grid: GridOptions, problem: ProblemOptions, arguments: dict[str, Any]) -> Any:
+    """One surface around one checkpoint, or through all of them."""
+    import landscape
     from landscape.surfaces.sets import check_same_architecture
 
-    if not single:
-        problems = {n: s.problem for n, s in zip(labels(paths), subjects, strict=True)}
-        return landscape.compare_surfaces(problems, absolute=given["absolute"], **arguments)
-    center = -1 if arguments["directions"] == "trajectory" else 0
-    problem = subjects[center].problem
-    for path, one in zip(paths, subjects, strict=True):
-        check_same_architecture(problem, one.problem, str(path))
-    if arguments["directions"] in THROUGH:
-        arguments["checkpoints"] = [s.problem.weights for s in subjects if s is not subjects[center]]
-    if arguments["directions"] == "optimizer":
-        arguments["optimizer"] = _optimizer(paths[0], subjects[0].model, given)
-    if given["both_splits"]:
-        split = "test" if given["split"] == "train" else "train"
-        other = options.build_subject(paths[center], {**given, "split": split}).problem
-        arguments["others"] = {split: problem.with_batches(list(other.batches))}
-    return {"surface": landscape.surface(problem, **arguments)}
+    center = subjects[-1 if grid.directions == "trajectory" else 0]
+    for subject in subjects:
+        check_same_architecture(center.problem, subject.problem, str(subject.path))
+    if grid.directions in THROUGH:
+        arguments["checkpoints"] = [s.problem.weights for s in subjects if s is not center]
+    if grid.directions == "optimizer":
+        if problem.model:
+            raise InputError("--directions optimizer needs a checkpoint that this toolkit's training wrote")
+        arguments["optimizer"] = _optimizer(center)
+    if grid.both_splits:
+        arguments["others"] = problem.other_split(center.path, center.problem)
+    return landscape.surface(center.problem, **arguments)
 
 
-def _optimizer(path: Path, model: Any, given: dict[str, Any]) -> Any:
+def _optimizer(subject: Subject) -> Any:
+    """The state that the training's optimizer was left in."""
     from landscape import checkpoint
     from trainers.loop.base import in_model_order
 
-    if given["model"]:
-        raise InputError("--directions optimizer needs a checkpoint that this toolkit's training wrote")
-    content = checkpoint.read(path)
+    content = checkpoint.read(subject.path)
     state = content.get("optimizer")
     if not state:
-        raise InputError(f"{path} holds no optimizer state: train with this toolkit, or choose other directions")
-    return in_model_order(state, model, content.get("settings", {}).get("decay_all", False))
+        raise InputError(
+            f"{subject.path} holds no optimizer state: train with this toolkit, or choose other directions"
+        )
+    return in_model_order(state, subject.model, content.get("settings", {}).get("decay_all", False))

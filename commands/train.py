@@ -41,18 +41,26 @@ def command() -> None:
 
 def method_command(entry: Entry) -> click.Command:
     """`landscape train NAME`: the method's own options, then the settings that all methods share."""
-    own = [_option(o) for o in entry.options]
-    own_names = {o.name for o in entry.options}
+    names = {o.name for o in entry.options}
     helps = argument_help(inspect.cleandoc(Settings.__doc__ or ""))
-    fields = [f for f in dataclasses.fields(Settings) if f.name not in own_names]
-    shared = [_option(Option(f.name, str(f.type), f.default, helps[f.name])) for f in fields]
+    fields = [f for f in dataclasses.fields(Settings) if f.name not in names]
+    settings = [Option(f.name, str(f.type), f.default, helps[f.name]) for f in fields]
 
-    def run(**given: Any) -> None:
-        _train(entry, own_names, given)
+    def run(out: str | None, device: str | None, resume: bool, **values: Any) -> None:
+        directory = Path(out or f"runs/{entry.name}")
+        if resume:
+            values = _completed(directory, values)
+        arguments = {name: values.pop(name) for name in names}
+        _train(entry.name, arguments, values, directory, device=device, resume=resume)
 
-    made = click.Command(entry.name, callback=run, params=[*own, *shared], help=_help(entry), short_help=entry.summary)
-    out = options.out(f"Directory of the run; default runs/{entry.name}.")
-    for decorate in (options.quiet, options.resume, options.device, out):
+    parameters = [_option(o) for o in (*entry.options, *settings)]
+    made = click.Command(entry.name, callback=run, params=[*parameters], help=_help(entry), short_help=entry.summary)
+    for decorate in (
+        options.quiet,
+        options.resume,
+        options.device,
+        options.out(f"Directory of the run; default runs/{entry.name}."),
+    ):
         decorate(made)
     return made
 
@@ -82,38 +90,39 @@ def _help(entry: Entry) -> str:
 _FACTS = {"source": "Defaults", "cost": "Passes a step", "statistics": "BatchNorm statistics move in"}
 
 
-def _train(entry: Entry, own_names: set[str], given: dict[str, Any]) -> None:
-    out = Path(given.pop("out") or f"runs/{entry.name}")
-    resume, device = given.pop("resume"), given.pop("device")
-    if resume:
-        given = _completed(out, given)
-    own = {k: v for k, v in given.items() if k in own_names}
-    settings = {k: v for k, v in given.items() if k not in own_names}
+def _train(
+    name: str,
+    arguments: dict[str, Any],
+    settings: dict[str, Any],
+    out: Path,
+    *,
+    device: str | None,
+    resume: bool,
+) -> None:
     Settings(**settings)
     options.check_writable(out)
     from trainers import train
 
-    with options.processes(device) as (place, rank):
-        method = METHODS[entry.name](**own)
-        run = train(method, out=out, resume=resume, device=place, **settings)
+    with options.processes(device) as (here, rank):
+        method = METHODS[name](**arguments)
+        run = train(method, out=out, resume=resume, device=here, **settings)
     if rank == 0:
         _report(run)
 
 
-def _completed(out: Path, given: dict[str, Any]) -> dict[str, Any]:
+def _completed(directory: Path, values: dict[str, Any]) -> dict[str, Any]:
     """On resuming, what is not said on the command line is what the run was started with."""
-    path = out / "config.json"
-    if not path.exists():
-        return given
+    if not (directory / "config.json").exists():
+        return values
     from trainers.loop.run_directory import read_config
 
-    config = read_config(out)
+    config = read_config(directory)
     kept = {**config["settings"], **config["method"]["arguments"]}
     source = click.get_current_context().get_parameter_source
-    said = {k for k in given if source(k) is not click.core.ParameterSource.DEFAULT}
+    said = {name for name in values if source(name) is not click.core.ParameterSource.DEFAULT}
     if said.intersection(ENDS):  # another end than the run's is told as that, not as two ends at once
         said.update(ENDS)
-    return {k: v if k in said else kept.get(k, v) for k, v in given.items()}
+    return {name: value if name in said else kept.get(name, value) for name, value in values.items()}
 
 
 def _report(run: Run) -> None:
