@@ -1,4 +1,4 @@
-"""The command line's door: finds the command, turns errors into one clear line and an exit status.
+"""The command line: finds the command, turns errors into one clear line and an exit status.
 
 0 done; 2 wrong input; 1 an internal fault; 130 interrupted (what was finished is kept).
 """
@@ -21,7 +21,7 @@ FILES = {p.stem for p in (Path(__file__).parent / "commands").glob("*.py")} - {"
 COMMANDS = [*(name for name in ORDER if name in FILES), *sorted(FILES - set(ORDER))]
 
 
-class Door(click.Group):
+class Commands(click.Group):
     """One command a file in commands/, imported when it is needed."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -45,9 +45,9 @@ class Door(click.Group):
         return super().resolve_command(ctx, args)
 
 
-@click.group(cls=Door, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(landscape.__version__, prog_name="landscape")
-def door() -> None:
+def program() -> None:
     """Loss landscapes: train, measure sharpness and curvature, draw surfaces; every number with its error."""
 
 
@@ -62,7 +62,7 @@ def run(arguments: list[str]) -> int:
     from landscape.errors import InputError
 
     try:
-        status = door.main(args=arguments, prog_name="landscape", standalone_mode=False)
+        status = program.main(args=arguments, prog_name="landscape", standalone_mode=False)
     except InputError as error:
         return _fail(str(error), 2)
     except click.ClickException as error:

@@ -2,35 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import TYPE_CHECKING
+import importlib
 
 import click
 
-if TYPE_CHECKING:
-    from landscape.registry import Entry
-
-KINDS = ("methods", "models", "measures", "figures")
+REGISTRIES = {
+    "methods": ("trainers", "METHODS"),
+    "models": ("trainers.models", "MODELS"),
+    "measures": ("landscape", "MEASURES"),
+    "figures": ("figures", "FIGURES"),
+}
 
 
 @click.command("list")
-@click.argument("kind", type=click.Choice(KINDS))
+@click.argument("kind", type=click.Choice(list(REGISTRIES)))
 @click.option("--options", "with_options", is_flag=True, help="Show each entry's options, defaults and their source.")
 def command(kind: str, with_options: bool) -> None:
     """Name what there is: methods, models, measures or figures, a line each."""
-    for entry in _entries(kind):
+    module, name = REGISTRIES[kind]
+    for entry in getattr(importlib.import_module(module), name).entries.values():
         click.echo(f"{entry.name:28} {entry.summary}")
         for option in entry.options if with_options else ():
             click.echo(f"    {option.name}={option.default!r:12} {option.help}")
-
-
-def _entries(kind: str) -> Iterable[Entry]:
-    if kind == "models":
-        from trainers.models import MODELS as registry
-    elif kind == "methods":
-        from trainers import METHODS as registry
-    elif kind == "measures":
-        from landscape import MEASURES as registry
-    else:
-        from figures import FIGURES as registry
-    return registry.entries.values()

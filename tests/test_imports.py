@@ -38,3 +38,14 @@ def test_landscape_does_not_plot_or_know_datasets():
 def test_help_does_not_import_torch():
     code = "import sys, landscape; list(landscape.MEASURES.entries); assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+ROOMS = ["page", "drawing", "study", "paper"]
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_rooms_of_figures_import_down(room):
+    above = tuple(f"figures.{r}" for r in ROOMS[ROOMS.index(room) + 1 :])
+    for path in sorted((ROOT / "figures" / room).glob("*.py")):
+        modules = [n.module or "" for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.ImportFrom)]
+        assert not [m for m in modules if above and m.startswith(above)], path
