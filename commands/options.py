@@ -135,22 +135,24 @@ class ProblemOptions:
         """A checkpoint brought back to life as these options say."""
         import torch
 
-        from trainers.rebuild import subject
+        from trainers.rebuild import Sample, subject
 
         return subject(
             path,
+            Sample(
+                data=resolve_data(self.data),
+                split=self.split,
+                size=self.samples,
+                batch_size=self.batch_size,
+                seed=self.seed,
+                data_dir=self.data_dir,
+            ),
             model=resolve_model(self.model),
-            data=resolve_data(self.data),
             loss=import_callable(self.loss, "--loss") if self.loss else None,
-            split=self.split,
-            samples=self.samples,
-            batch_size=self.batch_size,
             batch_norm=self.batch_norm,
             parameters=self.parameters,
             dtype=getattr(torch, self.dtype),
             device=resolve_device(self.device),
-            seed=self.seed,
-            data_dir=self.data_dir,
         )
 
     def other_split(self, path: Path, problem: Problem) -> dict[str, Problem]:

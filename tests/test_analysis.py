@@ -19,7 +19,7 @@ from landscape import InputError, checkpoint
 from landscape.results import digest
 from trainers.data.datasets import load_data
 from trainers.models import build_model
-from trainers.rebuild import subject
+from trainers.rebuild import Sample, subject
 
 ROOT = Path(__file__).parent.parent
 QUICK = ["--samples", "200", "--grid", "5", "--quiet"]
@@ -319,7 +319,7 @@ def test_a_state_of_another_architecture(runs, tmp_path):
     root, _ = runs
     build = lambda: build_model("small-cnn", classes=7, input_shape=(1, 8, 8))  # noqa: E731
     with pytest.raises(InputError, match=r"is \(10, 64\), the model needs \(7, 64\)"):
-        subject(root / "a" / "ckpt.pt", model=build, data="digits")
+        subject(root / "a" / "ckpt.pt", Sample(data="digits"), model=build)
 
 
 @pytest.mark.parametrize("command", ["--help", "analyze --help", "train --help", "list measures", "--version"])

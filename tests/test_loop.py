@@ -118,10 +118,10 @@ def sizes(run):
 
 
 def test_a_checkpoint_is_rebuilt_by_name(tmp_path):
-    from trainers.rebuild import subject
+    from trainers.rebuild import Sample, subject
 
     run = train_toy(out=tmp_path / "run", epochs=3)
-    found = subject(tmp_path / "run" / "ckpt.pt", split="test", samples=10**6)
+    found = subject(tmp_path / "run" / "ckpt.pt", Sample(split="test", size=10**6))
     evaluation = found.problem.evaluate()
     assert float(evaluation.accuracy) == pytest.approx(run.history[-1]["test_accuracy"])
     assert float(evaluation.loss) == pytest.approx(run.history[-1]["test_loss"], rel=1e-6)

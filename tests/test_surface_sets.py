@@ -131,12 +131,12 @@ def test_command_moves_along_the_optimizers_momentum(checkpoints, tmp_path):
     from landscape import checkpoint
     from trainers.loop.base import base_optimizer
     from trainers.loop.settings import Settings
-    from trainers.rebuild import subject
+    from trainers.rebuild import Sample, subject
 
     run(checkpoints[0], "--directions", "optimizer", "--grid", 3, "--samples", 100, "--out", tmp_path)
     loss = landscape.load(tmp_path / "surface.h5")["surface"].loss
     # What torch itself makes of the state: each parameter with its own momentum.
-    it = subject(checkpoints[0], samples=100)
+    it = subject(checkpoints[0], Sample(size=100))
     optimizer = base_optimizer(Settings(lr=0.05, weight_decay=0.0), it.model)
     optimizer.load_state_dict(checkpoint.read(checkpoints[0])["optimizer"])
     moved = torch.cat([optimizer.state[p]["momentum_buffer"].flatten() for p in it.model.parameters()])

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from landscape import checkpoint
 from landscape.errors import InputError
+from landscape.problem.batches import as_batch
 from landscape.problem.problem import Problem
 from landscape.random import stream
 from landscape.results import digest
@@ -49,77 +50,88 @@ class Subject:
     seed: int
 
 
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """The examples that a loss is stated over.
+
+    Attributes:
+        data: a built-in data set, `npz:FILE`, or a callable that returns batches; default: what the checkpoint names.
+        split: "train" (without augmentation) or "test".
+        size: examples, drawn without replacement by the seed; default 4,096 or all. A callable's batches are taken in
+            order until there are as many.
+        batch_size: default by `_batch_size` (a callable's batches stay as they are).
+        seed: of the draw.
+        data_dir: where data files lie.
+
+    Raises:
+        InputError: no examples asked for.
+    """
+
+    data: str | Callable[[], Iterable[Any]] | None = None
+    split: str = "train"
+    size: int | None = None
+    batch_size: int | None = None
+    seed: int = 0
+    data_dir: str | Path | None = None
+
+    def __post_init__(self) -> None:
+        for name, value in (("samples", self.size), ("batch size", self.batch_size)):
+            if value is not None and value <= 0:
+                raise InputError(f"{name} must be at least 1, received {value}")
+
+
 def subject(
     path: str | Path,
+    sample: Sample | None = None,
     *,
     model: Callable[[], nn.Module] | None = None,
-    data: str | Callable[[], Iterable[Any]] | None = None,
     loss: Callable[[Any, Any], Tensor] | None = None,
-    split: str = "train",
-    samples: int | None = None,
-    batch_size: int | None = None,
     batch_norm: str = "frozen",
     parameters: Sequence[str] = (),
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
-    seed: int = 0,
-    data_dir: str | Path | None = None,
 ) -> Subject:
     """Rebuild the model of a checkpoint and state its loss over a fixed sample.
 
     Args:
         path: a checkpoint of this toolkit, or with `model` any file that holds a state dict.
+        sample: the examples; default 4,096 of the training set that the checkpoint names.
         model: returns the architecture of a foreign checkpoint.
-        data: a built-in data set, `npz:FILE`, or a callable that returns batches; default: what the checkpoint names.
         loss: called as loss(outputs, targets); default cross-entropy without label smoothing or weight decay, whatever
             the training added, so that methods can be compared.
-        split: "train" (without augmentation) or "test".
-        samples: examples, drawn without replacement by the seed; default 4,096 or all. A callable's batches are taken
-            in order until there are as many.
-        batch_size: default by `_batch_size` (a callable's batches stay as they are).
         batch_norm: policy, see Problem.
         parameters: shell patterns; default all.
         dtype: of the analysis.
         device: where it runs.
-        seed: of the sample.
-        data_dir: where data files lie.
 
     Raises:
         InputError: the file is unreadable or not ours, tensors do not fit the model, a non-finite weight, bad sizes.
     """
-    for name, value in (("samples", samples), ("batch size", batch_size)):
-        if value is not None and value <= 0:
-            raise InputError(f"{name} must be at least 1, received {value}")
-    path = Path(path)
+    sample, path = sample or Sample(), Path(path)
     content = None if model is not None else checkpoint.read(path)
-    if content is None and data is None:
+    if content is None and sample.data is None:
         raise InputError(f"{path} is analyzed with --model: give its data too, --data NAME or module:callable")
     network = _model(path, content, model).to(device, dtype).eval()
-    if data is None or isinstance(data, str):
-        batches: Iterable[Any] = _built_in(
-            content, data, split, samples, batch_size or _batch_size(network), seed, data_dir, device
-        )
-    else:
-        batches = _limited(data(), samples)
     problem = Problem(
         network,
         loss or nn.functional.cross_entropy,
-        batches,
+        _batches(content, sample, network, device),
         parameters=list(parameters) or None,
         batch_norm=batch_norm,
     )
-    if batch_size and not (data is None or isinstance(data, str)):
-        problem = problem.rebatched(batch_size)
-    bad = [
-        s.name
-        for s, t in zip(problem.parameters, problem.parameters.unflatten(problem.weights), strict=True)
-        if not t.isfinite().all()
-    ]
+    if sample.batch_size and callable(sample.data):
+        problem = problem.rebatched(sample.batch_size)
+    _require_finite(path, problem)
+    return Subject(path, digest.of_file(path), network, problem, _metadata(content), sample.seed)
+
+
+def _require_finite(path: Path, problem: Problem) -> None:
+    tensors = problem.parameters.unflatten(problem.weights)
+    bad = [s.name for s, t in zip(problem.parameters, tensors, strict=True) if not t.isfinite().all()]
     if bad:
         raise InputError(
             f"{path}: {bad[0]} holds NaN or infinite weights: the training diverged; use an earlier checkpoint"
         )
-    return Subject(path, digest.of_file(path), network, problem, _metadata(content), seed)
 
 
 def _model(path: Path, content: dict[str, Any] | None, build: Callable[[], nn.Module] | None) -> nn.Module:
@@ -147,30 +159,26 @@ def _model(path: Path, content: dict[str, Any] | None, build: Callable[[], nn.Mo
     return network
 
 
-def _built_in(
-    content: dict[str, Any] | None,
-    name: str | None,
-    split: str,
-    samples: int | None,
-    batch_size: int,
-    seed: int,
-    data_dir: str | Path | None,
-    device: torch.device | str,
-) -> Iterable[tuple[Tensor, Tensor]]:
-    if name is not None:
-        name, arguments = parse_name(name)
+def _batches(
+    content: dict[str, Any] | None, sample: Sample, network: nn.Module, device: torch.device | str
+) -> Iterable[Any]:
+    if callable(sample.data):
+        return _limited(sample.data(), sample.size)
+    if sample.data is not None:
+        name, arguments = parse_name(sample.data)
     else:
         assert content is not None
         name, arguments = content["data"]["name"], content["data"]["arguments"]
-    if data_dir is not None:
-        arguments = {**arguments, "data_dir": str(data_dir)}
+    if sample.data_dir is not None:
+        arguments = {**arguments, "data_dir": str(sample.data_dir)}
     data = _load(name, json.dumps(arguments, sort_keys=True), str(device))
-    count = data.size(split)
-    wanted = min(samples or DEFAULT_SAMPLES, count)
+    count = data.size(sample.split)
+    size = min(sample.size or DEFAULT_SAMPLES, count)
     indices = None
-    if wanted < count:
-        indices = torch.randperm(count, generator=stream(seed, f"samples of {split}"))[:wanted].sort().values
-    return data.batches(split, batch_size, indices)
+    if size < count:
+        order = torch.randperm(count, generator=stream(sample.seed, f"samples of {sample.split}"))
+        indices = order[:size].sort().values
+    return data.batches(sample.split, sample.batch_size or _batch_size(network), indices)
 
 
 @functools.lru_cache(maxsize=2)
@@ -191,16 +199,14 @@ def _batch_size(network: nn.Module) -> int:
     return DEFAULT_SAMPLES if plain else 256
 
 
-def _limited(batches: Iterable[Any], samples: int | None) -> Iterable[Any]:
-    if samples is None:
+def _limited(batches: Iterable[Any], size: int | None) -> Iterable[Any]:
+    if size is None:
         return batches
-    from landscape.problem.batches import as_batch
-
     kept, count = [], 0
     for raw in batches:
         kept.append(raw)
         count += as_batch(raw).size
-        if count >= samples:
+        if count >= size:
             break
     return kept
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,13 @@ GRID = 41
 def slices(run: Path, *, radius: float, grid: int, samples: int, device: str, data_dir: str | None) -> dict[str, Any]:
     """Train and test loss along the top Hessian eigenvector, which is as long as the weights; and its eigenvalue."""
     import landscape
-    from trainers.rebuild import subject
+    from trainers.rebuild import Sample, subject
 
-    place = {"samples": samples, "device": device, "data_dir": data_dir}
-    problems = {split: subject(run / "ckpt.pt", split=split, **place).problem for split in ("train", "test")}
+    sample = Sample(size=samples, data_dir=data_dir)
+    problems = {
+        split: subject(run / "ckpt.pt", replace(sample, split=split), device=device).problem
+        for split in ("train", "test")
+    }
     w = problems["train"].weights
     top = landscape.top_eigenvalues(problems["train"], k=1, tol=1e-3)
     direction = top.vectors[0] * w.double().norm().to(w.dtype)

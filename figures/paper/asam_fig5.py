@@ -29,9 +29,9 @@ def shifted_errors(
     """Test error at every test variance; inputs are standardized as in training."""
     from trainers.data.datasets import load_data
     from trainers.loop.loop import evaluate
-    from trainers.rebuild import subject
+    from trainers.rebuild import Sample, subject
 
-    it = subject(run / "ckpt.pt", samples=2, device=device)
+    it = subject(run / "ckpt.pt", Sample(size=2), device=device)
     arguments = {**it.metadata["data"]["arguments"], "n_test": n_test, "seed": seed, "data_dir": data_dir}
     found = []
     for variance in variances:

@@ -35,12 +35,13 @@ def alignment(
     import torch.nn.functional as F
 
     from landscape.random import stream
-    from trainers.rebuild import subject
+    from trainers.rebuild import Sample, subject
 
     top, random = [], []
     for epoch in epochs:
         every = 1_000_000
-        it = subject(run / f"epoch-{epoch}.pt", samples=every, batch_size=every, device=device, data_dir=data_dir)
+        sample = Sample(size=every, batch_size=every, data_dir=data_dir)
+        it = subject(run / f"epoch-{epoch}.pt", sample, device=device)
         whole = next(iter(it.problem.batches))
         inputs, targets = whole.args[0], whole.target
         tensors = [p for p in it.model.parameters() if p.requires_grad]

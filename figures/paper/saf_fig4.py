@@ -26,9 +26,9 @@ def gaussian_surface(
 ) -> dict[str, Any]:
     """Training loss on a plane of two Gaussian directions, each as long as `radius` times the weights."""
     import landscape
-    from trainers.rebuild import subject
+    from trainers.rebuild import Sample, subject
 
-    it = subject(run / "ckpt.pt", samples=samples, device=device, data_dir=data_dir)
+    it = subject(run / "ckpt.pt", Sample(size=samples, data_dir=data_dir), device=device)
     found = landscape.surface(it.problem, "gaussian", radius, grid, seed)
     return {"x": found.x, "y": found.y, "loss": found.loss, "norm": float(it.problem.weights.double().norm())}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,9 @@ def measures(
 ) -> dict[str, Any]:
     """`wanted`: measure -> its arguments; returns its value (the largest eigenvalue of several) and standard error."""
     from landscape import MEASURES
-    from trainers.rebuild import subject
+    from trainers.rebuild import Sample, subject
 
-    it = subject(run / file, samples=samples, device=device, data_dir=data_dir)
+    it = subject(run / file, Sample(size=samples, data_dir=data_dir), device=device)
     at = it.problem.evaluate()
     found: dict[str, Any] = {"loss": float(at.loss), "accuracy": float(at.accuracy)}
     for name, arguments in wanted.items():
@@ -65,15 +66,15 @@ def at_loss(
     that first epoch, and loss and accuracy on all test examples of `test` (a data set; None: the run's own).
     """
     from landscape import MEASURES
-    from trainers.rebuild import subject
+    from trainers.rebuild import Sample, subject
 
-    place = {"device": device, "data_dir": data_dir}
+    sample = Sample(size=samples, data_dir=data_dir)
 
     def loss(epoch: int) -> float:
-        return float(subject(run / f"epoch-{epoch}.pt", samples=samples, **place).problem.evaluate().loss)
+        return float(subject(run / f"epoch-{epoch}.pt", sample, device=device).problem.evaluate().loss)
 
     def row(file: str) -> np.ndarray:
-        problem = subject(run / file, samples=samples, **place).problem
+        problem = subject(run / file, sample, device=device).problem
         at, rise = problem.evaluate(), MEASURES["sam_sharpness"](problem, rho=tuple(radii))
         eigenvalue = MEASURES["hessian_top_eigenvalues"](problem, k=1, tol=0.03).values[0]
         return np.array([at.loss, at.accuracy, eigenvalue, *rise.sharpness, *rise.first_order], dtype=np.float64)
@@ -84,18 +85,20 @@ def at_loss(
     both = np.stack([end, np.full_like(end, np.nan) if below is None else row(f"epoch-{below}.pt")])
     found = {"loss": both[:, 0], "accuracy": both[:, 1], "eigenvalue": both[:, 2]}
     found |= dict(zip(("sam_sharpness", "first_order"), np.split(both[:, 3:], 2, axis=1), strict=True))
-    tested = subject(run / "ckpt.pt", split="test", data=test, samples=1 << 62, **place).problem.evaluate()
+    whole = replace(sample, split="test", data=test, size=1 << 62)
+    tested = subject(run / "ckpt.pt", whole, device=device).problem.evaluate()
     found |= {"test_loss": float(tested.loss), "test_accuracy": float(tested.accuracy)}
     return {**found, "curve": curve, "epoch": float("nan") if below is None else float(below)}
 
 
 def losses(run: Path, *, samples: int, device: str, data_dir: str | None) -> dict[str, Any]:
     """Cross-entropy and accuracy on the training and the test set, in evaluation mode."""
-    from trainers.rebuild import subject
+    from trainers.rebuild import Sample, subject
 
     found = {}
     for split in ("train", "test"):
-        at = subject(run / "ckpt.pt", split=split, samples=samples, device=device, data_dir=data_dir).problem.evaluate()
+        sample = Sample(split=split, size=samples, data_dir=data_dir)
+        at = subject(run / "ckpt.pt", sample, device=device).problem.evaluate()
         found |= {f"{split}_loss": float(at.loss), f"{split}_accuracy": float(at.accuracy)}
     return found
 
