@@ -1,4 +1,4 @@
-"""Write what can be read from the code into the documentation: reference pages and the tables of the README.
+"""Write what can be read from the code into files: reference pages, tables of the README, the typed surface.
 
 `python docs/build.py` writes, `python docs/build.py --check` fails where a file is out of date.
 """
@@ -12,6 +12,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
+from docs.stub import stub  # noqa: E402
 from figures import FIGURES  # noqa: E402
 from landscape import MEASURES  # noqa: E402
 from landscape.registry import Entry, Registry  # noqa: E402
@@ -65,7 +66,7 @@ def contents() -> dict[Path, str]:
     for kind, (_, registry) in PAGES.items():
         pattern = rf"(<!-- {kind} -->\n).*?(\n<!-- end -->)"
         readme = re.sub(pattern, lambda m, r=registry: m[1] + readme_table(r) + m[2], readme, flags=re.DOTALL)
-    return {**found, ROOT / "README.md": readme}
+    return {**found, ROOT / "README.md": readme, ROOT / "landscape" / "__init__.pyi": stub()}
 
 
 def main() -> None:

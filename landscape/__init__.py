@@ -8,67 +8,70 @@ Names are imported when they are first used, so that the command line answers be
 
 from __future__ import annotations
 
+import functools
 import importlib
-from typing import Any
+import importlib.util
+from typing import TYPE_CHECKING, Any
 
 from landscape.registry import Registry
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 __version__ = "0.2.0.dev0"
 
-MEASURES: Registry[Any] = Registry("landscape.measures", "measure")
+MEASURES: Registry[Callable[..., Any]] = Registry("landscape.measures", "measure")
 
-# Public name -> the module that defines it.
+# Public name -> the module that defines it. Measures need no line here: see `homes`.
 _HOMES = {
-    "Problem": "problem.problem",
+    "AsymmetryWarning": "errors",
+    "InputError": "errors",
+    "Invariance": "invariance.invariance",
+    "LabelledArrays": "results.result",
+    "LossPath": "surfaces.paths",
+    "NonDeterministicWarning": "errors",
     "Parameters": "problem.parameters",
+    "Problem": "problem.problem",
+    "Profiles": "surfaces.sets",
+    "Result": "results.result",
     "Scaling": "ball.scaling",
     "Sharpness": "sharpness.sharpness",
-    "InputError": "errors",
-    "AsymmetryWarning": "errors",
-    "NonDeterministicWarning": "errors",
-    "Result": "results.result",
-    "LabelledArrays": "results.result",
+    "Surface": "surfaces.result",
+    "align": "surfaces.alignment",
+    "compare_surfaces": "surfaces.sets",
+    "hessian_diagonal": "curvature.exact.diagonals",
     "load": "results.hdf5",
+    "path": "surfaces.paths",
+    "profiles": "surfaces.sets",
+    "rescaling": "invariance",
+    "rescaling_invariance": "invariance.invariance",
     "save": "results.hdf5",
     "surface": "surfaces.surface",
-    "compare_surfaces": "surfaces.sets",
-    "path": "surfaces.paths",
-    "LossPath": "surfaces.paths",
-    "align": "surfaces.alignment",
-    "profiles": "surfaces.sets",
-    "Profiles": "surfaces.sets",
-    "Surface": "surfaces.result",
-    "rescaling_invariance": "invariance.invariance",
-    "Invariance": "invariance.invariance",
-    "top_eigenvalues": "measures.hessian_top_eigenvalues",
-    "trace": "measures.hessian_trace",
-    "extreme_eigenvalues": "measures.negative_curvature",
-    "hessian_diagonal": "curvature.exact.diagonals",
 }
-# Modules that are part of the public surface.
-_MODULES = {
-    **{name: name for name in ("checkpoint", "errors", "measures", "progress", "random", "results", "surfaces")},
-    "rescaling": "invariance.rescaling",
-}
+
+
+@functools.cache
+def homes() -> dict[str, str]:
+    """Public name -> the module that defines it; measures are found by reading their files."""
+    measures = {e.symbol: f"measures.{e.file.stem}" for e in MEASURES.entries.values()}
+    return dict(sorted({**_HOMES, **measures}.items()))
 
 
 def import_all() -> None:
     """Import every module that defines a result type, so that `load` knows them."""
-    for home in set(_HOMES.values()):
+    for home in set(homes().values()):
         importlib.import_module(f"landscape.{home}")
-    for name in MEASURES:
-        MEASURES[name]
 
 
 def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        return getattr(importlib.import_module(f"landscape.{_HOMES[name]}"), name)
-    if name in MEASURES:
-        return MEASURES[name]
-    if name in _MODULES:
-        return importlib.import_module(f"landscape.{_MODULES[name]}")
+    if name == "__all__":
+        return ["MEASURES", *homes()]
+    if home := homes().get(name):
+        return getattr(__import__(f"landscape.{home}", fromlist=[name]), name)  # `from home import name`
+    if not name.startswith("_") and importlib.util.find_spec(f"landscape.{name}"):
+        return importlib.import_module(f"landscape.{name}")
     raise AttributeError(f"module 'landscape' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted([*_HOMES, *MEASURES, *_MODULES, "MEASURES"])
+    return sorted(["MEASURES", *homes()])

@@ -155,6 +155,6 @@ def test_documentation_states_formula_source_cost_and_every_option(name):
     assert "progress" not in keywords, "progress is a context: landscape.progress"
 
 
-def test_measures_are_public_names():
-    for name in NAMES:
-        assert getattr(landscape, name) is landscape.MEASURES[name]
+def test_measures_are_public_under_the_names_of_their_functions():
+    for name, entry in landscape.MEASURES.entries.items():
+        assert getattr(landscape, entry.symbol) is landscape.MEASURES[name]

@@ -66,12 +66,12 @@ class LossPath(Result):
         checks: reasons not to believe the path.
     """
 
-    t: Any = array("t")
-    loss: Any = array("t")
-    accuracy: Any = array("t")
-    other_loss: Any = array("other", "t", default=None)
-    other_accuracy: Any = array("other", "t", default=None)
-    bend: Any = array("parameter", default=None)
+    t: np.ndarray = array("t")
+    loss: np.ndarray = array("t")
+    accuracy: np.ndarray = array("t")
+    other_loss: np.ndarray | None = array("other", "t", default=None)
+    other_accuracy: np.ndarray | None = array("other", "t", default=None)
+    bend: torch.Tensor | np.ndarray | None = array("parameter", default=None)
     others: list[str] = field(default_factory=list)
     curve: str = "linear"
     barrier: float = 0.0

@@ -43,19 +43,19 @@ class Surface(Result):
         complete: whether everything that was asked for is there.
     """
 
-    x: Any = array("x")
-    y: Any = array("y", default=None)
-    loss: Any = array("x", "y")
-    accuracy: Any = array("x", "y")
-    done: Any = array("x", "y")
-    other_loss: Any = array("other", "x", "y", default=None)
-    other_accuracy: Any = array("other", "x", "y", default=None)
-    gradient_norm: Any = array("x", "y", default=None)
-    lambda_min: Any = array("x", "y", default=None)
-    lambda_max: Any = array("x", "y", default=None)
-    lambda_error: Any = array("x", "y", default=None)
-    marks: Any = array("checkpoint", "direction", default=None)
-    residuals: Any = array("checkpoint", default=None)
+    x: np.ndarray = array("x")
+    y: np.ndarray | None = array("y", default=None)
+    loss: np.ndarray = array("x", "y")
+    accuracy: np.ndarray = array("x", "y")
+    done: np.ndarray = array("x", "y")
+    other_loss: np.ndarray | None = array("other", "x", "y", default=None)
+    other_accuracy: np.ndarray | None = array("other", "x", "y", default=None)
+    gradient_norm: np.ndarray | None = array("x", "y", default=None)
+    lambda_min: np.ndarray | None = array("x", "y", default=None)
+    lambda_max: np.ndarray | None = array("x", "y", default=None)
+    lambda_error: np.ndarray | None = array("x", "y", default=None)
+    marks: np.ndarray | None = array("checkpoint", "direction", default=None)
+    residuals: np.ndarray | None = array("checkpoint", default=None)
     others: list[str] = field(default_factory=list)
     unit: str = WHOLE
     directions: str = "gaussian"

@@ -40,13 +40,13 @@ class Profiles(Result):
         facts: seeds of the directions, examples of each part.
     """
 
-    x: Any = array("x")
-    loss: Any = array("x")
-    low: Any = array("x")
-    high: Any = array("x")
-    losses: Any = array("direction", "subset", "x")
-    direction_deviation: Any = array("x")
-    subset_deviation: Any = array("x")
+    x: np.ndarray = array("x")
+    loss: np.ndarray = array("x")
+    low: np.ndarray = array("x")
+    high: np.ndarray = array("x")
+    losses: np.ndarray = array("direction", "subset", "x")
+    direction_deviation: np.ndarray = array("x")
+    subset_deviation: np.ndarray = array("x")
     unit: str = ""
     directions: str = ""
     radius: float = 0.0
@@ -143,7 +143,7 @@ def profiles(
         )
         choice = {"batch_size": one.choice["batch_size"]}
         found.append(one)
-    losses = np.stack([np.stack([s.loss, *(s.other_loss if s.others else ())]) for s in found])
+    losses = np.stack([np.stack([s.loss, *(() if s.other_loss is None else s.other_loss)]) for s in found])
     every = losses.reshape(-1, losses.shape[-1])
     one = found[0]
     return Profiles(

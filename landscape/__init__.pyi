@@ -1,0 +1,96 @@
+"""Made by `make docs` from landscape/__init__.py and the measures: what type checkers and editors read."""
+
+from collections.abc import Callable
+from typing import Any
+
+from landscape import ball as ball
+from landscape import checkpoint as checkpoint
+from landscape import curvature as curvature
+from landscape import errors as errors
+from landscape import files as files
+from landscape import invariance as invariance
+from landscape import measures as measures
+from landscape import problem as problem
+from landscape import processes as processes
+from landscape import progress as progress
+from landscape import random as random
+from landscape import registry as registry
+from landscape import results as results
+from landscape import sharpness as sharpness
+from landscape import statistics as statistics
+from landscape import surfaces as surfaces
+from landscape.ball.scaling import Scaling
+from landscape.curvature.exact.diagonals import hessian_diagonal
+from landscape.errors import AsymmetryWarning, InputError, NonDeterministicWarning
+from landscape.invariance import rescaling
+from landscape.invariance.invariance import Invariance, rescaling_invariance
+from landscape.measures.adaptive_hessian import adaptive_top_eigenvalues
+from landscape.measures.adaptive_sharpness import adaptive_sharpness
+from landscape.measures.average_sharpness import average_sharpness
+from landscape.measures.gradient_norm import gradient_norm
+from landscape.measures.hessian_top_eigenvalues import top_eigenvalues
+from landscape.measures.hessian_trace import trace
+from landscape.measures.keskar_sharpness import keskar_sharpness
+from landscape.measures.layer_eigenvalues import layer_eigenvalues
+from landscape.measures.negative_curvature import extreme_eigenvalues
+from landscape.measures.pac_bayes_sigma import pac_bayes_sigma
+from landscape.measures.sam_sharpness import sam_sharpness
+from landscape.measures.spectral_density import spectral_density
+from landscape.measures.worst_case_sharpness import worst_case_sharpness
+from landscape.problem.parameters import Parameters
+from landscape.problem.problem import Problem
+from landscape.registry import Registry
+from landscape.results.hdf5 import load, save
+from landscape.results.result import LabelledArrays, Result
+from landscape.sharpness.sharpness import Sharpness
+from landscape.surfaces.alignment import align
+from landscape.surfaces.paths import LossPath, path
+from landscape.surfaces.result import Surface
+from landscape.surfaces.sets import Profiles, compare_surfaces, profiles
+from landscape.surfaces.surface import surface
+
+__all__ = [
+    "MEASURES",
+    "AsymmetryWarning",
+    "InputError",
+    "Invariance",
+    "LabelledArrays",
+    "LossPath",
+    "NonDeterministicWarning",
+    "Parameters",
+    "Problem",
+    "Profiles",
+    "Result",
+    "Scaling",
+    "Sharpness",
+    "Surface",
+    "adaptive_sharpness",
+    "adaptive_top_eigenvalues",
+    "align",
+    "average_sharpness",
+    "compare_surfaces",
+    "extreme_eigenvalues",
+    "gradient_norm",
+    "hessian_diagonal",
+    "keskar_sharpness",
+    "layer_eigenvalues",
+    "load",
+    "pac_bayes_sigma",
+    "path",
+    "profiles",
+    "rescaling",
+    "rescaling_invariance",
+    "sam_sharpness",
+    "save",
+    "spectral_density",
+    "surface",
+    "top_eigenvalues",
+    "trace",
+    "worst_case_sharpness",
+]
+
+__version__: str
+MEASURES: Registry[Callable[..., Any]]
+
+def homes() -> dict[str, str]: ...
+def import_all() -> None: ...
