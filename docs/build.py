@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import sys
+import textwrap
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -15,6 +16,7 @@ sys.path.insert(0, str(ROOT))
 from docs.stub import stub  # noqa: E402
 from figures import FIGURES  # noqa: E402
 from landscape import MEASURES  # noqa: E402
+from landscape.meaning import meaning  # noqa: E402
 from landscape.registry import Entry, Registry  # noqa: E402
 from trainers import METHODS  # noqa: E402
 from trainers.data import DATA  # noqa: E402
@@ -38,15 +40,22 @@ def page(title: str, registry: Registry) -> str:
 def _section(entry: Entry) -> str:
     prose = entry.doc.split("\nArgs:")[0].strip()
     lines = [f"## {entry.name}\n", prose, ""]
-    lines += [
-        f"*{key.replace('_', ' ').capitalize()}*: {value}\n"
-        for key, value in entry.facts.items()
-        if isinstance(value, str)
-    ]
+    lines += [f"*{key.replace('_', ' ').capitalize()}*: {value}\n" for key, value in _facts(entry).items()]
     if entry.options:
         lines += ["| option | default | meaning |", "| --- | --- | --- |"]
         lines += [f"| `{o.name}` | `{o.default!r}` | {_cell(o.help)} |" for o in entry.options]
+    if "\nExample:\n" in entry.doc:
+        example = textwrap.dedent(entry.doc.split("\nExample:\n")[1].split("\n\n")[0])
+        lines += ["", "```pycon", example, "```"]
     return "\n".join([*lines, ""])
+
+
+def _facts(entry: Entry) -> dict[str, str]:
+    """What a decorator states in words; those of a measure as its default options make them."""
+    if "label" not in entry.facts:
+        return {key: value for key, value in entry.facts.items() if isinstance(value, str)}
+    words = meaning(entry)
+    return {"label": words.label, "meaning": words.general, "unit": words.unit}
 
 
 def _cell(text: str) -> str:

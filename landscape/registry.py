@@ -1,7 +1,8 @@
 """One file, one entry: measures, methods and figures are found by reading their files.
 
-An entry is a top-level function or class decorated with ``@register("name")``. The files are *read* for names, options
-and documentation and only imported when an entry is used, so that ``--help`` does not wait for torch.
+An entry is a top-level function or class decorated with ``@register("name")``, a measure with ``@measure("name")``. The
+files are *read* for names, options and documentation and only imported when an entry is used, so that ``--help`` does
+not wait for torch.
 Options are the keyword-only arguments of a function or the fields of a dataclass; their help is the ``Args:`` section
 of its docstring.
 """
@@ -22,6 +23,7 @@ from typing import Any, TypeVar
 from landscape.errors import InputError, unknown
 
 T = TypeVar("T")
+_DECORATORS = ("register", "measure")
 
 
 def register(name: str, **facts: Any) -> Callable[[T], T]:
@@ -81,7 +83,7 @@ class Registry(Mapping[str, T]):
         assert spec is not None, self.package
         assert spec.submodule_search_locations, self.package
         found: dict[str, Entry] = {}
-        for file in sorted(Path(spec.submodule_search_locations[0]).glob("*.py")):
+        for file in sorted(f for folder in spec.submodule_search_locations for f in Path(folder).glob("*.py")):
             for entry in _read(file):
                 if entry.name in found:
                     raise InputError(f"two {self.kind}s are called {entry.name!r}: {found[entry.name].file} and {file}")
@@ -113,9 +115,9 @@ def _read(file: Path) -> Iterator[Entry]:
         if not isinstance(node, ast.FunctionDef | ast.ClassDef):
             continue
         for call in node.decorator_list:
-            if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id == "register":
+            if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id in _DECORATORS:
                 name = ast.literal_eval(call.args[0])
-                facts = {k.arg: ast.literal_eval(k.value) for k in call.keywords if k.arg}
+                facts = {k.arg: ast.literal_eval(k.value) for k in call.keywords if k.arg and k.arg != "says"}
                 doc = inspect.cleandoc(ast.get_docstring(node) or "")
                 yield Entry(name, file, node.name, doc, tuple(_options(node, argument_help(doc))), facts)
 

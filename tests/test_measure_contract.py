@@ -1,6 +1,7 @@
 """What holds for every measure: a new file in landscape/measures is tested here the moment it exists."""
 
 import copy
+import doctest
 import inspect
 import math
 import re
@@ -12,6 +13,7 @@ from cases import case
 from torch import nn
 
 import landscape
+from figures.page.meanings import setting
 from landscape.results.result import Result
 
 NAMES = list(landscape.MEASURES)
@@ -85,7 +87,8 @@ def test_measure_is_finite_repeatable_and_leaves_the_model_alone(name, network, 
     assert first.cost["forward"] > 0
     assert first.seconds > 0
     assert first.provenance["examples"] == 24
-    assert first.arguments
+    assert first.arguments.keys() == {option.name for option in landscape.MEASURES.entry(name).options}
+    assert summary["label"] == first.label
 
     first.save(tmp_path / "result.h5")
     loaded = landscape.load(tmp_path / "result.h5")
@@ -158,3 +161,56 @@ def test_documentation_states_formula_source_cost_and_every_option(name):
 def test_measures_are_public_under_the_names_of_their_functions():
     for name, entry in landscape.MEASURES.entries.items():
         assert getattr(landscape, entry.symbol) is landscape.MEASURES[name]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_example_of_the_documentation_runs(name):
+    doc = inspect.getdoc(landscape.MEASURES[name])
+    example = doctest.DocTestParser().get_doctest(doc, {}, name, None, None)
+    report = []
+    outcome = doctest.DocTestRunner(verbose=False).run(example, out=report.append)
+    assert outcome.attempted >= 5, "an example of its own"
+    assert outcome.failed == 0, "".join(report)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_measure_brings_its_words(name):
+    facts = landscape.MEASURES.entry(name).facts
+    assert facts["label"][:1].isupper() or facts["label"].startswith("{")
+    assert facts["meaning"].endswith(".")
+    assert facts["unit"]
+    result = landscape.MEASURES[name](problem_of("mlp")[1])
+    assert result.label
+    assert "{" not in result.label
+    named = {"value", "values", "layers"} & result.summary().keys() or facts["fields"].keys() <= result.summary().keys()
+    assert named, "a result has a value, values, values of layers, or fields that the measure names"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_option_that_differs_from_its_default_shows_in_the_setting(name):
+    options = landscape.MEASURES.entry(name).options
+    defaults = {o.name: o.default for o in options}
+    assert setting(name, {}, defaults) in ("", defaults.get("scaling"))
+    for option in options:
+        other = {bool: not option.default, str: "filterwise"}.get(type(option.default), 3)
+        said = setting(name, {"rho": other} if option.name == "rho" else {}, {**defaults, option.name: other})
+        words = "ρ" if option.name == "rho" else option.name.replace("_", " ")
+        assert words in said or str(other) in said, option.name
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_signature_is_that_of_the_function_in_the_file(name):
+    measure = landscape.MEASURES[name]
+    assert inspect.signature(measure) == inspect.signature(measure.__wrapped__)
+    assert next(iter(inspect.signature(measure).parameters)) == "problem"
+    with pytest.raises(TypeError, match="unheard_of"):
+        measure(problem_of("mlp")[1], unheard_of=1)
+
+
+def test_arguments_hold_what_was_computed():
+    problem = problem_of("mlp")[1]
+    assert landscape.average_sharpness(problem).arguments["rho"] == 0.01
+    assert landscape.average_sharpness(problem, scaling="elementwise", biases="fixed").arguments["rho"] == 0.1
+    assert landscape.sam_sharpness(problem=problem, p=math.inf).arguments["p"] == "inf"
+    assert landscape.sam_sharpness(problem, logit_normalization=True).provenance["logit_normalization"] is True
+    assert landscape.trace(problem, parameters="0.*").cost["forward"] > 0

@@ -6,8 +6,8 @@ import re
 import pytest
 from report_cases import analysis, sharpness
 
-from figures.page import formatting as numbers
 from figures.page import rows, table
+from landscape import formatting as numbers
 from landscape.results.result import Result
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from figures.drawing import style
 from figures.drawing.surface import noted
-from figures.page.formatting import number
+from landscape.formatting import number
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -11,8 +11,7 @@ import numpy as np
 from figures.drawing import style, surface
 from figures.page.curves import curve
 from figures.page.grids import grids, shared_scale
-from figures.page.meanings import meaning
-from figures.page.rows import keys_of
+from figures.page.rows import alike
 from figures.page.spectra import spectrum
 
 if TYPE_CHECKING:
@@ -106,12 +105,12 @@ def sharpness(analyses: Sequence[Analysis]) -> Figure | None:
     """The rise of the loss against the radius: one panel a measure, since their balls have different shapes."""
     import matplotlib.pyplot as plt
 
-    keys = [k for k in keys_of(analyses) if any(len(_points(a, k)) > 1 for a in analyses)]
-    if not keys:
+    drawn = [one for one in alike(analyses) if any(len(_points(a, one.key)) > 1 for _, a in one.members)]
+    if not drawn:
         return None
     with style.use():
-        columns = min(len(keys), 3)
-        rows = -(-len(keys) // columns)
+        columns = min(len(drawn), 3)
+        rows = -(-len(drawn) // columns)
         figure, panels = plt.subplots(
             rows,
             columns,
@@ -119,17 +118,17 @@ def sharpness(analyses: Sequence[Analysis]) -> Figure | None:
             squeeze=False,
             layout="constrained",
         )
-        for panel, key in zip(panels.flat, keys, strict=False):
-            for i, a in enumerate(analyses):
-                points = _points(a, key)
+        for panel, one in zip(panels.flat, drawn, strict=False):
+            for i, a in one.members:
+                points = _points(a, one.key)
                 rho, value = ([p[k] for p in points] for k in ("rho", "value"))
                 half = np.array([p["error"] or 0 for p in points])
                 panel.plot(rho, value, marker="o", color=style.color(i), linestyle=style.line(i), label=a.label)
                 if half.any():
                     panel.fill_between(rho, value - half, value + half, color=style.color(i), alpha=0.2, linewidth=0)
-            panel.set(title=meaning(key.split(":")[0]).label, xlabel="radius ρ", ylabel="rise of the loss")
+            panel.set(title=one.title, xlabel="radius ρ", ylabel="rise of the loss")
             panel.set_xlim(left=0)
-        for panel in panels.flat[len(keys) :]:
+        for panel in panels.flat[len(drawn) :]:
             panel.set_axis_off()
         _legend(figure, panels.flat[0], len(analyses))
     return figure
@@ -139,21 +138,21 @@ def eigenvalues(analyses: Sequence[Analysis]) -> Figure | None:
     """The largest eigenvalues with their error bounds, one panel a measure."""
     import matplotlib.pyplot as plt
 
-    keys = [k for k in keys_of(analyses) if any(_eigenvalues(a, k) for a in analyses)]
-    if not keys:
+    drawn = [one for one in alike(analyses, several=True) if any(_eigenvalues(a, one.key) for _, a in one.members)]
+    if not drawn:
         return None
     with style.use():
         figure, panels = plt.subplots(
             1,
-            len(keys),
-            figsize=(style.COLUMN if len(keys) == 1 else style.PAGE, 2.3),
+            len(drawn),
+            figsize=(style.COLUMN if len(drawn) == 1 else style.PAGE, 2.3),
             squeeze=False,
             layout="constrained",
         )
-        for panel, key in zip(panels[0], keys, strict=True):
+        for panel, one in zip(panels[0], drawn, strict=True):
             most = 1
-            for i, a in enumerate(analyses):
-                if not (summary := _eigenvalues(a, key)):
+            for i, a in one.members:
+                if not (summary := _eigenvalues(a, one.key)):
                     continue
                 values = summary["values"]
                 most = max(most, len(values))
@@ -162,7 +161,7 @@ def eigenvalues(analyses: Sequence[Analysis]) -> Figure | None:
                     np.arange(1, len(values) + 1) + shift, values, yerr=summary["error_bounds"],
                     fmt="oD"[i // len(style.PALETTE) % 2], color=style.color(i), label=a.label,
                 )  # fmt: skip
-            panel.set(title=meaning(key.split(":")[0]).several, xlabel="rank", ylabel="eigenvalue λ")
+            panel.set(title=one.title, xlabel="rank", ylabel="eigenvalue λ")
             panel.set_xticks(range(1, most + 1) if most <= 12 else range(1, most + 1, most // 6))
             panel.set_xlim(0.5, most + 0.5)
             panel.set_ylim(bottom=min(0, panel.get_ylim()[0]))
@@ -174,17 +173,21 @@ def densities(analyses: Sequence[Analysis]) -> Figure | None:
     """The spectral density, on a logarithmic axis: the bulk at zero is many orders above the outliers."""
     import matplotlib.pyplot as plt
 
-    found = [(i, a, s) for i, a in enumerate(analyses) for r in a.measures.values() if (s := spectrum(r))]
-    if not found:
+    held = [(one.title, [(i, a, spectrum(a.measures[one.key])) for i, a in one.members]) for one in alike(analyses)]
+    drawn = [(title, [(i, a, s) for i, a, s in members if s is not None]) for title, members in held]
+    drawn = [(title, members) for title, members in drawn if members]
+    if not drawn:
         return None
     with style.use():
-        figure, panel = plt.subplots(figsize=(style.COLUMN, 2.3), layout="constrained")
-        for i, a, s in found:
-            panel.fill_between(s.x, s.low, s.high, color=style.color(i), alpha=0.2, linewidth=0)
-            panel.plot(s.x, s.density, color=style.color(i), linestyle=style.line(i), label=a.label)
-        top = max(float(np.nanmax(s.density)) for _, _, s in found)
-        panel.set(yscale="log", ylim=(top * 1e-8, top * 3), xlabel="eigenvalue λ", ylabel="density")
-        _legend(figure, panel, len(analyses))
+        size = (style.COLUMN if len(drawn) == 1 else style.PAGE, 2.3)
+        figure, panels = plt.subplots(1, len(drawn), figsize=size, squeeze=False, layout="constrained")
+        for panel, (title, members) in zip(panels[0], drawn, strict=True):
+            for i, a, s in members:
+                panel.fill_between(s.x, s.low, s.high, color=style.color(i), alpha=0.2, linewidth=0)
+                panel.plot(s.x, s.density, color=style.color(i), linestyle=style.line(i), label=a.label)
+            top = max(float(np.nanmax(s.density)) for _, _, s in members)
+            panel.set(title=title, yscale="log", ylim=(top * 1e-8, top * 3), xlabel="eigenvalue λ", ylabel="density")
+        _legend(figure, panels[0, 0], len(analyses))
     return figure
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from figures.page.formatting import number
+from landscape.formatting import number
 
 if TYPE_CHECKING:
     from figures.page.analysis import Analysis

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from figures.page.formatting import number
 from figures.page.meanings import meaning
 from figures.page.rows import finite
+from landscape.formatting import number
 
 if TYPE_CHECKING:
     from figures.page.analysis import Analysis

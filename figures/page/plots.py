@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from figures.page.curves import curve
-from figures.page.formatting import number
-from figures.page.meanings import meaning
-from figures.page.rows import keys_of
+from figures.page.rows import alike
 from figures.page.specification import Arrays, Plot, band, error_bars, linear_log, rounded, slug, text
 from figures.page.spectra import layers, spectrum
 from figures.page.surface_plots import surface_plots
+from landscape.formatting import number
 
 if TYPE_CHECKING:
     from figures.page.analysis import Analysis
@@ -35,8 +34,8 @@ def plots(analyses: Sequence[Analysis]) -> tuple[list[Plot], dict[str, Any]]:
 
 def _sharpness(analyses: Sequence[Analysis]) -> Iterator[Plot]:
     """One panel a measure: their balls differ, so no two measures share an axis of radii."""
-    for key in keys_of(analyses):
-        curves = [(i, a, curve(a.measures[key].summary())) for i, a in enumerate(analyses) if key in a.measures]
+    for key, name, title, members in alike(analyses):
+        curves = [(i, a, curve(a.measures[key].summary())) for i, a in members]
         if not any(len(c) > 1 for _, _, c in curves):
             continue
         traces: list[dict[str, Any]] = []
@@ -59,18 +58,17 @@ def _sharpness(analyses: Sequence[Analysis]) -> Iterator[Plot]:
                     "hovertemplate": "ρ = %{x:.4g}: <b>%{y:.4g}</b><extra>%{fullData.name}</extra>",
                 }
             )  # fmt: skip
-        label = meaning(key.split(":")[0]).label
         note = " The band is a 95% interval." if any("fill" in t for t in traces) else ""
         yield Plot(
-            f"sharpness-{slug(key)}", "sharpness", label if ":" not in key else key,
+            f"sharpness-{slug(name)}", "sharpness", title,
             f"Rise of the loss against the radius ρ of the ball.{note}",
-            linear_log(traces, "radius ρ", "rise of the loss", log_x=True), group=f"sharpness-{slug(key)}",
+            linear_log(traces, "radius ρ", "rise of the loss", log_x=True), group=f"sharpness-{slug(name)}",
         )  # fmt: skip
 
 
 def _eigenvalues(analyses: Sequence[Analysis]) -> Iterator[Plot]:
-    for key in keys_of(analyses):
-        held = [(i, a, a.measures[key].summary()) for i, a in enumerate(analyses) if key in a.measures]
+    for key, name, title, members in alike(analyses, several=True):
+        held = [(i, a, a.measures[key].summary()) for i, a in members]
         held = [(i, a, s) for i, a, s in held if s.get("values") and "error_bounds" in s]
         traces = []
         for i, a, summary in held:
@@ -93,21 +91,20 @@ def _eigenvalues(analyses: Sequence[Analysis]) -> Iterator[Plot]:
             modes = linear_log(traces, "rank", "eigenvalue λ")
             for mode in modes.values():
                 mode["layout"]["xaxis"].update(tickmode="linear", tick0=1, dtick=1, showgrid=False)
-            title = meaning(key.split(":")[0]).several
             yield Plot(
-                f"eigenvalues-{slug(key)}", "curvature", title,
+                f"eigenvalues-{slug(name)}", "curvature", title,
                 "Bars are error bounds: an eigenvalue lies within each. Invisible bars are smaller than the dots.",
-                modes, group=f"eigenvalues-{slug(key)}",
+                modes, group=f"eigenvalues-{slug(name)}",
             )  # fmt: skip
 
 
 def _densities(analyses: Sequence[Analysis], arrays: Arrays) -> Iterator[Plot]:
-    for key in keys_of(analyses):
-        held = [(i, a, spectrum(a.measures[key])) for i, a in enumerate(analyses) if key in a.measures]
+    for key, label, title, members in alike(analyses):
+        held = [(i, a, spectrum(a.measures[key])) for i, a in members]
         found = [(i, a, s) for i, a, s in held if s is not None]
         if not found:
             continue
-        name = slug(key)
+        name = slug(label)
         traces, signs = [], []
         for i, a, s in found:
             x, low, high = (
@@ -117,11 +114,10 @@ def _densities(analyses: Sequence[Analysis], arrays: Arrays) -> Iterator[Plot]:
                 traces += band(i, x, low, high)
             traces.append(_line(i, a.label, x, arrays.put(f"density-{name}-{i}", s.density), len(found) > 1))
             for sign, dash, values in (("λ > 0", "solid", s.log_positive), ("λ < 0", "dash", s.log_negative)):
-                label = sign if len(found) == 1 else f"{a.label}, {sign}"
+                line = sign if len(found) == 1 else f"{a.label}, {sign}"
                 y = arrays.put(f"{dash}-{name}-{i}", values)
                 size = arrays.put(f"size-{name}-{i}", 10.0**s.log_x)
-                signs.append(_line(i, label, size, y, True, dash))
-        title = meaning(key.split(":")[0]).label
+                signs.append(_line(i, line, size, y, True, dash))
         modes = linear_log(traces, "eigenvalue λ", "density (1/λ)")
         top = max(float(np.nanmax(s.density)) for _, _, s in found)
         modes["log"]["layout"]["yaxis"]["range"] = [math.log10(top) - 8, math.log10(top) + 0.3]
@@ -151,8 +147,8 @@ def _line(i: int, label: str, x: str, y: str, legend: bool, dash: str = "solid")
 
 
 def _layers(analyses: Sequence[Analysis]) -> Iterator[Plot]:
-    for key in keys_of(analyses):
-        held = [(i, a, layers(a.measures[key].summary())) for i, a in enumerate(analyses) if key in a.measures]
+    for key, name, title, members in alike(analyses):
+        held = [(i, a, layers(a.measures[key].summary())) for i, a in members]
         held = [(i, a, h) for i, a, h in held if h]
         if not held:
             continue
@@ -169,11 +165,11 @@ def _layers(analyses: Sequence[Analysis]) -> Iterator[Plot]:
         ]  # fmt: skip
         layout = {
             "barmode": "group", "bargap": 0.25, "margin": {"l": 20, "r": 15, "t": 10, "b": 45},
-            "xaxis": {"title": {"text": meaning(key.split(":")[0]).label}, "zeroline": True},
+            "xaxis": {"title": {"text": title}, "zeroline": True},
             "yaxis": {"autorange": "reversed", "automargin": True, "showgrid": False, "type": "category"},
         }  # fmt: skip
         yield Plot(
-            f"layers-{slug(key)}", "layers", f"{meaning(key.split(':')[0]).label}, layer by layer",
+            f"layers-{slug(name)}", "layers", f"{title}, layer by layer",
             "Lines at the bars' ends are errors." if any("error_x" in t for t in traces) else "",
             {"": {"data": traces, "layout": layout}}, wide=True,
             height=min(900, 110 + len(names) * (16 + 12 * len(held))),

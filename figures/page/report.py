@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import landscape
-from figures.page.formatting import count, duration, number, percent
 from figures.page.grids import Check, grids
 from figures.page.invariance_table import invariance_tables
 from figures.page.plots import plots
 from figures.page.rows import Differences, Row, rows
 from figures.page.specification import Plot
 from landscape.files import atomic
+from landscape.formatting import count, duration, number, percent
 from landscape.results import digest
 from landscape.results.result import plain
 

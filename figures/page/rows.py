@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from figures.page.formatting import digits, number, percent, rounded_up, signed
-from figures.page.meanings import Meaning, meaning
+from figures.page.meanings import meaning, said, setting, title
 from landscape import statistics
+from landscape.formatting import digits, number, percent, rounded_up, signed
+from landscape.meaning import Meaning
 
 if TYPE_CHECKING:
     from figures.page.analysis import Analysis
@@ -90,9 +91,8 @@ def rows(analyses: Sequence[Analysis], differences: Differences | None = None) -
         _fact("accuracy", [_accuracy(a) for a in analyses]),
     ]
     keys = keys_of(analyses)
-    summaries = {k: [a.measures[k].summary() if k in a.measures else None for a in analyses] for k in keys}
     for key in keys:
-        found.extend(_measure(key, summaries[key], analyses))
+        found.extend(_measure(key, analyses))
     found = [r for r in found if any(c and c.value is not None for c in r.cells)]
     if len(analyses) == 1:
         return found
@@ -104,25 +104,36 @@ def keys_of(analyses: Sequence[Analysis]) -> list[str]:
     return list(dict.fromkeys(k for a in analyses for k in a.measures))
 
 
+class Alike(NamedTuple):
+    """Results of one measure that one plot may show together: they were computed in one way.
+
+    `id` is the key, with a number where the checkpoints computed the measure in several ways; `members` are
+    (index of the checkpoint, checkpoint).
+    """
+
+    key: str
+    id: str
+    title: str
+    members: list[tuple[int, Analysis]]
+
+
+def alike(analyses: Sequence[Analysis], *, several: bool = False) -> Iterator[Alike]:
+    """Every measure's results, those apart that are no numbers of one kind; `several` takes the title in the plural."""
+    for key in keys_of(analyses):
+        groups: dict[str, list[tuple[int, Analysis]]] = {}
+        for i, a in enumerate(analyses):
+            if (result := a.measures.get(key)) is not None:
+                words = title(key, result.summary(), result.arguments, several=several)
+                groups.setdefault(words, []).append((i, a))
+        for n, (words, members) in enumerate(groups.items(), 1):
+            yield Alike(key, key if n == 1 else f"{key}-{n}", words, members)
+
+
 def finite(value: Any) -> float | None:
     """A number that can be shown and stored in JSON, else None."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     return float(value) if math.isfinite(value) else None
-
-
-def setting(summary: Mapping[str, Any]) -> str:
-    """What tells two rows of one measure apart: radius, norm, scaling."""
-    parts = []
-    if (rho := finite(summary.get("rho"))) is not None:
-        parts.append(f"ρ = {number(rho, 3)}")
-    if summary.get("p") not in (None, 2, 2.0):
-        parts.append(f"p = {summary['p']}")
-    if summary.get("scaling") not in (None, "identity"):
-        parts.append(str(summary["scaling"]))
-    if finite(summary.get("m")) is not None:
-        parts.append(f"m = {number(summary['m'])}")
-    return ", ".join(parts)
 
 
 def error(summary: Mapping[str, Any]) -> tuple[float | None, str]:
@@ -155,19 +166,30 @@ def _accuracy(a: Analysis) -> Cell:
     return Cell(p, max(p - wilson.low, wilson.high - p), INTERVAL, as_percent=True)
 
 
-def _measure(key: str, summaries: Sequence[Mapping[str, Any] | None], analyses: Sequence[Analysis]) -> list[Row]:
-    name = key.split(":")[0]
-    text = meaning(name)
-    cells = tuple(None if s is None else _cell(s) for s in summaries)
-    first = next(s for s in summaries if s is not None)
+def _measure(key: str, analyses: Sequence[Analysis]) -> list[Row]:
+    """The rows of one measure: checkpoints that have computed it in another way stand in another row."""
+    summaries = [a.measures[key].summary() if key in a.measures else None for a in analyses]
+    ways = [None if s is None else _way(key, s, a) for s, a in zip(summaries, analyses, strict=True)]
+    made = []
+    for way in dict.fromkeys(w for w in ways if w is not None):
+        made += _alike(key, analyses, [s if w == way else None for s, w in zip(summaries, ways, strict=True)])
+    return made
+
+
+def _way(key: str, summary: Mapping[str, Any], a: Analysis) -> tuple[str, str]:
+    # An interval from subsets of the examples speaks of the same number.
+    how = setting(key, summary, a.measures[key].arguments, without=("subsets",))
+    return meaning(key.split(":")[0], summary).label, how
+
+
+def _alike(key: str, analyses: Sequence[Analysis], summaries: Sequence[Mapping[str, Any] | None]) -> list[Row]:
+    name, cells = key.split(":")[0], tuple(None if s is None else _cell(s) for s in summaries)
+    first, a = next((s, a) for s, a in zip(summaries, analyses, strict=True) if s is not None)
+    text, how = meaning(name, first), setting(key, first, a.measures[key].arguments)
     if any(c is not None and c.value is not None for c in cells):
-        line = _line(text, first, analyses) if len(analyses) == 1 else text.general
-        return [Row(key, text.label, setting(first), line, cells)]
-    return _generic(key, text, summaries)
-
-
-def _line(text: Meaning, summary: Mapping[str, Any], analyses: Sequence[Analysis]) -> str:
-    return (text.says(summary, analyses[0].loss) if text.says else "") or text.general
+        line = said(name, first, a.loss) if len(analyses) == 1 else text.general
+        return [Row(key, text.label, how, line, cells)]
+    return _generic(key, text, how, summaries, {*_NOT_VALUES, *a.measures[key].arguments})
 
 
 def _cell(summary: Mapping[str, Any]) -> Cell:
@@ -188,20 +210,22 @@ def _cell(summary: Mapping[str, Any]) -> Cell:
     return Cell(value, half, kind, "; ".join(n for n in notes if n))
 
 
-def _generic(key: str, text: Meaning, summaries: Sequence[Mapping[str, Any] | None]) -> list[Row]:
-    """Rows for a measure that has no `value`: the fields that its meaning names, else a few of its scalars."""
+def _generic(
+    key: str, text: Meaning, how: str, summaries: Sequence[Mapping[str, Any] | None], without: set[str]
+) -> list[Row]:
+    """Rows for a measure that has no `value`: the fields that its meaning names, else a few of its other scalars."""
     names = list(dict.fromkeys(n for s in summaries if s for n, v in s.items() if finite(v) is not None))
     fields = text.fields or {
         n: (f"{text.label}: {n.replace('_', ' ')}", "", text.general)
-        for n in [n for n in names if n not in _NOT_VALUES][:4]
+        for n in [n for n in names if n not in without][:4]
     }
     return [
-        Row(f"{key}.{n}", label, "", words, tuple(_field(s, n, bound) for s in summaries))
+        Row(f"{key}.{n}", label, how, words, tuple(_field(s, n, bound) for s in summaries))
         for n, (label, bound, words) in fields.items()
     ]
 
 
-_NOT_VALUES = {"seconds", "seed", "rho", "samples", "k", "tol", "draws", "steps", "probes", "hvps", "max_hvps"}
+_NOT_VALUES = {"seconds", "samples", "hvps"}
 
 
 def _field(summary: Mapping[str, Any] | None, name: str, bound: str) -> Cell | None:
@@ -215,7 +239,8 @@ def _with_differences(row: Row, given: Sequence[Mapping[str, float] | None] | No
     made = []
     for i, cell in enumerate(row.cells):
         stated = given[i] if given is not None and i < len(given) else None
-        made.append(None if i == 0 else _given(stated, row) if stated else _difference(row.cells[0], cell))
+        known = i > 0 and cell is not None and row.cells[0] is not None
+        made.append((_given(stated, row) if stated else _difference(row.cells[0], cell)) if known else None)
     return Row(row.key, row.label, row.setting, row.meaning, row.cells, tuple(made))
 
 

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from figures.page.formatting import number
 from figures.page.grids import Grid, Scale, grids, shared_scale
 from figures.page.specification import Arrays, Plot, Scene, linear_log, log10, rounded, slug, text
+from landscape.formatting import number
 
 if TYPE_CHECKING:
     from figures.page.analysis import Analysis

@@ -10,8 +10,8 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from figures.page.formatting import count, signed
 from figures.page.rows import BOUND, INTERVAL, Cell, Differences, Row, rows
+from landscape.formatting import count, signed
 
 if TYPE_CHECKING:
     from figures.page.analysis import Analysis

@@ -4,12 +4,20 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from landscape.measures.hessian_top_eigenvalues import TopEigenvalues, top_eigenvalues
+from landscape.curvature import operators
+from landscape.measure import measure
+from landscape.measures.hessian_top_eigenvalues import TopEigenvalues, extreme_pairs
 from landscape.problem.problem import Problem
-from landscape.registry import register
 
 
-@register("adaptive_hessian")
+@measure(
+    "adaptive_hessian",
+    label="{which} scale-free eigenvalue",
+    meaning="Curvature in the sharpest direction when every weight moves in proportion to its size; unlike λ₁ it "
+    "cannot be changed by rescaling the network. Smaller is flatter.",
+    unit="loss",
+    plural="{which} scale-free eigenvalues",
+)
 def adaptive_top_eigenvalues(
     problem: Problem,
     w: Tensor | None = None,
@@ -44,17 +52,14 @@ def adaptive_top_eigenvalues(
         hvp: "double-backward", "compiled" (torch.compile), or "differences" for models without second derivative.
         max_hvps: products allowed; then converged is False.
         seed: draws the start vector.
+
+    Example:
+        >>> import landscape, torch
+        >>> line = torch.nn.Linear(1, 1, bias=False, dtype=torch.float64)
+        >>> x, _ = torch.ones(4, 1, dtype=torch.float64), torch.nn.init.ones_(line.weight)
+        >>> problem = landscape.Problem(line, torch.nn.MSELoss(), [(x, 2 * x)])  # L(w) = (w - 2)^2 at w = 1
+        >>> [round(v, 6) for v in landscape.adaptive_hessian(problem).values.tolist()]  # |w| 2 |w|
+        [2.0]
     """
-    return top_eigenvalues(
-        problem,
-        w,
-        k=k,
-        tol=tol,
-        which=which,
-        verify=verify,
-        scaling=scaling,
-        biases=biases,
-        hvp=hvp,
-        max_hvps=max_hvps,
-        seed=seed,
-    )
+    operator = operators.build(problem, "hessian", w, scaling=(scaling, biases), hvp=hvp)
+    return extreme_pairs(operator, k, seed, which=which, tol=tol, max_products=max_hvps, verify=verify)

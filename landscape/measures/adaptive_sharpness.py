@@ -5,13 +5,20 @@ from __future__ import annotations
 import math
 
 from landscape.ball.scaling import Scaling
+from landscape.measure import measure
 from landscape.problem.problem import Problem
-from landscape.registry import register
-from landscape.sharpness.sharpness import Setting, Sharpness, ball_sharpness, normalized
+from landscape.sharpness.sharpness import Setting, Sharpness, ball_sharpness, normalized, rise
 from landscape.sharpness.subsets import positive
 
 
-@register("adaptive_sharpness")
+@measure(
+    "adaptive_sharpness",
+    label="Adaptive sharpness (ASAM)",
+    meaning="Like SAM sharpness, but every weight moves in proportion to its size; worst case: the largest rise found "
+    "in that ball. Smaller is flatter.",
+    unit="loss",
+    says=rise("One uphill step that moves every weight in proportion to its size (radius {rho})", "elementwise"),
+)
 def adaptive_sharpness(
     problem: Problem,
     *,
@@ -60,16 +67,15 @@ def adaptive_sharpness(
     Cost: 1 forward + 1 backward pass, then 1 forward a radius; with the worst case instead `steps` forward +
     (`steps` - 1) backward an ascent (see `worst_case_sharpness`); twice that with subsets.
     Source: Kwon 2021 (arXiv 2102.11600), eq. 2. Differs from its official code except with asam-official.
+
+    Example:
+        >>> import landscape, torch
+        >>> line = torch.nn.Linear(1, 1, bias=False, dtype=torch.float64)
+        >>> x, _ = torch.ones(4, 1, dtype=torch.float64), torch.nn.init.ones_(line.weight)
+        >>> problem = landscape.Problem(line, torch.nn.MSELoss(), [(x, 2 * x)])  # L(w) = (w - 2)^2 at w = 1
+        >>> round(landscape.adaptive_sharpness(problem, rho=0.5).value, 4)  # at w - 0.5 |w|
+        1.25
     """
-    arguments = {"rho": rho, "p": p, "scaling": scaling, "biases": biases, "eta": eta, "one_step_only": one_step_only}
-    arguments |= {
-        "steps": steps,
-        "restarts": restarts,
-        "m": m,
-        "logit_normalization": logit_normalization,
-        "subsets": subsets,
-        "seed": seed,
-    }
     ascents = positive("steps", steps) if not one_step_only and float(p) in (2.0, math.inf) else None
     setting = Setting(rho, p, Scaling.of(scaling, biases, eta), m, subsets, ascents, restarts, seed)
-    return ball_sharpness(normalized(problem, logit_normalization), setting, arguments, value="one_step")
+    return ball_sharpness(normalized(problem, logit_normalization), setting, value="one_step")

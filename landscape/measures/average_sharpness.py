@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 
 import numpy as np
 
 from landscape.ball.noise import Noise
 from landscape.ball.scaling import Scaling
+from landscape.measure import measure
 from landscape.problem.problem import Problem
 from landscape.progress import Bar
-from landscape.registry import register
 from landscape.results.result import array
 from landscape.sharpness.sharpness import (
     Setting,
@@ -19,8 +18,8 @@ from landscape.sharpness.sharpness import (
     check_loss,
     check_weights,
     normalized,
-    recorded,
     resolution,
+    rise,
     scaled_ball,
 )
 from landscape.sharpness.subsets import check_division, disjoint_subsets, in_groups
@@ -47,7 +46,13 @@ class AverageSharpness(Sharpness):
         return {**super().columns(), "stderr": self.stderr, "rms_norm": self.rms_norm}
 
 
-@register("average_sharpness")
+@measure(
+    "average_sharpness",
+    label="Average sharpness",
+    meaning="Mean rise of the loss under random noise of scale ρ in every weight. Smaller is flatter.",
+    unit="loss",
+    says=rise("Random noise of scale {rho} in every weight, on average,"),
+)
 def average_sharpness(
     problem: Problem,
     *,
@@ -94,26 +99,24 @@ def average_sharpness(
 
     Cost: 1 + `draws` x radii forward passes, no backward; twice that with subsets.
     Source: Andriushchenko 2023 (arXiv 2302.07011), eq. 1; Tsuzuku 2019 (arXiv 1901.04653) for the scaled form.
+
+    Example:
+        >>> import landscape, torch
+        >>> line = torch.nn.Linear(1, 1, bias=False, dtype=torch.float64)
+        >>> x, _ = torch.ones(4, 1, dtype=torch.float64), torch.nn.init.ones_(line.weight)
+        >>> problem = landscape.Problem(line, torch.nn.MSELoss(), [(x, 2 * x)])  # L(w) = (w - 2)^2 at w = 1
+        >>> average = landscape.average_sharpness(problem, rho=0.1, draws=1000)
+        >>> bool(abs(average.value - 0.1**2) < 4 * average.stderr[0])  # rho^2 tr(H) / 2
+        True
     """
-    start, chosen = time.perf_counter(), Scaling.of(scaling, biases, eta)
+    chosen = Scaling.of(scaling, biases, eta)
     rho = DEFAULT_RHO[chosen.is_identity] if rho is None else rho
     setting = Setting(rho, p=p, scaling=chosen, m=m, subsets=subsets, seed=seed)
-    arguments = {"rho": rho, "p": p, "scaling": scaling, "biases": biases, "eta": eta, "draws": draws}
-    arguments |= {
-        "antithetic": antithetic,
-        "m": m,
-        "logit_normalization": logit_normalization,
-        "subsets": subsets,
-        "seed": seed,
-    }
     problem = normalized(problem, logit_normalization)
     check_division(problem, m, subsets)
     check_weights(problem)
     noise = Noise(scaled_ball(problem, setting.p, chosen), draws, antithetic, seed)
-    with (
-        problem.counting() as cost,
-        Bar("average sharpness", draws * setting.work(problem.examples)) as bar,
-    ):
+    with Bar("average sharpness", draws * setting.work(problem.examples)) as bar:
         full = _average(problem, noise, setting, bar)
         parts = None
         if subsets:
@@ -128,10 +131,8 @@ def average_sharpness(
         interval=None if parts is None else interval_around(full.value, parts),
         non_finite=full.non_finite,
         resolution=resolution(problem, full.loss),
-        arguments=recorded(arguments),
-        cost=cost,
-        seconds=time.perf_counter() - start,
-        provenance=problem.provenance(),
+        arguments={"rho": rho},
+        provenance={"logit_normalization": problem.logit_normalization},
     )
 
 

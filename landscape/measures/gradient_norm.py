@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,10 +10,10 @@ import numpy as np
 import torch
 
 from landscape.ball.scaling import Scaling
+from landscape.measure import measure
 from landscape.problem.problem import Problem
-from landscape.registry import register
-from landscape.results.result import Result, array, plain
-from landscape.sharpness.sharpness import check_loss, check_weights, normalized, order, recorded
+from landscape.results.result import Result, array
+from landscape.sharpness.sharpness import check_loss, check_weights, normalized, order
 from landscape.sharpness.subsets import check_division, disjoint_subsets, in_groups
 from landscape.statistics import interval_around
 
@@ -44,13 +43,19 @@ class GradientNorm(Result):
 
     def summary(self) -> dict[str, Any]:
         """Arguments, the norm, the layers by name."""
-        entry = {**self.arguments, "value": self.value, "norms": self.norms, "loss": self.loss}
-        entry["layers"] = dict(zip(self.layers, self.per_layer.tolist(), strict=True))
-        entry |= {} if self.interval is None else {"low": self.interval[0], "high": self.interval[1]}
-        return plain({**entry, "cost": self.cost, "seconds": self.seconds})
+        layers = dict(zip(self.layers, self.per_layer.tolist(), strict=True))
+        values = {"value": self.value, "norms": self.norms, "loss": self.loss, "layers": layers}
+        return self.summary_of(
+            values | ({} if self.interval is None else {"low": self.interval[0], "high": self.interval[1]})
+        )
 
 
-@register("gradient_norm")
+@measure(
+    "gradient_norm",
+    label="Gradient norm",
+    meaning="Length of the gradient at the weights: 0 at a true minimum.",
+    unit="loss / weight",
+)
 def gradient_norm(
     problem: Problem,
     *,
@@ -87,29 +92,26 @@ def gradient_norm(
 
     Cost: 1 forward + 1 backward pass; twice that with subsets.
     Source: as a penalty in Zhao 2022 (arXiv 2202.03599); by layer as in Cockpit (arXiv 2102.06604).
+
+    Example:
+        >>> import landscape, torch
+        >>> line = torch.nn.Linear(1, 1, bias=False, dtype=torch.float64)
+        >>> x, _ = torch.ones(4, 1, dtype=torch.float64), torch.nn.init.ones_(line.weight)
+        >>> problem = landscape.Problem(line, torch.nn.MSELoss(), [(x, 2 * x)])  # L(w) = (w - 2)^2 at w = 1
+        >>> landscape.gradient_norm(problem).value
+        2.0
     """
-    start, p, chosen = time.perf_counter(), order(p, multi_step=False), Scaling.of(scaling, biases, eta)
+    p, chosen = order(p, multi_step=False), Scaling.of(scaling, biases, eta)
     problem = normalized(problem, logit_normalization)
     check_division(problem, m, subsets)
     check_weights(problem)
     scale = chosen.diagonal(problem.parameters, problem.weights)
-    with problem.counting() as cost:
-        loss, table = _norms(problem, scale, (p, 1.0, 2.0, math.inf), m)
-        parts = None
-        if subsets:
-            divided = disjoint_subsets(problem, subsets, seed)
-            parts = np.array([_norms(s, scale, (p,), m)[1][0, 0] for s in divided])
+    loss, table = _norms(problem, scale, (p, 1.0, 2.0, math.inf), m)
+    parts = None
+    if subsets:
+        divided = disjoint_subsets(problem, subsets, seed)
+        parts = np.array([_norms(s, scale, (p,), m)[1][0, 0] for s in divided])
     center = table[:1, 0]
-    arguments = {
-        "p": p,
-        "scaling": scaling,
-        "biases": biases,
-        "eta": eta,
-        "m": m,
-        "logit_normalization": logit_normalization,
-        "subsets": subsets,
-        "seed": seed,
-    }
     return GradientNorm(
         value=float(center[0]),
         per_layer=table[0, 1:],
@@ -118,10 +120,7 @@ def gradient_norm(
         norms=dict(zip(("1", "2", "inf"), table[1:, 0].tolist(), strict=True)),
         subsets=parts,
         interval=None if parts is None else interval_around(center, parts[:, None])[:, 0],
-        arguments=recorded(arguments),
-        cost=cost,
-        seconds=time.perf_counter() - start,
-        provenance=problem.provenance(),
+        provenance={"logit_normalization": problem.logit_normalization},
     )
 
 

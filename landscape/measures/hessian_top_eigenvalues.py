@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,9 +11,10 @@ from torch import Tensor
 
 from landscape import random
 from landscape.curvature import krylov, operators
+from landscape.formatting import number
+from landscape.measure import measure
 from landscape.problem.problem import Problem
-from landscape.registry import register
-from landscape.results.result import Result, array, plain
+from landscape.results.result import Result, array
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,11 +39,29 @@ class TopEigenvalues(Result):
 
     def summary(self) -> dict[str, Any]:
         """What was asked for, values, error_bounds and hvps; without the vectors."""
-        names = ("values", "error_bounds", "hvps", "converged", "verified", "cost", "seconds")
-        return plain({**self.arguments, **{name: getattr(self, name) for name in names}})
+        names = ("values", "error_bounds", "hvps", "converged", "verified")
+        return self.summary_of({name: getattr(self, name) for name in names})
 
 
-@register("hessian_top_eigenvalues")
+def _says(summary: Mapping[str, Any], loss: float) -> str:
+    values = [v for v in summary.get("values") or [] if isinstance(v, int | float)]
+    plain = {"matrix": "hessian", "which": "LA", "scaling": "identity", "parameters": None}
+    if not values or values[0] <= 0 or any(summary.get(k, v) != v for k, v in plain.items()):
+        return ""
+    return (
+        f"In the sharpest direction the loss bends like ½·{number(values[0], 3)}·t²; gradient descent with steps above "
+        f"2/λ = {number(2 / values[0], 3)} is unstable there."
+    )
+
+
+@measure(
+    "hessian_top_eigenvalues",
+    label="{which} {matrix} eigenvalue {index}",
+    meaning="Curvature of the loss in its sharpest direction. Smaller is flatter.",
+    unit="loss / weight²",
+    plural="{which} {matrix} eigenvalues",
+    says=_says,
+)
 def top_eigenvalues(
     problem: Problem,
     w: Tensor | None = None,
@@ -97,36 +116,32 @@ def top_eigenvalues(
             finite, a model without second derivative.
 
     Source: Lanczos 1950; Paige 1980 (reorthogonalization); Wu and Simon 2000 (thick restart).
+
+    Example:
+        >>> import landscape, torch
+        >>> line = torch.nn.Linear(1, 1, bias=False, dtype=torch.float64)
+        >>> x, _ = torch.ones(4, 1, dtype=torch.float64), torch.nn.init.ones_(line.weight)
+        >>> problem = landscape.Problem(line, torch.nn.MSELoss(), [(x, 2 * x)])  # L(w) = (w - 2)^2 at w = 1
+        >>> [round(v, 6) for v in landscape.top_eigenvalues(problem, k=1).values.tolist()]
+        [2.0]
     """
-    arguments = {"k": k, "tol": tol, "which": which, "verify": verify, "matrix": matrix, "scaling": scaling}
-    arguments |= {"biases": biases, "parameters": parameters, "seed": seed}
-    begin = time.perf_counter()
-    with problem.counting() as cost:
-        operator = operators.build(
-            problem, matrix, w, parameters=parameters, scaling=(scaling, biases), hvp=hvp, chunk_size=chunk_size
-        )
-        found = krylov.lanczos(
-            operator.matvec,
-            operator.like,
-            k,
-            which=which,
-            tol=tol,
-            start=start,
-            hint=operator.hint(),
-            generator=random.stream(seed, "lanczos"),
-            max_products=max_hvps,
-            capacity=basis,
-            verify=verify,
-        )
+    operator = operators.build(
+        problem, matrix, w, parameters=parameters, scaling=(scaling, biases), hvp=hvp, chunk_size=chunk_size
+    )
+    lanczos = {"which": which, "tol": tol, "max_products": max_hvps, "capacity": basis, "verify": verify}
+    return extreme_pairs(operator, k, seed, start=start, **lanczos)
+
+
+def extreme_pairs(operator: operators.Operator, k: int, seed: int, **lanczos: Any) -> TopEigenvalues:
+    """Eigenpairs of an operator; `lanczos` are arguments of `landscape.curvature.krylov.lanczos`."""
+    generator = random.stream(seed, "lanczos")
+    pairs = krylov.lanczos(operator.matvec, operator.like, k, hint=operator.hint(), generator=generator, **lanczos)
     return TopEigenvalues(
-        values=found.values,
-        error_bounds=found.residuals,
-        vectors=found.vectors,
-        hvps=found.products,
-        converged=found.converged,
-        verified=found.verified,
-        arguments=arguments,
-        cost=cost,
-        seconds=time.perf_counter() - begin,
-        provenance={**problem.provenance(), **operator.facts()},
+        values=pairs.values,
+        error_bounds=pairs.residuals,
+        vectors=pairs.vectors,
+        hvps=pairs.products,
+        converged=pairs.converged,
+        verified=pairs.verified,
+        provenance=operator.facts(),
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,9 +15,10 @@ from landscape.ball.scaling import Scaling
 from landscape.curvature import operators, stochastic
 from landscape.curvature.exact.trace import Squares, ggn_squares
 from landscape.errors import InputError, unknown
+from landscape.formatting import number
+from landscape.measure import measure
 from landscape.problem.problem import Problem
-from landscape.registry import register
-from landscape.results.result import Result, array, plain
+from landscape.results.result import Result, array
 
 METHODS = ("auto", "exact", "hutch++", "hutchinson")
 
@@ -52,12 +53,30 @@ class Trace(Result):
 
     def summary(self) -> dict[str, Any]:
         """Value, stderr, which matrix, exact or not, and the traces of the layers by name."""
-        names = ("value", "stderr", "exact", "matrix", "method", "obstacle", "hvps", "cost", "seconds")
-        own = {name: getattr(self, name) for name in names}
-        return plain({**self.arguments, **own, "layers": dict(zip(self.layers, self.layer_values, strict=True))})
+        names = ("value", "stderr", "exact", "matrix", "method", "obstacle", "hvps")
+        layers = dict(zip(self.layers, self.layer_values, strict=True))
+        return self.summary_of({name: getattr(self, name) for name in names} | {"layers": layers})
 
 
-@register("hessian_trace")
+def _says(summary: Mapping[str, Any], loss: float) -> str:
+    value = summary.get("value")
+    plain = {"matrix": "hessian", "scaling": "identity", "parameters": None}
+    if not isinstance(value, int | float) or any(summary.get(k, v) != v for k, v in plain.items()):
+        return ""
+    how = "exact" if summary.get("exact") else "estimated with random probes"
+    return (
+        f"The sum of all curvatures is {number(value, 3)} ({how}): small noise of scale σ in every weight raises the "
+        "loss by half of it times σ²."
+    )
+
+
+@measure(
+    "hessian_trace",
+    label="{matrix} trace",
+    meaning="Sum of the curvatures of the loss over all directions. Smaller is flatter.",
+    unit="loss / weight²",
+    says=_says,
+)
 def trace(
     problem: Problem,
     w: Tensor | None = None,
@@ -97,50 +116,48 @@ def trace(
     Raises:
         InputError: an unknown method, fewer than 4 probes, a target <= 0; for "exact" outputs that are no
             (examples, outputs) matrix or examples that influence each other.
+
+    Example:
+        >>> import landscape, torch
+        >>> line = torch.nn.Linear(1, 1, bias=False, dtype=torch.float64)
+        >>> x, _ = torch.ones(4, 1, dtype=torch.float64), torch.nn.init.ones_(line.weight)
+        >>> problem = landscape.Problem(line, torch.nn.MSELoss(), [(x, 2 * x)])  # L(w) = (w - 2)^2 at w = 1
+        >>> trace = landscape.trace(problem)
+        >>> round(trace.value, 6), trace.exact, trace.label
+        (2.0, True, 'Hessian trace')
     """
     if method not in METHODS:
         raise unknown("method", method, METHODS)
     stochastic._check(probes, target)
-    arguments = {"method": method, "probes": probes, "target": target, "scaling": scaling, "seed": seed}
     if parameters is not None:
         if w is not None:
             raise InputError("parameters= restricts the model at its own weights: give either w or parameters")
-        problem, arguments["parameters"] = problem.restricted(parameters), parameters
-    begin = time.perf_counter()
+        problem = problem.restricted(parameters)
     diagonal = Scaling.of(scaling).diagonal(problem.parameters, problem._at(w))
-    with problem.counting() as cost:
-        squares = None if method in ("hutch++", "hutchinson") else _squares(problem, w, method, diagonal, chunk_size)
-        if squares is not None and (method == "exact" or squares.obstacle is None):
-            found = _exact(problem, squares, diagonal)
-        else:
-            kind = "hutchinson" if method == "hutchinson" else "hutch++"
-            operator = operators.scaled(operators.hessian(problem, w, chunk_size=chunk_size), diagonal)
-            estimate = stochastic.trace(
-                operator.matvec,
-                operator.like,
-                probes=probes,
-                sketch=kind == "hutch++",
-                target=target,
-                blocks=[s.shape.numel() for s in problem.parameters],
-                generator=random.stream(seed, "trace"),
-            )
-            found = {
-                "value": estimate.value,
-                "stderr": estimate.stderr,
-                "exact": False,
-                "matrix": "hessian",
-                "method": kind,
-                "layer_values": estimate.blocks,
-                "layer_stderr": estimate.block_stderr,
-                "hvps": estimate.products,
-            }
+    squares = None if method in ("hutch++", "hutchinson") else _squares(problem, w, method, diagonal, chunk_size)
+    if squares is not None and (method == "exact" or squares.obstacle is None):
+        return _exact(problem, squares, diagonal)
+    kind = "hutchinson" if method == "hutchinson" else "hutch++"
+    operator = operators.scaled(operators.hessian(problem, w, chunk_size=chunk_size), diagonal)
+    estimate = stochastic.trace(
+        operator.matvec,
+        operator.like,
+        probes=probes,
+        sketch=kind == "hutch++",
+        target=target,
+        blocks=[s.shape.numel() for s in problem.parameters],
+        generator=random.stream(seed, "trace"),
+    )
     return Trace(
-        **found,
+        value=estimate.value,
+        stderr=estimate.stderr,
+        exact=False,
+        matrix="hessian",
+        method=kind,
         layers=list(problem.parameters.names),
-        arguments=arguments,
-        cost=cost,
-        seconds=time.perf_counter() - begin,
-        provenance=problem.provenance(),
+        layer_values=estimate.blocks,
+        layer_stderr=estimate.block_stderr,
+        hvps=estimate.products,
     )
 
 
@@ -158,7 +175,7 @@ def _squares(
         return None
 
 
-def _exact(problem: Problem, squares: Squares, diagonal: Tensor | None) -> dict[str, Any]:
+def _exact(problem: Problem, squares: Squares, diagonal: Tensor | None) -> Trace:
     tensors = squares.tensors
     if diagonal is not None:
         scales = problem.parameters.unflatten(diagonal)
@@ -166,14 +183,15 @@ def _exact(problem: Problem, squares: Squares, diagonal: Tensor | None) -> dict[
     values = torch.stack(tensors).cpu().numpy()
     if not np.isfinite(values).all():
         raise InputError("the trace is not finite: check that the loss is finite at these weights on every batch")
-    return {
-        "value": float(values.sum()),
-        "stderr": 0.0,
-        "exact": True,
-        "matrix": "hessian" if squares.obstacle is None else "ggn",
-        "method": "exact",
-        "obstacle": squares.obstacle,
-        "layer_values": values,
-        "layer_stderr": np.zeros_like(values),
-        "hvps": 0,
-    }
+    return Trace(
+        value=float(values.sum()),
+        stderr=0.0,
+        exact=True,
+        matrix="hessian" if squares.obstacle is None else "ggn",
+        method="exact",
+        obstacle=squares.obstacle,
+        layers=list(problem.parameters.names),
+        layer_values=values,
+        layer_stderr=np.zeros_like(values),
+        hvps=0,
+    )

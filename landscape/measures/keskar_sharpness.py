@@ -9,8 +9,8 @@ from typing import Any
 
 from landscape.ball.scaling import Scaling
 from landscape.errors import InputError
+from landscape.measure import measure
 from landscape.problem.problem import Problem
-from landscape.registry import register
 from landscape.sharpness.sharpness import Setting, Sharpness, ball_sharpness, normalized
 
 
@@ -30,7 +30,12 @@ class KeskarSharpness(Sharpness):
         return {**super().summary(), "unit": self.unit}
 
 
-@register("keskar_sharpness")
+@measure(
+    "keskar_sharpness",
+    label="Keskar's ε-sharpness",
+    meaning="Largest rise of the loss in a small box around the weights, in percent of 1 + loss. Smaller is flatter.",
+    unit="percent of 1 + loss",
+)
 def keskar_sharpness(
     problem: Problem,
     *,
@@ -69,18 +74,17 @@ def keskar_sharpness(
     `worst_case_sharpness`); twice that with subsets.
     Source: Keskar 2017 (arXiv 1609.04836), eq. 3 and 4 with A = I. Differs: projected ascent instead of 10 iterations
     of L-BFGS-B.
+
+    Example:
+        >>> import landscape, torch
+        >>> line = torch.nn.Linear(1, 1, bias=False, dtype=torch.float64)
+        >>> x, _ = torch.ones(4, 1, dtype=torch.float64), torch.nn.init.ones_(line.weight)
+        >>> problem = landscape.Problem(line, torch.nn.MSELoss(), [(x, 2 * x)])  # L(w) = (w - 2)^2 at w = 1
+        >>> round(landscape.keskar_sharpness(problem, rho=0.001).value, 4)  # percent of 1 + L
+        0.2002
     """
-    arguments = {
-        "rho": rho,
-        "steps": steps,
-        "restarts": restarts,
-        "m": m,
-        "logit_normalization": logit_normalization,
-        "subsets": subsets,
-        "seed": seed,
-    }
     setting = Setting(rho, math.inf, Scaling("elementwise", eta=1.0), m, subsets, steps, restarts, seed)
-    found = ball_sharpness(normalized(problem, logit_normalization), setting, arguments, value="worst_case")
+    found = ball_sharpness(normalized(problem, logit_normalization), setting, value="worst_case")
     if not 1 + found.loss > 0:
         raise InputError(f"the loss is {found.loss:g}: relative sharpness needs 1 + loss > 0; use worst_case_sharpness")
     percent = 100 / (1 + found.loss)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,10 +11,10 @@ from torch import Tensor
 from landscape import random
 from landscape.curvature import krylov, operators
 from landscape.curvature.products.hessian_graph import HessianGraph
+from landscape.measure import measure
 from landscape.problem.problem import Problem
 from landscape.progress import track
-from landscape.registry import register
-from landscape.results.result import Result, array, plain
+from landscape.results.result import Result, array
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,10 +41,15 @@ class LayerEigenvalues(Result):
         """Values and bounds by the name of the layer."""
         rows = zip(self.layers, self.values, self.error_bounds, self.hvps, strict=True)
         layers = {n: {"values": v, "error_bounds": b, "hvps": h} for n, v, b, h in rows}
-        return plain({**self.arguments, "layers": layers, "converged": self.converged, "seconds": self.seconds})
+        return self.summary_of({"layers": layers, "converged": self.converged})
 
 
-@register("layer_eigenvalues")
+@measure(
+    "layer_eigenvalues",
+    label="Largest eigenvalue of the Hessian's block",
+    meaning="Which layer is how sharp.",
+    unit="loss / weight²",
+)
 def layer_eigenvalues(
     problem: Problem,
     w: Tensor | None = None,
@@ -78,9 +82,17 @@ def layer_eigenvalues(
 
     Raises:
         InputError: k < 1, tol <= 0, or what the Hessian's products raise.
+
+    Example:
+        >>> import landscape, torch
+        >>> line = torch.nn.Linear(1, 1, bias=False, dtype=torch.float64)
+        >>> x, _ = torch.ones(4, 1, dtype=torch.float64), torch.nn.init.ones_(line.weight)
+        >>> problem = landscape.Problem(line, torch.nn.MSELoss(), [(x, 2 * x)])  # L(w) = (w - 2)^2 at w = 1
+        >>> blocks = landscape.layer_eigenvalues(problem)
+        >>> blocks.layers, blocks.values.round(6).tolist()
+        (['weight'], [[2.0]])
     """
     krylov.check_request(k, problem.dimension, tol)
-    begin = time.perf_counter()
     slots = problem.parameters.slots
     layers = {
         name: own
@@ -90,23 +102,22 @@ def layer_eigenvalues(
     values = np.full((len(layers), k), np.nan)
     bounds = values.copy()
     sizes, spent, converged = [], [], True
-    with problem.counting() as cost:
-        graph = HessianGraph(problem, w, chunk_size=chunk_size)
-        for row, (name, own) in enumerate(track(layers.items(), "layers", total=len(layers))):
-            block = operators.block(graph, own)
-            found = krylov.lanczos(
-                block.matvec,
-                block.like,
-                count := min(k, block.dimension),
-                tol=tol,
-                hint=block.hint(),
-                generator=random.stream(seed, f"lanczos {name}"),
-                max_products=max_hvps,
-            )
-            values[row, :count], bounds[row, :count] = found.values, found.residuals
-            sizes.append(block.dimension)
-            spent.append(found.products)
-            converged &= found.converged
+    graph = HessianGraph(problem, w, chunk_size=chunk_size)
+    for row, (name, own) in enumerate(track(layers.items(), "layers", total=len(layers))):
+        block = operators.block(graph, own)
+        found = krylov.lanczos(
+            block.matvec,
+            block.like,
+            count := min(k, block.dimension),
+            tol=tol,
+            hint=block.hint(),
+            generator=random.stream(seed, f"lanczos {name}"),
+            max_products=max_hvps,
+        )
+        values[row, :count], bounds[row, :count] = found.values, found.residuals
+        sizes.append(block.dimension)
+        spent.append(found.products)
+        converged &= found.converged
     return LayerEigenvalues(
         layers=list(layers),
         sizes=np.array(sizes),
@@ -114,8 +125,5 @@ def layer_eigenvalues(
         error_bounds=bounds,
         hvps=np.array(spent),
         converged=converged,
-        arguments={"k": k, "tol": tol, "kind": kind, "seed": seed},
-        cost=cost,
-        seconds=time.perf_counter() - begin,
-        provenance={**problem.provenance(), **graph.facts()},
+        provenance=graph.facts(),
     )

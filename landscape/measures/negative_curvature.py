@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from landscape import random
 from landscape.curvature import krylov, operators
+from landscape.measure import measure
 from landscape.problem.problem import Problem
-from landscape.registry import register
 from landscape.results.result import Result
 
 
@@ -38,7 +37,25 @@ class Extremes(Result):
     converged: bool
 
 
-@register("negative_curvature")
+@measure(
+    "negative_curvature",
+    label="Ends of the Hessian's spectrum",
+    meaning="A 2-D picture that looks like a bowl is honest where the smallest eigenvalue is small beside the largest.",
+    unit="loss / weight²",
+    fields={
+        "lambda_max": ("Largest eigenvalue", "bound_max", "Curvature in the sharpest direction."),
+        "lambda_min": (
+            "Smallest eigenvalue",
+            "bound_min",
+            "Curvature in the direction that bends down most, or up least.",
+        ),
+        "ratio": (
+            "Negative against positive curvature",
+            "",
+            "|smallest| / |largest| where the smallest is negative: near 0, a picture of a bowl hides little.",
+        ),
+    },
+)
 def extreme_eigenvalues(
     problem: Problem,
     w: Tensor | None = None,
@@ -66,22 +83,29 @@ def extreme_eigenvalues(
         max_hvps: products allowed; then converged is False.
         chunk_size: examples differentiated at once; None chooses.
         seed: draws the start vector.
+
+    Example:
+        >>> import landscape, torch
+        >>> line = torch.nn.Linear(1, 1, bias=False, dtype=torch.float64)
+        >>> x, _ = torch.ones(4, 1, dtype=torch.float64), torch.nn.init.ones_(line.weight)
+        >>> problem = landscape.Problem(line, torch.nn.MSELoss(), [(x, 2 * x)])  # L(w) = (w - 2)^2 at w = 1
+        >>> ends = landscape.extreme_eigenvalues(problem)
+        >>> round(ends.lambda_max, 6), ends.ratio
+        (2.0, 0.0)
     """
-    begin = time.perf_counter()
-    with problem.counting() as cost:
-        operator = operators.hessian(problem, w, chunk_size=chunk_size)
-        found = krylov.lanczos(
-            operator.matvec,
-            operator.like,
-            1,
-            which="BE",
-            tol=tol,
-            relative_to="spectrum",
-            start=start,
-            hint=operator.hint(),
-            generator=random.stream(seed, "lanczos"),
-            max_products=max_hvps,
-        )
+    operator = operators.hessian(problem, w, chunk_size=chunk_size)
+    found = krylov.lanczos(
+        operator.matvec,
+        operator.like,
+        1,
+        which="BE",
+        tol=tol,
+        relative_to="spectrum",
+        start=start,
+        hint=operator.hint(),
+        generator=random.stream(seed, "lanczos"),
+        max_products=max_hvps,
+    )
     largest, smallest = float(found.values[0]), float(found.values[-1])
     return Extremes(
         lambda_min=smallest,
@@ -91,8 +115,5 @@ def extreme_eigenvalues(
         bound_max=float(found.residuals[0]),
         hvps=found.products,
         converged=found.converged,
-        arguments={"tol": tol, "seed": seed},
-        cost=cost,
-        seconds=time.perf_counter() - begin,
-        provenance={**problem.provenance(), **operator.facts()},
+        provenance=operator.facts(),
     )

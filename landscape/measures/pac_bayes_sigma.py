@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,9 +12,9 @@ from landscape.ball import vectors
 from landscape.ball.noise import Noise
 from landscape.ball.scaling import Scaling
 from landscape.errors import InputError
+from landscape.measure import measure
 from landscape.problem.problem import Problem
 from landscape.progress import Bar
-from landscape.registry import register
 from landscape.results.result import Result, array, plain
 from landscape.sharpness.sharpness import check_loss, check_weights, normalized, scaled_ball
 from landscape.sharpness.subsets import check_division, disjoint_subsets
@@ -68,7 +67,12 @@ class PacBayesSigma(Result):
         return plain(entry)
 
 
-@register("pac_bayes_sigma")
+@measure(
+    "pac_bayes_sigma",
+    label="PAC-Bayes σ",
+    meaning="Scale of random noise in the weights that raises the loss by {rise}. Larger is flatter.",
+    unit="weight",
+)
 def pac_bayes_sigma(
     problem: Problem,
     *,
@@ -108,8 +112,16 @@ def pac_bayes_sigma(
     Source: Jiang 2020 (arXiv 1912.02178), appendix C; Neyshabur 2017 (arXiv 1706.08947). Differs: a rise of the loss
     instead of a drop of the accuracy, which is a step function of sigma; no floor of 1e-3 under |w|, which would spoil
     the invariance.
+
+    Example:
+        >>> import landscape, torch
+        >>> line = torch.nn.Linear(1, 1, bias=False, dtype=torch.float64)
+        >>> x, _ = torch.ones(4, 1, dtype=torch.float64), torch.nn.init.ones_(line.weight)
+        >>> problem = landscape.Problem(line, torch.nn.MSELoss(), [(x, 2 * x)])  # L(w) = (w - 2)^2 at w = 1
+        >>> sigma = landscape.pac_bayes_sigma(problem, rise=0.1, draws=1000)
+        >>> abs(sigma.value - 0.1**0.5) < 4 * sigma.stderr + 0.01 * sigma.value  # sigma^2 = rise
+        True
     """
-    start = time.perf_counter()
     for name, number in (("rise", rise), ("tol", tol)):
         if not (math.isfinite(number) and number > 0):
             raise InputError(f"{name}={number:g}: a positive finite number is needed")
@@ -118,14 +130,13 @@ def pac_bayes_sigma(
     check_weights(problem)
     chosen = Scaling("elementwise" if magnitude_aware else "identity", biases)
     noise = Noise(scaled_ball(problem, 2.0, chosen), draws, True, seed)
-    with problem.counting() as cost, Bar("PAC-Bayes sigma", None) as bar:
+    with Bar("PAC-Bayes sigma", None) as bar:
         search = _Search(problem, noise, rise, bar).run(tol)
         parts = None
         if subsets:
             divided = disjoint_subsets(problem, subsets, seed)
             parts = np.array([_Search(s, noise, rise, bar).run(tol).sigma for s in divided])
     sigma = search.sigma
-    arguments = {"rise": rise, "magnitude_aware": magnitude_aware, "biases": biases, "draws": draws, "tol": tol}
     return PacBayesSigma(
         value=sigma,
         bracket=np.array([search.low, search.high]),
@@ -140,10 +151,7 @@ def pac_bayes_sigma(
         non_finite=search.non_finite,
         subsets=parts,
         interval=None if parts is None else interval_around(np.array([sigma]), parts[:, None])[:, 0],
-        arguments={**arguments, "logit_normalization": logit_normalization, "subsets": subsets, "seed": seed},
-        cost=cost,
-        seconds=time.perf_counter() - start,
-        provenance=problem.provenance(),
+        provenance={"logit_normalization": problem.logit_normalization},
     )
 
 

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from landscape.measure import measure
 from landscape.problem.problem import Problem
-from landscape.registry import register
-from landscape.sharpness.sharpness import Setting, Sharpness, ball_sharpness, normalized
+from landscape.sharpness.sharpness import Setting, Sharpness, ball_sharpness, normalized, rise
 
 
-@register("sam_sharpness", plain_radius=True)
+@measure(
+    "sam_sharpness",
+    label="SAM sharpness",
+    meaning="Rise of the loss after SAM's single step uphill, of length ρ along the gradient. Smaller is flatter.",
+    unit="loss",
+    says=rise("One step of length {rho} straight uphill"),
+    plain_radius=True,
+)
 def sam_sharpness(
     problem: Problem,
     *,
@@ -43,14 +50,14 @@ def sam_sharpness(
 
     Cost: 1 forward + 1 backward pass, then 1 forward a radius; twice that with subsets.
     Source: Foret 2020 (arXiv 2010.01412), eq. 2; m-sharpness: section 4.1 there.
+
+    Example:
+        >>> import landscape, torch
+        >>> line = torch.nn.Linear(1, 1, bias=False, dtype=torch.float64)
+        >>> x, _ = torch.ones(4, 1, dtype=torch.float64), torch.nn.init.ones_(line.weight)
+        >>> problem = landscape.Problem(line, torch.nn.MSELoss(), [(x, 2 * x)])  # L(w) = (w - 2)^2 at w = 1
+        >>> round(landscape.sam_sharpness(problem, rho=0.05).value, 4)  # (w - 0.05 - 2)^2 - 1
+        0.1025
     """
-    arguments = {
-        "rho": rho,
-        "p": p,
-        "m": m,
-        "logit_normalization": logit_normalization,
-        "subsets": subsets,
-        "seed": seed,
-    }
     setting = Setting(rho, p=p, m=m, subsets=subsets, seed=seed)
-    return ball_sharpness(normalized(problem, logit_normalization), setting, arguments, value="one_step")
+    return ball_sharpness(normalized(problem, logit_normalization), setting, value="one_step")

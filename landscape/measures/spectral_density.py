@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,10 +11,10 @@ from torch import Tensor
 from landscape import random
 from landscape.curvature import operators, stochastic
 from landscape.errors import InputError
+from landscape.measure import measure
 from landscape.problem.memory import free_memory
 from landscape.problem.problem import Problem
-from landscape.registry import register
-from landscape.results.result import Result, array, plain
+from landscape.results.result import Result, array
 from landscape.statistics import standard_error
 
 _SHARE_OF_FREE = 0.25
@@ -76,13 +75,29 @@ class SpectralDensity(Result):
             "squares_per_parameter": {"value": self.moment_values[1], "stderr": self.moment_stderr[1]},
             "width": self.width,
             "hvps": self.hvps,
-            "cost": self.cost,
-            "seconds": self.seconds,
         }
-        return plain({**self.arguments, **own})
+        return self.summary_of(own)
 
 
-@register("spectral_density")
+@measure(
+    "spectral_density",
+    label="{matrix} spectrum",
+    meaning="How many directions have which curvature: most of them have next to none.",
+    unit="loss / weight²",
+    fields={
+        "largest": ("Largest Ritz value of the spectrum", "", "The estimate's upper end of the spectrum."),
+        "smallest": (
+            "Smallest Ritz value of the spectrum",
+            "",
+            "Its lower end: below 0 the loss curves downward somewhere.",
+        ),
+        "negative_share": (
+            "Share of negative curvature",
+            "",
+            "Directions along which the loss curves downward, of all.",
+        ),
+    },
+)
 def spectral_density(
     problem: Problem,
     w: Tensor | None = None,
@@ -126,22 +141,29 @@ def spectral_density(
         InputError: fewer than 4 probes, steps < 1, fewer than 16 points, a width <= 0 or below the axis' spacing.
 
     Source: Golub and Meurant 2010; Ghorbani 2019 (arXiv 1901.10159); logarithmic axis: Papyan 2020.
+
+    Example:
+        >>> import landscape, torch
+        >>> line = torch.nn.Linear(1, 1, bias=False, dtype=torch.float64)
+        >>> x, _ = torch.ones(4, 1, dtype=torch.float64), torch.nn.init.ones_(line.weight)
+        >>> problem = landscape.Problem(line, torch.nn.MSELoss(), [(x, 2 * x)])  # L(w) = (w - 2)^2 at w = 1
+        >>> density = landscape.spectral_density(problem, probes=4)
+        >>> [round(v, 6) for v in density.moment_values.tolist()]  # tr(H) / d, tr(H^2) / d
+        [2.0, 4.0]
     """
     _check(probes, steps, points, width, log_width)
-    begin = time.perf_counter()
-    with problem.counting() as cost:
-        operator = operators.build(
-            problem, matrix, w, scaling=(scaling, "scaled"), parameters=parameters, chunk_size=chunk_size
-        )
-        fits = _fits(operator.like, steps)
-        found = stochastic.quadrature(
-            operator.matvec,
-            operator.like,
-            probes=probes,
-            steps=steps,
-            reorthogonalize=fits,
-            generator=random.stream(seed, "spectral density"),
-        )
+    operator = operators.build(
+        problem, matrix, w, scaling=(scaling, "scaled"), parameters=parameters, chunk_size=chunk_size
+    )
+    fits = _fits(operator.like, steps)
+    found = stochastic.quadrature(
+        operator.matvec,
+        operator.like,
+        probes=probes,
+        steps=steps,
+        reorthogonalize=fits,
+        generator=random.stream(seed, "spectral density"),
+    )
     return SpectralDensity(
         **_linear(found, points, width),
         **_logarithmic(found, points, log_width, float(np.finfo(operator.to_scipy().dtype).eps)),
@@ -150,11 +172,7 @@ def spectral_density(
         weights=found.weights,
         hvps=found.products,
         reorthogonalized=fits,
-        arguments={"probes": probes, "steps": steps, "matrix": matrix, "scaling": scaling, "parameters": parameters}
-        | {"seed": seed},
-        cost=cost,
-        seconds=time.perf_counter() - begin,
-        provenance={**problem.provenance(), **operator.facts()},
+        provenance=operator.facts(),
     )
 
 

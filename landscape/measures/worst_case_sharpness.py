@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 from landscape.ball.scaling import Scaling
+from landscape.measure import measure
 from landscape.problem.problem import Problem
-from landscape.registry import register
-from landscape.sharpness.sharpness import Setting, Sharpness, ball_sharpness, normalized
+from landscape.sharpness.sharpness import Setting, Sharpness, ball_sharpness, normalized, rise
 
 
-@register("worst_case_sharpness", plain_radius=True)
+@measure(
+    "worst_case_sharpness",
+    label="Worst-case sharpness",
+    meaning="Largest rise of the loss found anywhere within distance ρ of the weights. Smaller is flatter.",
+    unit="loss",
+    says=rise("The worst move found within distance {rho}"),
+    plain_radius=True,
+)
 def worst_case_sharpness(
     problem: Problem,
     *,
@@ -59,14 +66,14 @@ def worst_case_sharpness(
     radius and once more at every radius but the smallest; twice that with subsets.
     Source: Andriushchenko 2023 (arXiv 2302.07011), section 3, with APGD (arXiv 2003.01690). Differs from their code:
     projects in u, where a zero weight is harmless and p = 2 is invariant.
+
+    Example:
+        >>> import landscape, torch
+        >>> line = torch.nn.Linear(1, 1, bias=False, dtype=torch.float64)
+        >>> x, _ = torch.ones(4, 1, dtype=torch.float64), torch.nn.init.ones_(line.weight)
+        >>> problem = landscape.Problem(line, torch.nn.MSELoss(), [(x, 2 * x)])  # L(w) = (w - 2)^2 at w = 1
+        >>> round(landscape.worst_case_sharpness(problem, rho=0.05).value, 4)
+        0.1025
     """
-    arguments = {"rho": rho, "p": p, "scaling": scaling, "biases": biases, "eta": eta, "steps": steps}
-    arguments |= {
-        "restarts": restarts,
-        "m": m,
-        "logit_normalization": logit_normalization,
-        "subsets": subsets,
-        "seed": seed,
-    }
     setting = Setting(rho, p, Scaling.of(scaling, biases, eta), m, subsets, steps, restarts, seed)
-    return ball_sharpness(normalized(problem, logit_normalization), setting, arguments, value="worst_case")
+    return ball_sharpness(normalized(problem, logit_normalization), setting, value="worst_case")

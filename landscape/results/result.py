@@ -31,6 +31,7 @@ class Result:
     """What every result carries besides its own fields.
 
     Attributes:
+        label: what was computed, in words; None where no measure did.
         arguments: what was asked for (rho, scaling, seed, ...).
         cost: passes over the examples: forward, backward, hvp.
         seconds: wall time.
@@ -39,6 +40,7 @@ class Result:
 
     kinds: ClassVar[dict[str, type[Result]]] = {}
 
+    label: str | None = None
     arguments: dict[str, Any] = field(default_factory=dict)
     cost: dict[str, float] = field(default_factory=dict)
     seconds: float = 0.0
@@ -53,11 +55,14 @@ class Result:
 
     def summary(self) -> dict[str, Any]:
         """The entry of summary.json: arguments, then every field but large arrays; plain JSON types."""
-        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        values.pop("provenance")
-        arguments = values.pop("arguments")
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in _BOOKKEEPING}
         large = [k for k, v in values.items() if hasattr(v, "ndim") and math.prod(v.shape) > LARGEST_IN_SUMMARY]
-        return plain({**arguments, **{k: v for k, v in values.items() if k not in large}})
+        return self.summary_of({k: v for k, v in values.items() if k not in large})
+
+    def summary_of(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """The label, the arguments, these values, cost and seconds; plain JSON types."""
+        label = {"label": self.label} if self.label else {}
+        return plain({**label, **self.arguments, **values, "cost": self.cost, "seconds": self.seconds})
 
     def named_arrays(self) -> Arrays:
         """Every array that was computed."""
@@ -80,6 +85,9 @@ class Result:
         from landscape.results import hdf5
 
         hdf5.save(path, {name: self})
+
+
+_BOOKKEEPING = frozenset(f.name for f in dataclasses.fields(Result))
 
 
 @dataclass(frozen=True, kw_only=True)

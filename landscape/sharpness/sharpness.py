@@ -10,8 +10,7 @@ import copy
 import dataclasses
 import itertools
 import math
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,10 +22,11 @@ from landscape.ball.ascent import Ball, maximize
 from landscape.ball.scaling import Scaling
 from landscape.ball.vectors import norm
 from landscape.errors import InputError
+from landscape.formatting import number
 from landscape.problem.problem import Problem
 from landscape.progress import Bar
 from landscape.random import stream
-from landscape.results.result import Result, array, plain
+from landscape.results.result import Result, array
 from landscape.sharpness.subsets import (
     check_division,
     disjoint_subsets,
@@ -108,9 +108,8 @@ class Sharpness(Result):
         """Arguments, the value at the first radius with all that is known of it, and the curve over the radii."""
         present = {k: v for k, v in self.columns().items() if v is not None}
         rows = [{"rho": r, **{k: v[i] for k, v in present.items()}} for i, r in enumerate(self.rho)]
-        entry = {**self.arguments, **rows[0], "loss": self.loss, "resolution": self.resolution}
-        entry |= {"curve": rows} if len(rows) > 1 else {}
-        return plain({**entry, "cost": self.cost, "seconds": self.seconds})
+        values = {**rows[0], "loss": self.loss, "resolution": self.resolution}
+        return self.summary_of(values | ({"curve": rows} if len(rows) > 1 else {}))
 
 
 @dataclass(frozen=True)
@@ -186,6 +185,21 @@ def order(p: float, *, multi_step: bool) -> float:
     return p
 
 
+def rise(move: str, scaling: str = "identity") -> Callable[[Mapping[str, Any], float], str]:
+    """What the value of a sharpness says: `move` names what raises the loss, for this T in the 2-ball."""
+
+    def says(summary: Mapping[str, Any], loss: float) -> str:
+        value = summary.get("value")
+        usual = summary.get("scaling", scaling) == scaling and summary.get("p", 2) == 2
+        if not isinstance(value, int | float) or not usual:
+            return ""
+        verb = "raises" if value >= 0 else "lowers"
+        to = "" if summary.get("logit_normalization") else f", from {number(loss, 3)} to {number(loss + value, 3)}"
+        return f"{move.format(rho=number(summary.get('rho'), 3))} {verb} the loss by {number(abs(value), 3)}{to}."
+
+    return says
+
+
 def normalized(problem: Problem, logits: bool) -> Problem:
     """The problem with normalized outputs where `logits` asks for it; passes are counted together."""
     if not logits or problem.logit_normalization:
@@ -241,23 +255,21 @@ def resolution(problem: Problem, loss: float) -> float:
     return 4 * torch.finfo(problem.weights.dtype).eps * (abs(loss) + 0.1)
 
 
-def ball_sharpness(problem: Problem, setting: Setting, arguments: dict[str, Any], *, value: str) -> Sharpness:
+def ball_sharpness(problem: Problem, setting: Setting, *, value: str) -> Sharpness:
     """One-step sharpness and, where `setting` asks for steps, worst-case sharpness at every radius.
 
     Args:
         problem: the loss.
         setting: what is asked.
-        arguments: stored with the result.
         value: which of the two is the measure: "one_step" or "worst_case".
 
     Cost: one forward and one backward pass for the gradient at w; then a forward pass for every radius (one step) or,
     for every ascent, `steps` forward and `steps` - 1 backward passes; as much again for the subsets.
     """
-    start = time.perf_counter()
     check_division(problem, setting.m, setting.subsets)
     check_weights(problem)
     ball = scaled_ball(problem, setting.p, setting.scaling)
-    with problem.counting() as cost, Bar(f"{value} sharpness", setting.work(problem.examples)) as bar:
+    with Bar(f"{value} sharpness", setting.work(problem.examples)) as bar:
         full = _over_groups(problem, ball, setting, bar)
         parts = None
         if setting.subsets:
@@ -284,16 +296,8 @@ def ball_sharpness(problem: Problem, setting: Setting, arguments: dict[str, Any]
         non_finite=full.values["non_finite"].sum(axis=0).astype(int),
         displacement_error=full.mean("displacement_error"),
         resolution=resolution(problem, float(full.mean("loss")[0])),
-        arguments=recorded(arguments),
-        cost=cost,
-        seconds=time.perf_counter() - start,
-        provenance=problem.provenance(),
+        provenance={"logit_normalization": problem.logit_normalization},
     )
-
-
-def recorded(arguments: dict[str, Any]) -> dict[str, Any]:
-    """Arguments as they are stored: an infinite p as "inf", which JSON can hold and `float` reads."""
-    return {k: "inf" if isinstance(v, float) and math.isinf(v) else v for k, v in arguments.items()}
 
 
 @dataclass(frozen=True)
