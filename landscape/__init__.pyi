@@ -8,7 +8,10 @@ from landscape import checkpoint as checkpoint
 from landscape import curvature as curvature
 from landscape import errors as errors
 from landscape import files as files
+from landscape import formatting as formatting
 from landscape import invariance as invariance
+from landscape import meaning as meaning
+from landscape import measure as measure
 from landscape import measures as measures
 from landscape import problem as problem
 from landscape import processes as processes

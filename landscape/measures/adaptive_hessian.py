@@ -58,7 +58,7 @@ def adaptive_top_eigenvalues(
         >>> line = torch.nn.Linear(1, 1, bias=False, dtype=torch.float64)
         >>> x, _ = torch.ones(4, 1, dtype=torch.float64), torch.nn.init.ones_(line.weight)
         >>> problem = landscape.Problem(line, torch.nn.MSELoss(), [(x, 2 * x)])  # L(w) = (w - 2)^2 at w = 1
-        >>> [round(v, 6) for v in landscape.adaptive_hessian(problem).values.tolist()]  # |w| 2 |w|
+        >>> [round(v, 6) for v in landscape.adaptive_top_eigenvalues(problem).values.tolist()]  # |w| 2 |w|
         [2.0]
     """
     operator = operators.build(problem, "hessian", w, scaling=(scaling, biases), hvp=hvp)
