@@ -246,7 +246,7 @@ def test_budget_counts_a_forward_as_a_third():
 def test_a_budget_in_seconds_ends_in_time(monkeypatch):
     """By a clock that goes on by a millisecond at each look: one when an epoch starts, after each step, at its end."""
     ticks = itertools.count()
-    monkeypatch.setattr("trainers.loop.loop.time", types.SimpleNamespace(perf_counter=lambda: next(ticks) * 1e-3))
+    monkeypatch.setattr("trainers.loop.trainer.time", types.SimpleNamespace(perf_counter=lambda: next(ticks) * 1e-3))
     run = train_toy(epochs=None, budget_seconds=0.0475)
     # Epochs of 4 steps last 5 ms: 9 of them 45 ms, and the third step more, which begins at 47 ms, ends at 48 ms.
     seconds = [row["seconds"] for row in run.history]

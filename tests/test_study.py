@@ -157,12 +157,12 @@ def test_a_computation_brings_its_training(small):
 
 def test_an_interrupted_study_resumes(small, monkeypatch):
     """Killed within the second run: the first is kept, the second goes on from its checkpoint, bitwise."""
-    from trainers.loop import loop
+    from trainers.loop.trainer import Trainer
 
     tasks = [small.training("sam", s, **{**TOY, "epochs": 2}) for s in (0, 1)]
     whole = Study(small.directory.parent / "whole", "smoke")
     whole.run([norm_of(t) for t in tasks])
-    real, epochs = loop._Trainer._train_epoch, []
+    real, epochs = Trainer._train_epoch, []
 
     def killed(self, bar):
         epochs.append(self.settings.seed)
@@ -170,7 +170,7 @@ def test_an_interrupted_study_resumes(small, monkeypatch):
             raise KeyboardInterrupt
         real(self, bar)
 
-    monkeypatch.setattr(loop._Trainer, "_train_epoch", killed)
+    monkeypatch.setattr(Trainer, "_train_epoch", killed)
     with pytest.raises(KeyboardInterrupt):
         small.run(tasks)
     assert [small.done(t) for t in tasks] == [True, False]

@@ -28,7 +28,7 @@ def shifted_errors(
 ) -> dict[str, Any]:
     """Test error at every test variance; inputs are standardized as in training."""
     from trainers.data.datasets import load_data
-    from trainers.loop.loop import evaluate
+    from trainers.loop.evaluation import evaluate
     from trainers.rebuild import Sample, subject
 
     it = subject(run / "ckpt.pt", Sample(size=2), device=device)

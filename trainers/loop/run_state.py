@@ -6,10 +6,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from landscape.errors import InputError
+from trainers.loop.base import base_optimizer, clip_gradient, inner_decay
 from trainers.loop.run_directory import plain
+from trainers.loop.settings import Settings
 from trainers.method import network
 from trainers.method.method import State
 from trainers.method.task import Task
@@ -40,6 +43,41 @@ class RunState:
     step: int = 0
     seconds: float = 0.0
     skipped: int = 0
+
+    @classmethod
+    def fresh(cls, model: nn.Module, settings: Settings, device: torch.device) -> RunState:
+        """Before the first step."""
+
+        def loss(outputs: Tensor, targets: Tensor) -> Tensor:
+            return F.cross_entropy(outputs, targets, reduction="none", label_smoothing=settings.label_smoothing)
+
+        optimizer = base_optimizer(settings, model)
+        scaler = torch.amp.GradScaler(device.type) if settings.precision == "float16" else None
+        task = Task(
+            model,
+            loss,
+            optimizer=optimizer,
+            precision=settings.precision,
+            scaler=scaler,
+            decay=inner_decay(settings, model),
+            group_size=settings.m,
+            synchronized=not settings.per_process,
+        )
+        return cls(model, optimizer, scaler, task)
+
+    def apply(self, clip: float | None) -> bool:
+        """Clip the gradient and take the optimizer's step; False if fp16 overflowed and it was skipped."""
+        if self.scaler is not None:
+            self.scaler.unscale_(self.optimizer)
+        if clip is not None:
+            clip_gradient(self.task.parameters, clip)
+        if self.scaler is None:
+            self.optimizer.step()
+            return True
+        before = self.scaler.get_scale()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        return self.scaler.get_scale() >= before
 
     def pack(self) -> dict[str, Any]:
         """The entries of a checkpoint that change, but for the states of model and method."""
