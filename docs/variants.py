@@ -94,12 +94,12 @@ def computation(study: Study, run: Training, images: bool) -> Computation:
 def rows(study: Study, variants: list[Variant], seeds: list[int], images: bool) -> Iterator[list[str]]:
     """One row a variant."""
 
-    def found(variant: Variant) -> dict[str, np.ndarray]:
-        results = [study.result(computation(study, training(study, variant, s, images), images)) for s in seeds]
-        return {key: np.stack([r[key] for r in results]) for key in results[0]}
+    def results(variant: Variant) -> dict[str, np.ndarray]:
+        each = [study.result(computation(study, training(study, variant, s, images), images)) for s in seeds]
+        return {key: np.stack([r[key] for r in each]) for key in each[0]}
 
     for variant in variants:
-        one, sgd = found(variant), found(Variant("sgd", {}, variant.settings))
+        one, sgd = results(variant), results(Variant("sgd", {}, variant.settings))
         ended = [[study.result(c) for c in runs_of_sgd(study, variant.settings, s, images)] for s in seeds]
         losses, sharp, curved = (
             np.array([[r[key][0].flat[0] for r in row] for row in ended])
@@ -135,16 +135,16 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--data-dir")
-    given = parser.parse_args()
-    preset = "middle" if given.images else "quick"
-    place = {"workers": given.workers, "data_dir": given.data_dir}
-    study, seeds = Study(f"{given.out}/study", preset, **place), list(range(given.seeds))
+    options = parser.parse_args()
+    preset = "middle" if options.images else "quick"
+    study = Study(f"{options.out}/study", preset, workers=options.workers, data_dir=options.data_dir)
+    seeds = list(range(options.seeds))
     variants = IMAGES
-    if not given.images:
-        variants = [Variant(v.method, v.arguments, {**v.settings, "epochs": e}) for e in given.epochs for v in DIGITS]
+    if not options.images:
+        variants = [Variant(v.method, v.arguments, {**v.settings, "epochs": e}) for e in options.epochs for v in DIGITS]
     needed = [*variants, *(Variant("sgd", {}, v.settings) for v in variants)]
-    tasks = [computation(study, training(study, v, s, given.images), given.images) for v in needed for s in seeds]
-    tasks += [c for v in variants for s in seeds for c in runs_of_sgd(study, v.settings, s, given.images)]
+    tasks = [computation(study, training(study, v, s, options.images), options.images) for v in needed for s in seeds]
+    tasks += [c for v in variants for s in seeds for c in runs_of_sgd(study, v.settings, s, options.images)]
     with shown():
         study.run(tasks)
     header = ["", "epochs", "training loss (SGD's)", "test accuracy (%)", "minus SGD's", "S(0.05) / SGD's"]
@@ -155,7 +155,7 @@ def main() -> None:
         "at the same loss: S(0.05) / SGD's",
         "λmax / SGD's",
     ]
-    print(table(header, list(rows(study, variants, seeds, given.images))))
+    print(table(header, list(rows(study, variants, seeds, options.images))))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,12 @@
 """One file per published figure or table, and the report page."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 from landscape.registry import Registry
 
-FIGURES = Registry("figures.paper", "figure")
+if TYPE_CHECKING:
+    from figures.study.figure import Figure
+
+FIGURES: Registry[type[Figure]] = Registry("figures.paper", "figure")

@@ -7,6 +7,7 @@ from matplotlib import pyplot as plt
 from figures import FIGURES
 from figures.drawing import style
 from figures.study.figure_data import FigureData
+from figures.study.tasks import Machine
 
 pytestmark = pytest.mark.usefixtures("styled")
 
@@ -59,7 +60,7 @@ def test_gradient_descent_is_followed_at_its_iterates_and_midpoints():
     from trainers.models import build_model
 
     common = {"data": "digits", "samples": 24, "hidden": 2, "lr": 0.1, "steps": 4, "every": 2, "tolerance": 1e-6}
-    common |= {"seed": 3, "device": "cpu", "data_dir": None}
+    common |= {"seed": 3, "machine": Machine()}
     it = load_data("digits", seed=3)
     x, y = it.inputs(slice(0, 24)).double(), it.targets(slice(0, 24))
     network = build_model("mlp", classes=10, input_shape=it.input_shape, seed=3, hidden=(2, 2), activation="tanh")
@@ -178,14 +179,14 @@ def test_flatness_at_a_loss_is_that_of_the_first_epoch_below_it(tmp_path):
     network = {"data": "digits", "model": "mlp:hidden=16", "lr": 0.05, "epochs": 4}
     train("sgd", out=tmp_path, keep_every=1, **network)
     options = {"epochs": [1, 2, 3, 4], "radii": [0.05, 0.2], "samples": 200, "test": None}
-    options |= {"device": "cpu", "data_dir": None}
+    options["machine"] = Machine()
     curve = at_loss(tmp_path, level=0.0, **options)["curve"]
     assert curve[0] > curve[1] > curve[3]
     found = at_loss(tmp_path, level=(curve[0] + curve[1]) / 2, **options)
     assert found["epoch"] == 2
     wanted = {"sam_sharpness": {"rho": 0.2}, "hessian_top_eigenvalues": {"k": 1, "tol": 0.03}}
     for row, file in ((0, "ckpt.pt"), (1, "epoch-2.pt")):
-        one = measures(tmp_path, wanted=wanted, samples=200, device="cpu", data_dir=None, file=file)
+        one = measures(tmp_path, wanted=wanted, samples=200, machine=Machine(), file=file)
         both = (found["loss"], found["accuracy"], found["eigenvalue"], found["sam_sharpness"][:, 1])
         expected = [one[k] for k in ("loss", "accuracy", "hessian_top_eigenvalues", "sam_sharpness")]
         np.testing.assert_allclose([x[row] for x in both], expected, rtol=1e-5)  # float32

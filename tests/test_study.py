@@ -14,12 +14,12 @@ from trainers.data import DATA
 TOY = {"data": "toy2d:n=64,n_test=32", "model": "table2-mlp", "epochs": 2, "batch_size": 32}
 
 
-def weight_norm(run, *, power, device):
+def weight_norm(run, *, power, machine):
     """A computation: a number of one trained network."""
     from landscape import checkpoint
 
     state = checkpoint.read(run / "ckpt.pt")["model"]["state"]
-    return {"norm": sum(float((w.double() ** power).sum()) for w in state.values()), "device": device == "cpu"}
+    return {"norm": sum(float((w.double() ** power).sum()) for w in state.values()), "device": machine.device == "cpu"}
 
 
 def refuse(*_):
@@ -201,10 +201,10 @@ def test_a_failure_stays_with_what_depends_on_it(small, monkeypatch):
     good, bad = (small.training(m, 0, **TOY) for m in ("sgd", "sam"))
     real = task_module.Training.run
 
-    def run(self, path, place):
+    def run(self, path, machine):
         if self.method == "sam":
             raise InputError("diverged")
-        real(self, path, place)
+        real(self, path, machine)
 
     monkeypatch.setattr(task_module.Training, "run", run)
     tasks = [norm_of(bad), norm_of(good), Computation("test_study:broken", (good,))]

@@ -87,7 +87,7 @@ def points(axes: Axes, positions: Sequence[float], values: Any, inks: Sequence[s
     for position, row, ink in zip(positions, np.asarray(values, dtype=np.float64), inks, strict=True):
         mean, half = interval(row)
         axes.plot(np.full(len(row), position - 0.14), row, "o", color=ink, alpha=0.5, markersize=2.2, markeredgewidth=0)
-        axes.errorbar([position + 0.08], [mean], [half if np.isfinite(half) else 0], fmt="o", color=ink, elinewidth=1)
+        axes.errorbar([position + 0.08], [mean], [np.nan_to_num(half)], fmt="o", color=ink, elinewidth=1)
 
 
 def name_lines(axes: Axes, ends: Mapping[str, tuple[float, float]], inks: Mapping[str, str]) -> None:

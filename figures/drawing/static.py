@@ -12,7 +12,7 @@ from figures.drawing import style, surface
 from figures.page.curves import curve
 from figures.page.grids import grids, shared_scale
 from figures.page.rows import alike
-from figures.page.spectra import spectrum
+from landscape.measures.spectral_density import SpectralDensity
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -44,9 +44,8 @@ def pictures(analyses: Sequence[Analysis]) -> Iterator[tuple[str, Figure]]:
     planes = [g for g in drawn if g.loss.ndim == 2]
     if planes:
         scale = shared_scale(planes)
-        notes = surface.notes(
-            {a.label: a.surface for a in analyses if a.surface is not None and a.surface.loss.ndim == 2}
-        )
+        results = {a.label: a.surface for a in analyses if a.surface is not None}
+        notes = surface.notes({label: s for label, s in results.items() if s.loss.ndim == 2})
         for log in (False, True) if scale.low > 0 else (False,):
             suffix = "-log" if log else ""
             yield f"surface-contours{suffix}", surface.noted(surface.contours(planes, log=log, scale=scale), notes)
@@ -173,8 +172,8 @@ def densities(analyses: Sequence[Analysis]) -> Figure | None:
     """The spectral density, on a logarithmic axis: the bulk at zero is many orders above the outliers."""
     import matplotlib.pyplot as plt
 
-    held = [(one.title, [(i, a, spectrum(a.measures[one.key])) for i, a in one.members]) for one in alike(analyses)]
-    drawn = [(title, [(i, a, s) for i, a, s in members if s is not None]) for title, members in held]
+    measured = [(one.title, [(i, a, a.measures[one.key]) for i, a in one.members]) for one in alike(analyses)]
+    drawn = [(t, [(i, a, s) for i, a, s in members if isinstance(s, SpectralDensity)]) for t, members in measured]
     drawn = [(title, members) for title, members in drawn if members]
     if not drawn:
         return None
@@ -183,8 +182,8 @@ def densities(analyses: Sequence[Analysis]) -> Figure | None:
         figure, panels = plt.subplots(1, len(drawn), figsize=size, squeeze=False, layout="constrained")
         for panel, (title, members) in zip(panels[0], drawn, strict=True):
             for i, a, s in members:
-                panel.fill_between(s.x, s.low, s.high, color=style.color(i), alpha=0.2, linewidth=0)
-                panel.plot(s.x, s.density, color=style.color(i), linestyle=style.line(i), label=a.label)
+                panel.fill_between(s.axis, s.low, s.high, color=style.color(i), alpha=0.2, linewidth=0)
+                panel.plot(s.axis, s.density, color=style.color(i), linestyle=style.line(i), label=a.label)
             top = max(float(np.nanmax(s.density)) for _, _, s in members)
             panel.set(title=title, yscale="log", ylim=(top * 1e-8, top * 3), xlabel="eigenvalue λ", ylabel="density")
         _legend(figure, panels[0, 0], len(analyses))

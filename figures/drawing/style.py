@@ -111,8 +111,8 @@ def footnote(figure: Figure, text: str) -> None:
         axes.set_position((x, share + y * (1 - share), w, h * (1 - share)))
     for legend in figure.legends:
         legend.set_bbox_to_anchor((0, share, 1, 1 - share), transform=figure.transFigure)
-    place = {"ha": "left", "va": "bottom", "fontsize": size, "color": "#666666", "linespacing": 1.1}
-    figure.text(0.03 / width, 0.02 / (height + room), "\n".join(lines), **place).set_gid("footnote")
+    look: dict[str, Any] = {"ha": "left", "va": "bottom", "fontsize": size, "color": "#666666", "linespacing": 1.1}
+    figure.text(0.03 / width, 0.02 / (height + room), "\n".join(lines), **look).set_gid("footnote")
 
 
 def whole_epochs(*panels: Axes) -> None:

@@ -213,8 +213,8 @@ def profile(lines: Mapping[str, Any]) -> Figure:
             main = name if len(lines) > 1 else _main_label(one)
             panel.plot(one.x, one.loss, color=style.color(series), linestyle=style.line(series), label=main)
             if getattr(one, "low", None) is not None:
-                ink = {"color": style.color(series), "alpha": 0.2, "linewidth": 0}
-                panel.fill_between(one.x, one.low, one.high, **ink, label="5% to 95%")
+                ink = style.color(series)
+                panel.fill_between(one.x, one.low, one.high, color=ink, alpha=0.2, linewidth=0, label="5% to 95%")
             series += 1
             for other, loss in zip(getattr(one, "others", ()), _rows(getattr(one, "other_loss", None)), strict=False):
                 label = other if len(lines) == 1 else f"{name}, {other}"

@@ -21,6 +21,7 @@ from landscape.problem.outputs import example_hits
 from landscape.problem.problem import Problem
 from landscape.results import hdf5
 from landscape.results.result import Result, plain
+from landscape.surfaces.result import Surface
 from trainers.names import checked_arguments, parse_name
 from trainers.rebuild import Subject
 
@@ -69,7 +70,7 @@ class Analysis:
     samples: int
     parameters: int
     measures: dict[str, Result] = field(default_factory=dict)
-    surface: Result | None = None
+    surface: Surface | None = None
     history: list[dict[str, float]] | None = None
     examples: dict[str, np.ndarray] = field(default_factory=dict)
     metadata: dict[str, Any] = field(default_factory=dict)
@@ -101,22 +102,18 @@ def requests(texts: Sequence[str], rho: Sequence[float] = (), **common: Any) -> 
         rho: radii of the plain measures (those whose entry has the fact `plain_radius`) that do not state their own.
         common: arguments for every measure that has an option of that name (k, seed); None is left out.
     """
-    found: list[Request] = []
+    requests: dict[str, Request] = {}
     for text in texts:
-        name, given = parse_name(text)
+        name, stated = parse_name(text)
         entry = MEASURES.entry(name)
-        options = {o.name for o in entry.options}
-        if rho and entry.facts.get("plain_radius") and "rho" not in given:
-            given["rho"] = tuple(rho)
-        for key, value in common.items():
-            if value is not None and key in options and key not in given:
-                given[key] = value
-        arguments = checked_arguments(entry, given)
-        taken = {r.key for r in found}
-        found.append(Request(name if name not in taken else text, name, arguments))
-        if found[-1].key in taken:
+        arguments = {o.name: common[o.name] for o in entry.options if common.get(o.name) is not None}
+        if rho and entry.facts.get("plain_radius"):
+            arguments["rho"] = tuple(rho)
+        key = name if name not in requests else text
+        if key in requests:
             raise InputError(f"--measure {text} is given twice: give it once")
-    return found
+        requests[key] = Request(key, name, checked_arguments(entry, {**arguments, **stated}))
+    return list(requests.values())
 
 
 def surface_request(grid: int, radius: float, seed: int, directions: str = "gaussian") -> Request:
@@ -128,12 +125,12 @@ def surface_request(grid: int, radius: float, seed: int, directions: str = "gaus
 def labels(paths: Sequence[Path]) -> list[str]:
     """A short unique name for each checkpoint: its directory's name for ckpt.pt, else its stem."""
     short = [p.resolve().parent.name if p.name == "ckpt.pt" else p.stem for p in paths]
-    found: list[str] = []
+    labels: list[str] = []
     for name in short:
         numbered = (f"{name}-{n}" for n in itertools.count(1))
-        free = (label for label in numbered if label not in found and label not in short)
-        found.append(name if short.count(name) == 1 else next(free))
-    return found
+        free = (label for label in numbered if label not in labels and label not in short)
+        labels.append(name if short.count(name) == 1 else next(free))
+    return labels
 
 
 class Store:
@@ -198,7 +195,7 @@ def analyze(
         raise InputError(
             f"{subject.path}: the loss over the sample is {float(at.loss)}: nothing can be measured around it"
         )
-    found: dict[str, Result] = {}
+    computed: dict[str, Result] = {}
     for request in wanted:
         settings = {
             "arguments": request.arguments,
@@ -213,7 +210,8 @@ def analyze(
             result = _compute(request, problem, store, name)
             result = dataclasses.replace(result, provenance={**result.provenance, **provenance})
             store.put(name, result, settings)
-        found[request.key] = result
+        computed[request.key] = result
+    surface = computed.pop(SURFACE, None)
     return Analysis(
         label=label,
         checkpoint=str(subject.path),
@@ -222,8 +220,8 @@ def analyze(
         accuracy=float(at.accuracy),
         samples=problem.examples,
         parameters=problem.dimension,
-        surface=found.pop(SURFACE, None),
-        measures=found,
+        surface=surface if isinstance(surface, Surface) else None,
+        measures=computed,
         examples=_examples(problem),
         history=read_history(subject.path.parent / "history.csv"),
         metadata=subject.metadata,
@@ -253,7 +251,8 @@ def subsets_for(problems: Sequence[Problem]) -> int:
 
 def _examples(problem: Problem) -> dict[str, np.ndarray]:
     """Loss and hit of each example in one forward pass; empty where the loss knows no single examples."""
-    losses, hits = [], []
+    losses: list[torch.Tensor] = []
+    hits: list[torch.Tensor | None] = []
     try:
         with torch.no_grad(), problem.bound():
             for batch in problem.batches:
@@ -262,16 +261,18 @@ def _examples(problem: Problem) -> dict[str, np.ndarray]:
                 hits.append(example_hits(outputs, batch.target))
     except (InputError, RuntimeError, ValueError):
         return {}
-    found = {"loss": torch.cat(losses).cpu().numpy()}
-    return found if any(h is None for h in hits) else found | {"accuracy": torch.cat(hits).double().cpu().numpy()}
+    examples = {"loss": torch.cat(losses).cpu().numpy()}
+    right = [h for h in hits if h is not None]
+    if len(right) == len(hits):
+        examples["accuracy"] = torch.cat(right).double().cpu().numpy()
+    return examples
 
 
 def _compute(request: Request, problem: Problem, store: Store, name: str) -> Result:
     if request.measure == SURFACE:
         # Its points are journaled beside the file as they are finished: a killed analysis goes on within the surface.
         store.claim()
-        kept = {"file": store.path, "name": name, "replace_other": True}
-        return landscape.surface(problem, **request.arguments, **kept)
+        return landscape.surface(problem, **request.arguments, file=store.path, name=name, replace_other=True)
     result = MEASURES[request.measure](problem, **request.arguments)
     vectors = getattr(result, "vectors", None)
     if vectors is not None and vectors.numel() > KEPT_VECTOR_ENTRIES:

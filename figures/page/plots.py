@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from figures.page.curves import curve
-from figures.page.rows import alike
+from figures.page.rows import alike, finite
 from figures.page.specification import Arrays, Plot, band, error_bars, linear_log, rounded, slug, text
-from figures.page.spectra import layers, spectrum
 from figures.page.surface_plots import surface_plots
 from landscape.formatting import number
+from landscape.measures.spectral_density import SpectralDensity
 
 if TYPE_CHECKING:
     from figures.page.analysis import Analysis
@@ -100,29 +100,28 @@ def _eigenvalues(analyses: Sequence[Analysis]) -> Iterator[Plot]:
 
 def _densities(analyses: Sequence[Analysis], arrays: Arrays) -> Iterator[Plot]:
     for key, label, title, members in alike(analyses):
-        held = [(i, a, spectrum(a.measures[key])) for i, a in members]
-        found = [(i, a, s) for i, a, s in held if s is not None]
-        if not found:
+        measured = [(i, a, a.measures[key]) for i, a in members]
+        spectra = [(i, a, s) for i, a, s in measured if isinstance(s, SpectralDensity)]
+        if not spectra:
             continue
         name = slug(label)
         traces, signs = [], []
-        for i, a, s in found:
-            x, low, high = (
-                arrays.put(f"{n}-{name}-{i}", getattr(s, v)) for n, v in (("x", "x"), ("low", "low"), ("high", "high"))
-            )
-            if len(found) == 1:
+        for i, a, s in spectra:
+            curves = {"x": s.axis, "low": s.low, "high": s.high}
+            x, low, high = (arrays.put(f"{part}-{name}-{i}", values) for part, values in curves.items())
+            if len(spectra) == 1:
                 traces += band(i, x, low, high)
-            traces.append(_line(i, a.label, x, arrays.put(f"density-{name}-{i}", s.density), len(found) > 1))
+            traces.append(_line(i, a.label, x, arrays.put(f"density-{name}-{i}", s.density), len(spectra) > 1))
             for sign, dash, values in (("λ > 0", "solid", s.log_positive), ("λ < 0", "dash", s.log_negative)):
-                line = sign if len(found) == 1 else f"{a.label}, {sign}"
+                line = sign if len(spectra) == 1 else f"{a.label}, {sign}"
                 y = arrays.put(f"{dash}-{name}-{i}", values)
-                size = arrays.put(f"size-{name}-{i}", 10.0**s.log_x)
+                size = arrays.put(f"size-{name}-{i}", 10.0**s.log_axis)
                 signs.append(_line(i, line, size, y, True, dash))
         modes = linear_log(traces, "eigenvalue λ", "density (1/λ)")
-        top = max(float(np.nanmax(s.density)) for _, _, s in found)
+        top = max(float(np.nanmax(s.density)) for _, _, s in spectra)
         modes["log"]["layout"]["yaxis"]["range"] = [math.log10(top) - 8, math.log10(top) + 0.3]
-        widths = ", ".join(dict.fromkeys(number(s.width, 2) for _, _, s in found))
-        probes = " The band holds 80% of the random probes." if len(found) == 1 else ""
+        widths = ", ".join(dict.fromkeys(number(s.width, 2) for _, _, s in spectra))
+        probes = " The band holds 80% of the random probes." if len(spectra) == 1 else ""
         yield Plot(
             f"spectrum-{name}", "curvature", title,
             f"Share of the directions that have a curvature, smoothed by a Gaussian of width {widths}; area 1.{probes}",
@@ -148,7 +147,7 @@ def _line(i: int, label: str, x: str, y: str, legend: bool, dash: str = "solid")
 
 def _layers(analyses: Sequence[Analysis]) -> Iterator[Plot]:
     for key, name, title, members in alike(analyses):
-        held = [(i, a, layers(a.measures[key].summary())) for i, a in members]
+        held = [(i, a, _layer_values(a.measures[key].summary())) for i, a in members]
         held = [(i, a, h) for i, a, h in held if h]
         if not held:
             continue
@@ -174,6 +173,27 @@ def _layers(analyses: Sequence[Analysis]) -> Iterator[Plot]:
             {"": {"data": traces, "layout": layout}}, wide=True,
             height=min(900, 110 + len(names) * (16 + 12 * len(held))),
         )  # fmt: skip
+
+
+def _layer_values(summary: dict[str, Any]) -> dict[str, tuple[float, float | None]]:
+    """Layer -> (value, error) of a measure that was taken layer by layer; empty for any other.
+
+    Read from the summary's `layers`: a mapping of names to numbers or to objects with `value` or `values`.
+    """
+    held = summary.get("layers")
+    if not isinstance(held, dict):
+        return {}
+    by_layer = {}
+    for name, entry in held.items():
+        if isinstance(entry, dict):
+            values, bounds = entry.get("values"), entry.get("error_bounds")
+            value = finite(entry.get("value") if "value" in entry else values[0] if values else None)
+            error = finite(entry.get("stderr") if "stderr" in entry else bounds[0] if bounds else None)
+        else:
+            value, error = finite(entry), None
+        if value is not None:
+            by_layer[str(name)] = (value, error)
+    return by_layer
 
 
 def _training(analyses: Sequence[Analysis]) -> Iterator[Plot]:

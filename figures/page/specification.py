@@ -80,7 +80,7 @@ def linear_log(traces: list[dict[str, Any]], x: str, y: str, *, log_x: bool = Fa
     modes = {}
     for mode in ("linear", "log"):
         kind = {"type": mode}
-        layout = {
+        layout: dict[str, Any] = {
             "xaxis": {"title": {"text": x}, **(kind if log_x else {})},
             "yaxis": {"title": {"text": y}, **kind, "exponentformat": "power"},
             "margin": {"l": 70, "r": 15, "t": 10, "b": 50},

@@ -91,8 +91,8 @@ class AllMethods(Figure):
         names = methods()
         facts = {**recipes.describe(*runs.values()), "seeds": len(seeds), "samples": study.samples(2048)}
         numbers = FigureData(facts={**facts, "hyperparameters": "each method's documented defaults"})
-        for name, values in (("method", names), ("noise", NOISE), ("budget", BUDGETS), ("seed", seeds)):
-            numbers.axis(name, values)
+        for name, labels in (("method", names), ("noise", NOISE), ("budget", BUDGETS), ("seed", seeds)):
+            numbers.axis(name, labels)
 
         def last(t: Training) -> float:
             return float(study.history(t)["test_accuracy"][-1])

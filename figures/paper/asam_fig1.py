@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,30 +16,29 @@ from figures.study.verdict import Claim
 from landscape import statistics
 from landscape.registry import register
 
+if TYPE_CHECKING:
+    from figures.study.tasks import Machine
+
 MINIMA = {"sharp": "sgd", "flat": "sam"}
 RADIUS = 0.3
 GRID = 41
 
 
-def slices(run: Path, *, radius: float, grid: int, samples: int, device: str, data_dir: str | None) -> dict[str, Any]:
+def slices(run: Path, *, radius: float, grid: int, samples: int, machine: Machine) -> dict[str, Any]:
     """Train and test loss along the top Hessian eigenvector, which is as long as the weights; and its eigenvalue."""
     import landscape
-    from trainers.rebuild import Sample, subject
 
-    sample = Sample(size=samples, data_dir=data_dir)
-    problems = {
-        split: subject(run / "ckpt.pt", replace(sample, split=split), device=device).problem
-        for split in ("train", "test")
-    }
+    problems = {s: machine.subject(run / "ckpt.pt", split=s, size=samples).problem for s in ("train", "test")}
     w = problems["train"].weights
     top = landscape.top_eigenvalues(problems["train"], k=1, tol=1e-3)
+    assert top.vectors is not None
     direction = top.vectors[0] * w.double().norm().to(w.dtype)
     ends = [float(problems["train"].loss(w + end * direction)) for end in (-radius, radius)]
     # An eigenvector has no sign: the steeper side goes to the right, so that seeds can be averaged.
     direction = direction if ends[1] >= ends[0] else -direction
     x = np.linspace(-radius, radius, grid)
-    found = {name: [float(p.loss(w + float(a) * direction)) for a in x] for name, p in problems.items()}
-    return {"x": x, **found, "lambda_max": float(top.values[0])}
+    losses = {name: [float(p.loss(w + float(a) * direction)) for a in x] for name, p in problems.items()}
+    return {"x": x, **losses, "lambda_max": float(top.values[0])}
 
 
 def hyperbola(*, grid: int, points: int) -> dict[str, Any]:

@@ -107,15 +107,20 @@ class AsamLoss(Figure):
 
     def judge(self, numbers: FigureData) -> list[Claim]:
         """What is constant, what is not."""
-
-        def largest(name: str) -> float:
-            return float(rescaled.spread(numbers[name]).max())
-
         official = rescaled.spread(numbers["loss"] + numbers["asam_official"])
         alone, zero = (
             numbers.at("relative_spread", transformed=t, biases="asam-official") for t in ("weights only", ZERO)
         )
-        rounding = {"quantity": "relative spread, largest over networks", "below": 1e-9}
+
+        def rounding(text: str, published: str, name: str) -> Claim:
+            return Claim(
+                text=text,
+                quantity="relative spread, largest over networks",
+                published=published,
+                ours=statistics.exact(float(rescaled.spread(numbers[name]).max())),
+                below=1e-9,
+            )
+
         return [
             Claim(
                 text="The ASAM loss is practically constant (the authors' code; weights and biases rescaled)",
@@ -141,24 +146,15 @@ class AsamLoss(Figure):
                 below=0.01,
                 note="Biases at 0 are perturbed all the same, with T = 1.",
             ),
-            Claim(
-                text="With T = |w| on weights and biases adaptive sharpness is invariant (the report's future work)",
-                published="asked for",
-                ours=statistics.exact(largest("adaptive_sharpness")),
-                **rounding,
+            rounding(
+                "With T = |w| on weights and biases adaptive sharpness is invariant (the report's future work)",
+                "asked for",
+                "adaptive_sharpness",
             ),
-            Claim(
-                text="With biases left unperturbed it is invariant too",
-                published="asked for",
-                ours=statistics.exact(largest("adaptive_sharpness_fixed_biases")),
-                **rounding,
+            rounding(
+                "With biases left unperturbed it is invariant too", "asked for", "adaptive_sharpness_fixed_biases"
             ),
-            Claim(
-                text="The largest eigenvalue of T H T is invariant",
-                published="-",
-                ours=statistics.exact(largest("lambda_max_adaptive")),
-                **rounding,
-            ),
+            rounding("The largest eigenvalue of T H T is invariant", "-", "lambda_max_adaptive"),
             Claim(
                 text="Element-wise measures are invariant under rotations between layers without activation too",
                 quantity="relative spread of adaptive sharpness, geometric mean over networks",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -16,6 +16,9 @@ from figures.study.verdict import Claim
 from landscape import statistics
 from landscape.registry import register
 
+if TYPE_CHECKING:
+    from figures.study.tasks import Machine
+
 TRAIN = (1, 5, 15, 25, 30)
 TEST = (0.25, 1, 2.5, 5, 10, 15, 20, 25, 30, 40, 50, 60, 80, 100)
 METHODS: dict[str, dict[str, Any]] = {"adam": {}, "sam": {"rho": 0.5}, "asam": {"rho": 0.5, "eta": 0.01}}
@@ -23,21 +26,18 @@ FAR = 8 / 3
 """The report's thresholds at training variance 15, 5 and 40, as multiples of it: 1/3 and 8/3."""
 
 
-def shifted_errors(
-    run: Path, *, variances: list[float], seed: int, n_test: int, device: str, data_dir: str | None
-) -> dict[str, Any]:
+def shifted_errors(run: Path, *, variances: list[float], seed: int, n_test: int, machine: Machine) -> dict[str, Any]:
     """Test error at every test variance; inputs are standardized as in training."""
     from trainers.data.datasets import load_data
     from trainers.loop.evaluation import evaluate
-    from trainers.rebuild import Sample, subject
 
-    it = subject(run / "ckpt.pt", Sample(size=2), device=device)
-    arguments = {**it.metadata["data"]["arguments"], "n_test": n_test, "seed": seed, "data_dir": data_dir}
-    found = []
+    subject = machine.subject(run / "ckpt.pt", size=2)
+    arguments = {**subject.metadata["data"]["arguments"], "n_test": n_test, "seed": seed}
+    errors = []
     for variance in variances:
-        data = load_data("toy2d", **{**arguments, "test_variance": float(variance)}).to(device)
-        found.append(1 - evaluate(it.model, data)[1])
-    return {"error": found}
+        data = load_data("toy2d", **{**arguments, "test_variance": float(variance)}).to(machine.device)
+        errors.append(1 - evaluate(subject.model, data)[1])
+    return {"error": errors}
 
 
 @register("asam-fig5", source="ASAM report, Figure 5 (a-e)")

@@ -40,8 +40,8 @@ def accuracies(study: Study) -> FigureData:
         numbers.axis(name, values)
     for split in ("train", "test"):
         column = f"{split}_accuracy"
-        values = [[[histories[b, m, s][column] for s in seeds] for m in METHODS] for b in BASES]
-        numbers.add(column, ("base", "method", "seed", "epoch"), values, "share of examples")
+        curves = [[[histories[b, m, s][column] for s in seeds] for m in METHODS] for b in BASES]
+        numbers.add(column, ("base", "method", "seed", "epoch"), curves, "share of examples")
     return numbers
 
 

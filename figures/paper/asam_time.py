@@ -36,7 +36,7 @@ class EqualTime(Figure):
     def _runs(self, study: Study) -> dict[tuple[str, str, int], Training]:
         epochs = study.epochs(study.choose(20, 50))
         # SAM and ASAM spend two passes an epoch: in passes and seconds everyone gets what they spend.
-        budgets = {"epochs": {}, "passes": {"budget_passes": 2.0 * epochs}}
+        budgets: dict[str, dict[str, Any]] = {"epochs": {}, "passes": {"budget_passes": 2.0 * epochs}}
         budgets["seconds"] = {"budget_seconds": study.choose(2.5, 9 * 60 * 50)}
         return {
             # For SAM and ASAM the equal passes are the equal epochs: one run.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -15,6 +15,9 @@ from figures.study.verdict import Claim
 from landscape import statistics
 from landscape.registry import register
 from landscape.statistics import Estimate
+
+if TYPE_CHECKING:
+    from figures.study.tasks import Machine
 
 RUNS = (("squared error", 0.08), ("squared error", 0.1), ("squared error", 0.125), ("cross-entropy", 0.2))
 """(loss, eta). 2/eta has to lie between lambda_max at the start and the largest one of gradient flow.
@@ -52,8 +55,7 @@ def descend(
     every: int,
     tolerance: float,
     seed: int,
-    device: str,
-    data_dir: str | None,
+    machine: Machine,
 ) -> dict[str, Any]:
     """Full-batch gradient descent in float64; lambda_max at every `every`-th iterate and at the midpoint to the next.
 
@@ -67,15 +69,23 @@ def descend(
     from trainers.names import parse_name
 
     name, arguments = parse_name(data)
-    it = load_data(name, data_dir=data_dir, **{"seed": seed, "label_noise": label_noise, **arguments}).to(device)
-    shape = {"classes": it.classes, "input_shape": it.input_shape}
-    network = build_model("mlp", **shape, seed=seed, hidden=(hidden, hidden), activation="tanh").to(device).double()
+    arguments = {"seed": seed, "label_noise": label_noise, **arguments}
+    examples = load_data(name, data_dir=machine.data_dir, **arguments).to(machine.device)
+    network = build_model(
+        "mlp",
+        classes=examples.classes,
+        input_shape=examples.input_shape,
+        seed=seed,
+        hidden=(hidden, hidden),
+        activation="tanh",
+    )
+    network.to(machine.device).double()
 
     def squared_error(outputs: Any, targets: Any) -> Any:
-        return 0.5 * (outputs - F.one_hot(targets, it.classes)).square().sum(dim=1)
+        return 0.5 * (outputs - F.one_hot(targets, examples.classes)).square().sum(dim=1)
 
-    batch = (it.inputs(slice(0, samples)).double(), it.targets(slice(0, samples)))
-    losses = {"squared error": squared_error, "cross-entropy": F.cross_entropy}
+    batch = (examples.inputs(slice(0, samples)).double(), examples.targets(slice(0, samples)))
+    losses: dict[str, Any] = {"squared error": squared_error, "cross-entropy": F.cross_entropy}
     problem = landscape.Problem(network, losses[loss], [batch])
     w, start = problem.weights.clone(), None
     rows = []
@@ -141,7 +151,7 @@ class EdgeOfStability(Figure):
         figure, panels = plt.subplots(1, 2, figsize=(style.PAGE, 2.7), layout="constrained")
         for axes, objective in zip(panels, NOISE, strict=True):
             ends, inks = {}, {}
-            for i in np.flatnonzero(numbers["objective"] == objective):
+            for i in np.flatnonzero(numbers["objective"] == objective).tolist():
                 ink, level = style.color(i), 2 / numbers["rate"][i]
                 for name, look in zip(POINTS.values(), ({"alpha": 0.35}, {}), strict=True):
                     for values in numbers[name][i]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from figures.drawing import bands, style
 from figures.study import recipes
@@ -14,56 +16,58 @@ from figures.study.verdict import Claim
 from landscape import statistics
 from landscape.registry import register
 
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+    from figures.study.tasks import Machine
+
 BATCH = 256
 SIZES = (4, 8, 16, 32, 64, 128, 256)
 DATA = {"10 classes": "digits", "200 classes": "many-classes"}
 
 
 def alignment(
-    run: Path,
-    *,
-    epochs: list[int],
-    sizes: list[int],
-    batch: int,
-    batches: int,
-    seed: int,
-    device: str,
-    data_dir: str | None,
+    run: Path, *, epochs: list[int], sizes: list[int], batch: int, batches: int, seed: int, machine: Machine
 ) -> dict[str, Any]:
     """Cosine with the batch's gradient of the K largest losses' and of K random examples': (epoch, K)."""
-    import torch
-    import torch.nn.functional as F
-
     from landscape.random import stream
-    from trainers.rebuild import Sample, subject
 
     top, random = [], []
     for epoch in epochs:
         every = 1_000_000
-        sample = Sample(size=every, batch_size=every, data_dir=data_dir)
-        it = subject(run / f"epoch-{epoch}.pt", sample, device=device)
-        whole = next(iter(it.problem.batches))
-        inputs, targets = whole.args[0], whole.target
-        tensors = [p for p in it.model.parameters() if p.requires_grad]
+        subject = machine.subject(run / f"epoch-{epoch}.pt", size=every, batch_size=every)
+        whole = next(iter(subject.problem.batches))
         generator = stream(seed, f"alignment {epoch}")
-        rows: list[list[list[float]]] = [[], []]
-        for _ in range(batches):
-            chosen = torch.randperm(len(targets), generator=generator)[:batch].to(targets.device)
-
-            def gradient(index: Any) -> Any:
-                loss = F.cross_entropy(it.model(inputs[index]), targets[index])  # noqa: B023
-                return torch.cat([g.ravel() for g in torch.autograd.grad(loss, tensors)]).double()  # noqa: B023
-
-            with torch.no_grad():
-                losses = F.cross_entropy(it.model(inputs[chosen]), targets[chosen], reduction="none")
-            full = gradient(chosen)
-            order, mixed = losses.argsort(descending=True), torch.randperm(len(chosen), generator=generator)
-            for row, by in zip(rows, (order, mixed.to(order.device)), strict=True):
-                found = [gradient(chosen[by[:k]]) for k in sizes]
-                row.append([float(g @ full / (g.norm() * full.norm())) for g in found])
-        top.append(torch.tensor(rows[0]).mean(0).tolist())
-        random.append(torch.tensor(rows[1]).mean(0).tolist())
+        examples = whole.args[0], whole.target
+        pairs = [cosines(subject.model, *examples, sizes, batch, generator) for _ in range(batches)]
+        means = np.mean(pairs, axis=0)
+        top.append(means[0])
+        random.append(means[1])
     return {"top": top, "random": random}
+
+
+def cosines(
+    model: nn.Module, inputs: Tensor, targets: Tensor, sizes: list[int], batch: int, generator: torch.Generator
+) -> list[list[float]]:
+    """Of one random batch, for every K: the K largest losses' gradient, and that of K random examples."""
+    import torch
+    import torch.nn.functional as F
+
+    tensors = [p for p in model.parameters() if p.requires_grad]
+
+    def gradient(index: Tensor) -> Tensor:
+        loss = F.cross_entropy(model(inputs[index]), targets[index])
+        return torch.cat([g.ravel() for g in torch.autograd.grad(loss, tensors)]).double()
+
+    chosen = torch.randperm(len(targets), generator=generator)[:batch].to(targets.device)
+    with torch.no_grad():
+        losses = F.cross_entropy(model(inputs[chosen]), targets[chosen], reduction="none")
+    full = gradient(chosen)
+    largest = losses.argsort(descending=True)
+    mixed = torch.randperm(len(chosen), generator=generator).to(largest.device)
+    parts = [[gradient(chosen[order[:k]]) for k in sizes] for order in (largest, mixed)]
+    return [[float(g @ full / (g.norm() * full.norm())) for g in row] for row in parts]
 
 
 @register("ksam-alignment", source="K-SAM paper, the alignment of the top-K gradient")

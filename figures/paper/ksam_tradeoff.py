@@ -14,6 +14,7 @@ from figures.study.study import Computation, Study, Task, Training
 from figures.study.verdict import Claim
 from landscape import statistics
 from landscape.registry import register
+from landscape.statistics import Estimate
 
 SHARES = (0.125, 0.25, 0.333, 0.5, 1.0)
 OTHERS = ("sgd", "sam", "esam", "subset-sam")
@@ -28,8 +29,8 @@ class Tradeoff(Figure):
     title = "K-SAM: accuracy against speed"
 
     def _variants(self) -> dict[str, tuple[str, dict[str, Any]]]:
-        found: dict[str, tuple[str, dict[str, Any]]] = {bands.label(m): (m, {}) for m in OTHERS}
-        return found | {f"K = {round(s * BATCH)}": ("k-sam", {"k": round(s * BATCH)}) for s in SHARES}
+        others: dict[str, tuple[str, dict[str, Any]]] = {bands.label(m): (m, {}) for m in OTHERS}
+        return others | {f"K = {round(s * BATCH)}": ("k-sam", {"k": round(s * BATCH)}) for s in SHARES}
 
     def _runs(self, study: Study) -> dict[tuple[str, int], Training]:
         return {
@@ -143,7 +144,18 @@ class Tradeoff(Figure):
         accuracy = {str(n): 100 * numbers.at("test_accuracy", variant=n) for n in numbers["variant"]}
         many = {m: numbers.at("epoch_seconds_many", many_method=m) for m in MANY}
         many_accuracy = {m: 100 * numbers.at("test_accuracy_many", many_method=m) for m in MANY}
-        one = {"unit": "percentage points", "above": -1.0, "note": "Holds if at most one percentage point is lost."}
+
+        def comparable(text: str, ours: Estimate, where: str) -> Claim:
+            return Claim(
+                text=text,
+                quantity=f"difference of test accuracy at {where}",
+                published="comparable",
+                ours=ours,
+                above=-1.0,
+                unit="percentage points",
+                note="Holds if at most one percentage point is lost.",
+            )
+
         return [
             Claim(
                 text="K-SAM is as fast as SGD",
@@ -153,13 +165,7 @@ class Tradeoff(Figure):
                 below=1.15,
                 note="Passes over few examples of a small network cost more than their share.",
             ),
-            Claim(
-                text="K-SAM is as accurate as SAM",
-                quantity=f"difference of test accuracy at {third}",
-                published="comparable",
-                ours=statistics.paired(accuracy[third], accuracy["SAM"]),
-                **one,
-            ),
+            comparable("K-SAM is as accurate as SAM", statistics.paired(accuracy[third], accuracy["SAM"]), third),
             Claim(
                 text="K-SAM is more accurate than SGD",
                 quantity=f"difference of test accuracy at {third}",
@@ -176,11 +182,9 @@ class Tradeoff(Figure):
                 above=0.55,
                 below=0.75,
             ),
-            Claim(
-                text="On many classes K-SAM is as accurate as SAM",
-                quantity=f"difference of test accuracy at K = {BATCH // 2}, 200 classes",
-                published="comparable",
-                ours=statistics.paired(many_accuracy["k-sam"], many_accuracy["sam"]),
-                **one,
+            comparable(
+                "On many classes K-SAM is as accurate as SAM",
+                statistics.paired(many_accuracy["k-sam"], many_accuracy["sam"]),
+                f"K = {BATCH // 2}, 200 classes",
             ),
         ]

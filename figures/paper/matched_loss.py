@@ -137,8 +137,8 @@ class MatchedLoss(Figure):
             ("sam_sharpness", "sam_sharpness", ("radius",)),
             ("hessian_top_eigenvalue", "eigenvalue", ()),
         ):
-            values = [[r[key][0] for r in row] for row in ended]
-            numbers.add(f"sgd_{name}", ("seed", "sgd_epochs", *more), values, "nats")
+            finals = [[r[key][0] for r in row] for row in ended]
+            numbers.add(f"sgd_{name}", ("seed", "sgd_epochs", *more), finals, "nats")
         return numbers
 
     def draw(self, numbers: FigureData) -> Any:

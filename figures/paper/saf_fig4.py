@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,20 +17,22 @@ from figures.study.verdict import Claim
 from landscape import statistics
 from landscape.registry import register
 
+if TYPE_CHECKING:
+    from figures.study.tasks import Machine
+
 RADIUS = 0.07
 SAMPLES = 512
 
 
 def gaussian_surface(
-    run: Path, *, radius: float, grid: int, samples: int, seed: int, device: str, data_dir: str | None
+    run: Path, *, radius: float, grid: int, samples: int, seed: int, machine: Machine
 ) -> dict[str, Any]:
     """Training loss on a plane of two Gaussian directions, each as long as `radius` times the weights."""
     import landscape
-    from trainers.rebuild import Sample, subject
 
-    it = subject(run / "ckpt.pt", Sample(size=samples, data_dir=data_dir), device=device)
-    found = landscape.surface(it.problem, "gaussian", radius, grid, seed)
-    return {"x": found.x, "y": found.y, "loss": found.loss, "norm": float(it.problem.weights.double().norm())}
+    problem = machine.subject(run / "ckpt.pt", size=samples).problem
+    surface = landscape.surface(problem, "gaussian", radius, grid, seed)
+    return {"x": surface.x, "y": surface.y, "loss": surface.loss, "norm": float(problem.weights.double().norm())}
 
 
 def profiles(loss: np.ndarray) -> np.ndarray:
@@ -104,7 +106,7 @@ class Surfaces(Figure):
         levels = np.geomspace(max(low, 1e-25), high, 25)
         x, y = numbers["x"], numbers["y"]
         grid = np.meshgrid(x, y, indexing="ij")
-        flat = []
+        flat: list[Any] = []
         for i, method in enumerate(numbers["method"]):
             solid = figure.add_subplot(upper[0, i], projection="3d", label="solid")
             solid.plot_surface(
@@ -140,7 +142,8 @@ class Surfaces(Figure):
             fontsize=7,
             fontweight="normal",
         )
-        self._profiles([figure.add_subplot(p, label="profile") for p in halves[1].subgridspec(1, 2)], numbers)
+        lower = halves[1].subgridspec(1, 2)
+        self._profiles([figure.add_subplot(lower[i], label="profile") for i in range(2)], numbers)
         return figure
 
     def _profiles(self, panels: list[Any], numbers: FigureData) -> None:

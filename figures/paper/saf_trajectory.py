@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -13,6 +14,14 @@ from figures.study.study import Computation, Study
 from figures.study.verdict import Claim
 from landscape import statistics
 from landscape.registry import register
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+    from torch.optim import Optimizer
+
+    from figures.study.tasks import Machine
+
+    Batch = tuple[Tensor, Tensor]
 
 RUNS = {"no momentum": (0.0, "cosine"), "momentum 0.9": (0.9, "cosine"), "constant rate": (0.0, "constant")}
 RHO = 0.05
@@ -29,8 +38,7 @@ def follow(
     rho: float,
     epochs: int,
     seed: int,
-    device: str,
-    data_dir: str | None,
+    machine: Machine,
 ) -> dict[str, Any]:
     """Train by SGD and record both sides of the poster's chain at every step, on one fixed batch B of 128 examples.
 
@@ -38,7 +46,7 @@ def follow(
     (eta_i / rho^2) cos(grad L_B, grad L_Bi) and R the one-step SAM sharpness; B_i is the batch of step i.
     """
     import torch
-    import torch.nn.functional as F
+    from torch import Tensor
 
     from landscape.random import stream
     from trainers.data.batches import TrainingBatches
@@ -48,57 +56,60 @@ def follow(
     from trainers.names import parse_name
 
     name, arguments = parse_name(data)
-    it = load_data(name, data_dir=data_dir, **{"seed": seed, **arguments}).to(device)
-    model_name, model_arguments = parse_name(model)
-    network = build_model(model_name, classes=it.classes, input_shape=it.input_shape, seed=seed, **model_arguments)
-    network.to(device).double()
-    tensors = list(network.parameters())
-    optimizer = torch.optim.SGD(tensors, lr=lr, momentum=momentum)
-    chosen = torch.randperm(it.size("train"), generator=stream(seed, "fixed batch"))[:128]
-    fixed = (it.inputs(chosen).double(), it.targets(chosen))
-    rate = Schedule(schedule, lr)
-
-    def at(batch: tuple[Any, Any]) -> tuple[Any, list[Any]]:
-        loss = F.cross_entropy(network(batch[0]), batch[1])
-        return loss.detach(), list(torch.autograd.grad(loss, tensors))
-
-    def rise(batch: tuple[Any, Any], loss: Any, gradient: list[Any], norm: Any) -> Any:
-        with torch.no_grad():
-            old = [t.clone() for t in tensors]
-            for t, g in zip(tensors, gradient, strict=True):
-                t.add_(g * (rho / norm))
-            found = F.cross_entropy(network(batch[0]), batch[1]) - loss
-            for t, o in zip(tensors, old, strict=True):
-                t.copy_(o)
-        return found
-
-    rows, step = [], 0
-    loader = TrainingBatches(it, 64, stream(seed, "order"), augment=False, drop_last=True)
-    total = epochs * len(loader)
+    examples = load_data(name, data_dir=machine.data_dir, **{"seed": seed, **arguments}).to(machine.device)
+    name, arguments = parse_name(model)
+    arguments = {"classes": examples.classes, "input_shape": examples.input_shape, "seed": seed, **arguments}
+    network = build_model(name, **arguments).to(machine.device).double()
+    optimizer = torch.optim.SGD(network.parameters(), lr=lr, momentum=momentum)
+    chosen = torch.randperm(examples.size("train"), generator=stream(seed, "fixed batch"))[:128]
+    fixed = (examples.inputs(chosen).double(), examples.targets(chosen))
+    rate, rows = Schedule(schedule, lr), list[Tensor]()
     for epoch in range(epochs):
-        for inputs, targets, _ in TrainingBatches(
-            it, 64, stream(seed, f"order {epoch}"), augment=False, drop_last=True
-        ):
-            batch = (inputs.double(), targets)
-            loss, gradient = at(batch)
-            fixed_loss, fixed_gradient = at(fixed)
-            norms = [torch.sqrt(sum((g * g).sum() for g in gs)) for gs in (gradient, fixed_gradient)]
-            inner = sum((a * b).sum() for a, b in zip(gradient, fixed_gradient, strict=True))
-            eta = rate.rate(step, step / total)
-            gamma = eta / rho**2 * inner / (norms[0] * norms[1])
-            product = gamma * rise(batch, loss, gradient, norms[0]) * rise(fixed, fixed_loss, fixed_gradient, norms[1])
-            for t, g in zip(tensors, gradient, strict=True):
-                t.grad = g
-            optimizer.param_groups[0]["lr"] = eta
-            optimizer.step()
-            after = F.cross_entropy(network(fixed[0]), fixed[1]).detach()
-            rows.append(torch.stack([fixed_loss - after, product, eta * inner, fixed_loss]))
-            step += 1
-    table = torch.stack(rows).cpu().numpy().T
-    per_epoch = table[:3].reshape(3, epochs, -1).mean(axis=-1)
-    names = ("drop", "product", "first_order")
-    telescope = table[0].sum() - (table[3][0] - float(after))
-    return {**dict(zip(names, per_epoch, strict=True)), "telescope": telescope}
+        order = stream(seed, f"order {epoch}")
+        loader = TrainingBatches(examples, 64, order, augment=False, drop_last=True)
+        for inputs, targets, _ in loader:
+            step = len(rows)
+            optimizer.param_groups[0]["lr"] = rate.rate(step, step / (epochs * len(loader)))
+            rows.append(sgd_step(network, optimizer, (inputs.double(), targets), fixed, rho))
+    before, after, product, first_order = torch.stack(rows).cpu().numpy().T
+    columns = {"drop": before - after, "product": product, "first_order": first_order}
+    means = {name: values.reshape(epochs, -1).mean(axis=-1) for name, values in columns.items()}
+    return {**means, "telescope": columns["drop"].sum() - (before[0] - after[-1])}
+
+
+def sgd_step(network: nn.Module, optimizer: Optimizer, batch: Batch, fixed: Batch, rho: float) -> Tensor:
+    """One step of SGD: the fixed batch's loss before and after, the product and its first order."""
+    import torch
+    import torch.nn.functional as F
+
+    tensors = list(network.parameters())
+    eta = optimizer.param_groups[0]["lr"]
+
+    def at(batch: Batch) -> tuple[Tensor, tuple[Tensor, ...]]:
+        loss = F.cross_entropy(network(batch[0]), batch[1])
+        return loss.detach(), torch.autograd.grad(loss, tensors)
+
+    @torch.no_grad()
+    def rise(batch: Batch, loss: Tensor, gradient: Sequence[Tensor], norm: Tensor) -> Tensor:
+        old = [t.clone() for t in tensors]
+        for t, g in zip(tensors, gradient, strict=True):
+            t.add_(g * (rho / norm))
+        raised = F.cross_entropy(network(batch[0]), batch[1]) - loss
+        for t, o in zip(tensors, old, strict=True):
+            t.copy_(o)
+        return raised
+
+    (loss, gradient), (fixed_loss, fixed_gradient) = at(batch), at(fixed)
+    norm, fixed_norm = (torch.sqrt(sum((g * g).sum() for g in gs)) for gs in (gradient, fixed_gradient))  # type: ignore[arg-type]
+    inner = sum((a * b).sum() for a, b in zip(gradient, fixed_gradient, strict=True))
+    gamma = eta / rho**2 * inner / (norm * fixed_norm)
+    product = gamma * rise(batch, loss, gradient, norm) * rise(fixed, fixed_loss, fixed_gradient, fixed_norm)
+    for t, g in zip(tensors, gradient, strict=True):
+        t.grad = g
+    optimizer.step()
+    with torch.no_grad():
+        after = F.cross_entropy(network(fixed[0]), fixed[1])
+    return torch.stack([fixed_loss, after, product, eta * inner])
 
 
 @register("saf-trajectory", source="SAF/MESA poster, the derivation of the trajectory loss")

@@ -3,48 +3,36 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+if TYPE_CHECKING:
+    from figures.study.tasks import Machine
+
 
 def measures(
-    run: Path,
-    *,
-    wanted: dict[str, dict[str, Any]],
-    samples: int,
-    device: str,
-    data_dir: str | None,
-    file: str = "ckpt.pt",
-) -> dict[str, Any]:
-    """`wanted`: measure -> its arguments; returns its value (the largest eigenvalue of several) and standard error."""
+    run: Path, *, wanted: dict[str, dict[str, Any]], samples: int, machine: Machine, file: str = "ckpt.pt"
+) -> dict[str, float]:
+    """`wanted`: measure -> its arguments; returns its value, of several eigenvalues the largest; loss and accuracy."""
     from landscape import MEASURES
-    from trainers.rebuild import Sample, subject
 
-    it = subject(run / file, Sample(size=samples, data_dir=data_dir), device=device)
-    at = it.problem.evaluate()
-    found: dict[str, Any] = {"loss": float(at.loss), "accuracy": float(at.accuracy)}
+    problem = machine.subject(run / file, size=samples).problem
+    at = problem.evaluate()
+    values = {"loss": float(at.loss), "accuracy": float(at.accuracy)}
     for name, arguments in wanted.items():
-        result = MEASURES[name](it.problem, **{k: _tuple(v) for k, v in arguments.items()})
-        values = getattr(result, "values", None)
-        found[name] = float(result.value) if values is None else float(values[0])
-    return found
+        lists = {k: tuple(v) if isinstance(v, list) else v for k, v in arguments.items()}
+        result: Any = MEASURES[name](problem, **lists)
+        values[name] = float(result.values[0] if hasattr(result, "values") else result.value)
+    return values
 
 
 def along(
-    run: Path,
-    *,
-    epochs: list[int],
-    wanted: dict[str, dict[str, Any]],
-    samples: int,
-    device: str,
-    data_dir: str | None,
-) -> dict[str, Any]:
-    """`measures` at kept epochs, one array a measure."""
-    place = {"device": device, "data_dir": data_dir}
-    rows = [measures(run, wanted=wanted, samples=samples, file=f"epoch-{e}.pt", **place) for e in epochs]
+    run: Path, *, epochs: list[int], wanted: dict[str, dict[str, Any]], samples: int, machine: Machine
+) -> dict[str, list[float]]:
+    """`measures` at kept epochs, one list a measure."""
+    rows = [measures(run, wanted=wanted, samples=samples, machine=machine, file=f"epoch-{e}.pt") for e in epochs]
     return {name: [row[name] for row in rows] for name in rows[0]}
 
 
@@ -56,8 +44,7 @@ def at_loss(
     radii: list[float],
     samples: int,
     test: str | None,
-    device: str,
-    data_dir: str | None,
+    machine: Machine,
 ) -> dict[str, Any]:
     """Flatness at the end, and at the first of the kept `epochs` whose training loss is below `level`: rows of two.
 
@@ -66,15 +53,12 @@ def at_loss(
     that first epoch, and loss and accuracy on all test examples of `test` (a data set; None: the run's own).
     """
     from landscape import MEASURES
-    from trainers.rebuild import Sample, subject
-
-    sample = Sample(size=samples, data_dir=data_dir)
 
     def loss(epoch: int) -> float:
-        return float(subject(run / f"epoch-{epoch}.pt", sample, device=device).problem.evaluate().loss)
+        return float(machine.subject(run / f"epoch-{epoch}.pt", size=samples).problem.evaluate().loss)
 
     def row(file: str) -> np.ndarray:
-        problem = subject(run / file, sample, device=device).problem
+        problem = machine.subject(run / file, size=samples).problem
         at, rise = problem.evaluate(), MEASURES["sam_sharpness"](problem, rho=tuple(radii))
         eigenvalue = MEASURES["hessian_top_eigenvalues"](problem, k=1, tol=0.03).values[0]
         return np.array([at.loss, at.accuracy, eigenvalue, *rise.sharpness, *rise.first_order], dtype=np.float64)
@@ -83,33 +67,32 @@ def at_loss(
     below = next((epoch for epoch, value in zip(epochs, curve, strict=True) if value < level), None)
     end = row("ckpt.pt")
     both = np.stack([end, np.full_like(end, np.nan) if below is None else row(f"epoch-{below}.pt")])
-    found = {"loss": both[:, 0], "accuracy": both[:, 1], "eigenvalue": both[:, 2]}
-    found |= dict(zip(("sam_sharpness", "first_order"), np.split(both[:, 3:], 2, axis=1), strict=True))
-    whole = replace(sample, split="test", data=test, size=1 << 62)
-    tested = subject(run / "ckpt.pt", whole, device=device).problem.evaluate()
-    found |= {"test_loss": float(tested.loss), "test_accuracy": float(tested.accuracy)}
-    return {**found, "curve": curve, "epoch": float("nan") if below is None else float(below)}
+    sharpness, first_order = np.split(both[:, 3:], 2, axis=1)
+    tested = machine.subject(run / "ckpt.pt", split="test", data=test, size=1 << 62).problem.evaluate()
+    return {
+        "loss": both[:, 0],
+        "accuracy": both[:, 1],
+        "eigenvalue": both[:, 2],
+        "sam_sharpness": sharpness,
+        "first_order": first_order,
+        "test_loss": float(tested.loss),
+        "test_accuracy": float(tested.accuracy),
+        "curve": curve,
+        "epoch": float("nan") if below is None else float(below),
+    }
 
 
-def losses(run: Path, *, samples: int, device: str, data_dir: str | None) -> dict[str, Any]:
+def losses(run: Path, *, samples: int, machine: Machine) -> dict[str, float]:
     """Cross-entropy and accuracy on the training and the test set, in evaluation mode."""
-    from trainers.rebuild import Sample, subject
-
-    found = {}
+    values: dict[str, float] = {}
     for split in ("train", "test"):
-        sample = Sample(split=split, size=samples, data_dir=data_dir)
-        at = subject(run / "ckpt.pt", sample, device=device).problem.evaluate()
-        found |= {f"{split}_loss": float(at.loss), f"{split}_accuracy": float(at.accuracy)}
-    return found
+        at = machine.subject(run / "ckpt.pt", split=split, size=samples).problem.evaluate()
+        values |= {f"{split}_loss": float(at.loss), f"{split}_accuracy": float(at.accuracy)}
+    return values
 
 
 def epoch_seconds(
-    *,
-    specs: list[dict[str, Any]],
-    settings: dict[str, Any],
-    rounds: int,
-    device: str,
-    data_dir: str | None,
+    *, specs: list[dict[str, Any]], settings: dict[str, Any], rounds: int, machine: Machine
 ) -> dict[str, Any]:
     """Seconds of one epoch of each method, interleaved: (method, round).
 
@@ -118,16 +101,12 @@ def epoch_seconds(
     """
     from trainers import METHODS, train
 
-    found = np.zeros((len(specs), rounds))
+    fastest = np.zeros((len(specs), rounds))
     for j in range(rounds):
         for i, spec in enumerate(specs):
             method = METHODS[spec["method"]](**spec["arguments"])
-            own = {**settings, **spec.get("settings", {}), "seed": j, "data_dir": data_dir}
-            history = train(method, device=device, **own).history
+            chosen = {**settings, **spec.get("settings", {}), "seed": j, "data_dir": machine.data_dir}
+            history = train(method, device=machine.device, **chosen).history
             seconds = np.diff([0.0, *(row["seconds"] for row in history)])
-            found[i, j] = seconds[min(spec["first"], len(seconds) - 1) :].min()
-    return {"seconds": found, "measured_at": time.time()}
-
-
-def _tuple(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
+            fastest[i, j] = seconds[min(spec["first"], len(seconds) - 1) :].min()
+    return {"seconds": fastest, "measured_at": time.time()}

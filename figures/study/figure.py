@@ -80,27 +80,27 @@ def make(
     Raises:
         Unfinished: some of several figures failed. A single figure's own error comes as it is.
     """
-    work = _Work(list(dict.fromkeys(names)), study, Path(out), drawn or (lambda path: None))
-    for name in work.complete():
-        work.finish(name)
-    study.run(work.tasks(), work.ended)
-    if len(work.errors) == len(work.entries) == 1:
-        raise next(iter(work.errors.values()))
-    if work.errors:
-        raise Unfinished(work.errors)
-    return work.pictures
+    pending = _Pending(list(dict.fromkeys(names)), study, Path(out), drawn or (lambda path: None))
+    for name in pending.complete():
+        pending.finish(name)
+    study.run(pending.tasks(), pending.ended)
+    if len(pending.errors) == len(pending.figures) == 1:
+        raise next(iter(pending.errors.values()))
+    if pending.errors:
+        raise Unfinished(pending.errors)
+    return pending.pictures
 
 
-class _Work:
-    """Figures under way: which tasks each still waits for."""
+class _Pending:
+    """Figures that are being made: which tasks each still waits for."""
 
     def __init__(self, names: Sequence[str], study: Study, out: Path, drawn: Callable[[Path], None]) -> None:
         self.study, self.out, self.drawn = study, out, drawn
-        self.entries = {name: FIGURES[name]() for name in names}
+        self.figures = {name: FIGURES[name]() for name in names}
         self.errors: dict[str, Exception] = {}
         self.pictures: list[Path] = []
         self.waiting: dict[str, dict[Path, Task]] = {}
-        for name, figure in self.entries.items():
+        for name, figure in self.figures.items():
             try:
                 self.waiting[name] = {study.path(t): t for t in study.missing(figure.plan(study))}
             except Exception as error:
@@ -112,12 +112,12 @@ class _Work:
 
     def tasks(self) -> list[Task]:
         """All tasks, those of the figure that needs the fewest more first."""
-        found: dict[Path, Task] = {}
+        tasks: dict[Path, Task] = {}
         left = dict(self.waiting)
         while left:
-            name = min(left, key=lambda n: len(left[n].keys() - found.keys()))
-            found |= {path: task for path, task in left.pop(name).items() if path not in found}
-        return list(found.values())
+            name = min(left, key=lambda n: len(left[n].keys() - tasks.keys()))
+            tasks |= {path: task for path, task in left.pop(name).items() if path not in tasks}
+        return list(tasks.values())
 
     def ended(self, task: Task, error: Exception | None) -> None:
         """A task ended: figures that waited for it alone are drawn, or fail with it."""
@@ -134,7 +134,7 @@ class _Work:
     def finish(self, name: str) -> None:
         """Collect, draw and judge a figure whose tasks are done."""
         del self.waiting[name]
-        figure = self.entries[name]
+        figure = self.figures[name]
         try:
             numbers = figure.collect(self.study)
             numbers = replace(numbers, facts={**caption(name, figure, self.study), **numbers.facts})

@@ -42,7 +42,7 @@ def photographs(study: Study, method: str, seed: int, **changes: Any) -> Trainin
     if study.choose(False, True) or study.preset.epochs is not None or not available("fashion-mnist", study.data_dir):
         return images(study, method, seed, **changes)
     quick = {"data": "fashion-mnist:train=2000,test=2000", "model": "resnet:depth=8,width=8,stride=2"}
-    return images(study, method, seed, **quick, epochs=10, batch_size=64, **changes)
+    return images(study, method, seed, **{**quick, "epochs": 10, "batch_size": 64, **changes})
 
 
 def lacking(study: Study) -> str:

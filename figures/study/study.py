@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from figures.study.figure_data import load_arrays
-from figures.study.tasks import Computation, Task, Training, needed, read_cost
+from figures.study.tasks import Computation, Machine, Task, Training, needed, read_cost
 from figures.study.workers import Job, execute
 from landscape.errors import unknown
 from landscape.progress import Bar
@@ -79,14 +79,14 @@ class Study:
             preset = PRESETS[preset]
         self.directory, self.preset = Path(directory), preset
         self._seeds, self._workers = seeds, workers
-        self._place = {"device": device, "data_dir": data_dir}
+        self._machine = Machine(device, data_dir)
 
     # -- what figures ask ------------------------------------------------------------------------------------------
 
     @property
     def data_dir(self) -> str | None:
         """Where data files lie; None: where `trainers.data.data_directory` looks."""
-        return self._place["data_dir"]
+        return self._machine.data_dir
 
     def seeds(self, quick: int, paper: int = 5) -> list[int]:
         """The seeds of a figure: --seeds, else the preset's, else what the figure chose."""
@@ -140,7 +140,7 @@ class Study:
     def path(self, task: Task) -> Path:
         """Where a task's outcome lies: a directory or a file."""
         # A time belongs to the kind of device that it was measured on.
-        kind = str(self._place["device"]).partition(":")[0]
+        kind = self._machine.device.partition(":")[0]
         name = f"{task.name}-{kind}" if task.timed and kind != "cpu" else task.name
         if isinstance(task, Training):
             return self.directory / "runs" / name
@@ -159,19 +159,19 @@ class Study:
         """
         every = {self.path(t): t for task in tasks for t in (*needed(task), task)}
         costs = [(t, read_cost(path)) for path, t in every.items()]
-        found = {k: sum(c[k] for _, c in costs) for k in ("seconds", "processor_seconds")}
-        return found | {"alone_seconds": sum(c["seconds"] for t, c in costs if t.timed)}
+        total = {k: sum(c[k] for _, c in costs) for k in ("seconds", "processor_seconds")}
+        return total | {"alone_seconds": sum(c["seconds"] for t, c in costs if t.timed)}
 
     def missing(self, tasks: Sequence[Task]) -> list[Task]:
         """Tasks that have to be run, each once and behind the trainings that it needs; in the given order."""
-        found: dict[Path, Task] = {}
+        missing: dict[Path, Task] = {}
         for task in tasks:
             if not self.done(task):
                 for t in (*(t for t in needed(task) if not self.done(t)), task):
-                    found.setdefault(self.path(t), t)
-        return list(found.values())
+                    missing.setdefault(self.path(t), t)
+        return list(missing.values())
 
-    def run(self, tasks: Sequence[Task], ended: Callable[[Task, BaseException | None], None] | None = None) -> int:
+    def run(self, tasks: Sequence[Task], ended: Callable[[Task, Exception | None], None] | None = None) -> int:
         """Run what is missing; returns how many tasks that were.
 
         Tasks are started in their order, those that measure time behind all others and each alone.
@@ -182,7 +182,7 @@ class Study:
                 failed counts as failed with the same error. Without it the first error is raised.
         """
         missing = self.missing(tasks)
-        jobs = [Job(t, self.path(t), [self.path(n) for n in needed(t)], self._place) for t in missing]
+        jobs = [Job(t, self.path(t), [self.path(n) for n in needed(t)], self._machine) for t in missing]
         with Bar("figures", len(missing)) as bar:
             for job, error in execute(jobs, self._workers):
                 bar.note(job.task.name)

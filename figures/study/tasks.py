@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import CodeType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import landscape
 from figures.study.figure_data import load_facts, save_arrays
@@ -25,6 +25,9 @@ from landscape.files import write_json
 from landscape.results import digest
 from landscape.results.result import plain
 from trainers import METHODS
+
+if TYPE_CHECKING:
+    from trainers.rebuild import Subject
 
 RESULTS_VERSION = 1
 """Raised when trainers or measures change what they compute: everything kept before counts as another configuration.
@@ -34,6 +37,20 @@ Where the algorithm of one method changed, its `revision` among the facts of its
 
 FREE = ("save_every", "data_dir")
 """Settings that change no number. Which checkpoints are kept does change what can be measured."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a task is run on, which changes no number but times: the device, and where data files lie."""
+
+    device: str = "cpu"
+    data_dir: str | None = None
+
+    def subject(self, path: Path, **sample: Any) -> Subject:
+        """A checkpoint brought back to life here, over the examples that `trainers.rebuild.Sample` describes."""
+        from trainers.rebuild import Sample, subject
+
+        return subject(path, Sample(data_dir=self.data_dir, **sample), device=self.device)
 
 
 @dataclass(frozen=True)
@@ -69,17 +86,19 @@ class Training:
         """Name of the run's directory."""
         return f"{self.method}-{re.split('[:,]', self.settings.get('data', 'digits'))[0]}-{self.key}"
 
-    def run(self, path: Path, place: Mapping[str, Any]) -> None:
+    def run(self, path: Path, machine: Machine) -> None:
         """Train into the directory `path`, from the last checkpoint there if there is one."""
         from trainers import train
 
-        settings = {**self.settings, "data_dir": place["data_dir"]}
-        train(METHODS[self.method](**self.arguments), out=path, resume=True, device=place["device"], **settings)
+        settings = {**self.settings, "data_dir": machine.data_dir}
+        train(METHODS[self.method](**self.arguments), out=path, resume=True, device=machine.device, **settings)
 
 
 @dataclass(frozen=True)
 class Computation:
     """A function of trained networks: function(*run directories, **arguments) -> name -> number or array.
+
+    It is also given the `machine`, if it has a parameter of that name.
 
     Attributes:
         function: "module:name".
@@ -110,10 +129,10 @@ class Computation:
         module, name = self.function.split(":")
         return getattr(importlib.import_module(module), name)
 
-    def run(self, inputs: Sequence[Path], place: Mapping[str, Any]) -> dict[str, Any]:
+    def run(self, inputs: Sequence[Path], machine: Machine) -> dict[str, Any]:
         """What the function returns for these run directories."""
-        needs = {k: v for k, v in place.items() if k in inspect.signature(self._callable).parameters}
-        return self._callable(*inputs, **self.arguments, **needs)
+        takes_machine = "machine" in inspect.signature(self._callable).parameters
+        return self._callable(*inputs, **self.arguments, **({"machine": machine} if takes_machine else {}))
 
 
 Task = Training | Computation
@@ -124,16 +143,16 @@ def needed(task: Task) -> tuple[Training, ...]:
     return task.trainings if isinstance(task, Computation) else ()
 
 
-def run_task(task: Task, path: Path, inputs: Sequence[Path], place: Mapping[str, Any]) -> str:
+def run_task(task: Task, path: Path, inputs: Sequence[Path], machine: Machine) -> str:
     """Run one task and put its outcome, with what it cost, at `path`; returns its name."""
     started = time.perf_counter(), time.process_time()
     if isinstance(task, Training):
-        task.run(path, place)
+        task.run(path, machine)
         write_json(path / "done.json", {"key": task.key, "landscape": landscape.__version__, **_spent(started)})
     else:
-        found = task.run(inputs, place)
+        arrays = task.run(inputs, machine)
         facts = {"function": task.function, "arguments": task.arguments, "runs": [p.name for p in inputs]}
-        save_arrays(path, found, {**facts, **_spent(started)})
+        save_arrays(path, arrays, {**facts, **_spent(started)})
     return task.name
 
 
@@ -158,15 +177,15 @@ def source(function: Callable[..., Any]) -> str:
     It is read once a process: a file that is edited afterwards is not the code that runs.
     """
     module = inspect.getmodule(function)
-    found: dict[str, Callable[..., Any]] = {}
+    called: dict[str, Callable[..., Any]] = {}
     waiting = [function]
     while waiting:
         one = waiting.pop()
-        found[one.__qualname__] = one
+        called[one.__qualname__] = one
         named = [getattr(module, name, None) for name in _names(one.__code__)]
-        own = [f for f in named if inspect.isfunction(f) and f.__module__ == function.__module__]
-        waiting += [f for f in own if f.__qualname__ not in found]
-    return "\n".join(inspect.getsource(found[name]) for name in sorted(found))
+        beside = [f for f in named if inspect.isfunction(f) and f.__module__ == function.__module__]
+        waiting += [f for f in beside if f.__qualname__ not in called]
+    return "\n".join(inspect.getsource(called[name]) for name in sorted(called))
 
 
 def _names(code: CodeType) -> Iterator[str]:
@@ -180,10 +199,10 @@ def _named(registry: Any, text: str) -> dict[str, Any]:
     """NAME:key=value,... with every option of the data set or network; seed and label noise as they are given."""
     from trainers.names import checked_arguments, parse_name
 
-    name, given = parse_name(text)
+    name, arguments = parse_name(text)
     entry = registry.entry(name.partition(":")[0])
-    own = {k: v for k, v in given.items() if k in {o.name for o in entry.options}}
-    return {"name": name, **given, **checked_arguments(entry, own)}
+    options = {o.name: arguments[o.name] for o in entry.options if o.name in arguments}
+    return {"name": name, **arguments, **checked_arguments(entry, options)}
 
 
 def _with_defaults(arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -192,8 +211,8 @@ def _with_defaults(arguments: Mapping[str, Any]) -> dict[str, Any]:
         return dict(arguments)
     entries = landscape.MEASURES.entries
     wanted = {
-        name: {**{o.name: o.default for o in entries[name].options}, **given}
-        for name, given in arguments["wanted"].items()
+        name: {**{o.name: o.default for o in entries[name].options}, **stated}
+        for name, stated in arguments["wanted"].items()
     }
     return {**arguments, "wanted": wanted}
 

@@ -11,30 +11,30 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from figures.study import tasks
-from figures.study.tasks import Task, needed
+from figures.study.tasks import Machine, Task, needed
 from landscape.errors import InputError
 
-Ended = tuple["Job", "Exception | None"]
+Outcome = tuple["Job", "Exception | None"]
+"""A job that ended, and the error that ended it."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """A task with its place.
+    """A task, with where it reads and writes.
 
     Attributes:
         task: what to run.
         path: where its outcome goes.
         inputs: where the trainings lie that it reads.
-        place: device and data directory.
+        machine: it is run on.
     """
 
     task: Task
     path: Path
     inputs: Sequence[Path]
-    place: Mapping[str, Any]
+    machine: Machine
 
     @property
     def alone(self) -> bool:
@@ -42,7 +42,7 @@ class Job:
         return self.task.timed or any(t.timed for t in needed(self.task))
 
 
-def execute(jobs: Sequence[Job], workers: int) -> Iterator[Ended]:
+def execute(jobs: Sequence[Job], workers: int) -> Iterator[Outcome]:
     """Run jobs and yield each with the error that ended it, or None, as they end.
 
     They start in the given order, in which a training comes before what reads it. Jobs that measure time run behind
@@ -68,13 +68,13 @@ def _is_the_machine(error: Exception) -> bool:
     return full or isinstance(error, MemoryError) or "out of memory" in str(error)
 
 
-def _here(jobs: Sequence[Job], workers: int, failed: Mapping[Path, Exception]) -> Iterator[Ended]:
+def _here(jobs: Sequence[Job], workers: int, failed: Mapping[Path, Exception]) -> Iterator[Outcome]:
     for job in jobs:
         error = _lost(job, failed)
         if error is None:
             try:
                 with _one_thread():
-                    tasks.run_task(job.task, job.path, job.inputs, job.place)
+                    tasks.run_task(job.task, job.path, job.inputs, job.machine)
             except Exception as raised:
                 error = raised
         yield job, error
@@ -92,7 +92,7 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _in_processes(jobs: Sequence[Job], workers: int, failed: Mapping[Path, Exception]) -> Iterator[Ended]:
+def _in_processes(jobs: Sequence[Job], workers: int, failed: Mapping[Path, Exception]) -> Iterator[Outcome]:
     before = set(multiprocessing.active_children())
     context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
     pool = ProcessPoolExecutor(min(workers, len(jobs)), mp_context=context, initializer=_start_worker)
@@ -105,19 +105,21 @@ def _in_processes(jobs: Sequence[Job], workers: int, failed: Mapping[Path, Excep
                 waiting.remove(job)
                 error = _lost(job, failed)
                 if error is None:
-                    future = pool.submit(tasks.run_task, job.task, job.path, job.inputs, job.place)
+                    future = pool.submit(tasks.run_task, job.task, job.path, job.inputs, job.machine)
                     running[future] = job
                 else:
                     unfinished.discard(job.path)
                     yield job, error
             for future in wait(running, return_when=FIRST_COMPLETED).done if running else ():
-                job, error = running.pop(future), future.exception()
-                if isinstance(error, BrokenProcessPool):
+                job, raised = running.pop(future), future.exception()
+                if isinstance(raised, BrokenProcessPool):
                     raise InputError(
                         f"a process died in {job.task.name}, probably for want of memory: use fewer --workers"
-                    ) from error
+                    ) from raised
+                if raised is not None and not isinstance(raised, Exception):
+                    raise raised
                 unfinished.discard(job.path)
-                yield job, error
+                yield job, raised
     except BaseException:
         # Whatever a worker is at goes on from its last checkpoint with the next call.
         for child in set(multiprocessing.active_children()) - before:
