@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from method_oracles import CLASSES, EXAMPLES, examples, network
+from oracle_network import CLASSES, EXAMPLES, examples, network
 
 from landscape.problem.batches import Batch
 from trainers import METHODS, Context, Task

@@ -8,7 +8,7 @@ import statistics
 import pytest
 import torch.nn.functional as F
 from method_cases import Run, context
-from method_oracles import EXAMPLES
+from oracle_network import EXAMPLES
 
 from trainers import METHODS
 

@@ -8,7 +8,7 @@ import dataclasses
 import pytest
 import torch
 from method_cases import TrainingSet, context
-from method_oracles import examples, network
+from oracle_network import examples, network
 from torch import nn
 
 from landscape.problem.batches import Batch

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from method_cases import Run, context, flat
-from method_oracles import CLASSES, examples, network
+from oracle_network import CLASSES, examples, network
 from torch import nn
 
 from landscape.errors import InputError

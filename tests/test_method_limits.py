@@ -8,7 +8,7 @@ import warnings
 import pytest
 import torch
 from method_cases import Run, context, flat
-from method_oracles import examples, network
+from oracle_network import examples, network
 from torch import nn
 
 from landscape.errors import InputError

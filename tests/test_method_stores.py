@@ -7,7 +7,7 @@ import types
 import pytest
 import torch
 from method_cases import Run, TrainingSet, context, flat
-from method_oracles import EXAMPLES, examples
+from oracle_network import EXAMPLES, examples
 from torch import nn
 
 from landscape.problem.batches import as_batch

@@ -4,21 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from method_oracles import (
-    BATCH,
-    CLASSES,
-    DECAY,
-    EXAMPLES,
-    LR,
-    MOMENTUM,
-    ORACLES,
-    SEED,
-    STEPS,
-    At,
-    Net,
-    examples,
-    network,
-)
+from method_oracles import ORACLES
+from oracle_network import BATCH, CLASSES, DECAY, EXAMPLES, LR, MOMENTUM, SEED, STEPS, At, Net, examples, network
 from torch import nn
 
 from landscape.problem.batches import Batch

@@ -9,12 +9,12 @@ import torch
 from torch import nn
 
 from trainers.data.datasets import Data
-from trainers.loop.run_directory import plain
 from trainers.loop.settings import Settings
 from trainers.method.batch_norm import synchronize_batch_norm
 from trainers.method.network import equal_on_all_processes
 from trainers.models import build_model
 from trainers.names import parse_name
+from trainers.storable import without_tuples
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Network:
             name, arguments = parse_name(settings.model)
             arguments = {"classes": data.classes, "input_shape": data.input_shape, **arguments}
             network = build_model(name, seed=settings.seed, **arguments).to(device)
-            described = {"name": name, "arguments": plain(arguments)}
+            described = {"name": name, "arguments": without_tuples(arguments)}
         else:
             network, described = model.to(device), {"name": "", "arguments": {}}
         # Convolutions are 1.2 to 1.5 times faster so, on a CPU too; there a caller's own network is left as it is.

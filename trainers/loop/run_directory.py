@@ -155,15 +155,6 @@ def read_history(path: str | Path) -> list[dict[str, Any]]:
     return [{k: _number(v) for k, v in row.items()} for row in csv.DictReader(whole.splitlines()) if None not in row]
 
 
-def plain(value: Any) -> Any:
-    """Tuples become lists: what a checkpoint and a JSON file can hold."""
-    if isinstance(value, Mapping):
-        return {k: plain(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(v) for v in value]
-    return value
-
-
 def _require_same(path: Path, stored: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
     if stored["method"] != asked["method"]:
         raise InputError(

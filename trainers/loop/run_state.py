@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from landscape.errors import InputError
 from trainers.loop.base import base_optimizer, clip_gradient, inner_decay
-from trainers.loop.run_directory import plain
 from trainers.loop.settings import Settings
 from trainers.method import network
 from trainers.method.method import State
 from trainers.method.task import Task
+from trainers.storable import without_tuples
 
 
 @dataclass
@@ -82,7 +82,7 @@ class RunState:
     def pack(self) -> dict[str, Any]:
         """The entries of a checkpoint that change, but for the states of model and method."""
         return {
-            "optimizer": plain(self.optimizer.state_dict()),
+            "optimizer": without_tuples(self.optimizer.state_dict()),
             "scaler": self.scaler.state_dict() if self.scaler else None,
             "random": {"streams": self._streams()},
             "epoch": self.epoch,

@@ -22,10 +22,11 @@ from trainers.loop.budget import Budget, Schedule
 from trainers.loop.epochs import Epochs, Share
 from trainers.loop.evaluation import TrainingSet, average_buffers, evaluate, load
 from trainers.loop.network import Network
-from trainers.loop.run_directory import COLUMNS, RunDirectory, plain
+from trainers.loop.run_directory import COLUMNS, RunDirectory
 from trainers.loop.run_state import RunState
 from trainers.loop.settings import Settings
 from trainers.method.method import Context, Method, Pass
+from trainers.storable import without_tuples
 
 CHECK_STEPS = 50
 """Steps between two looks at the loss: each look waits for the device."""
@@ -56,7 +57,7 @@ class Trainer:
     ) -> None:
         self.method, self.settings, self.device = method, settings, device
         self.config = {
-            "method": {"name": method.name, "arguments": plain(method.arguments)},
+            "method": {"name": method.name, "arguments": without_tuples(method.arguments)},
             "settings": settings.plain,
         }
         self.directory = None if out is None else RunDirectory(out, resume, self.config, writes=rank() == 0)
@@ -115,9 +116,9 @@ class Trainer:
                 break
             context = self._context()
             lr = context.lr
-            made = self._train_step(share, context)
-            trace[0, i], trace[1, i] = made.loss, made.hits()
-            sizes.append(made.size)
+            result = self._train_step(share, context)
+            trace[0, i], trace[1, i] = result.loss, result.hits()
+            sizes.append(result.size)
             self.now.step += 1
             self._look_at_clock(before + time.perf_counter() - start)
             if i + 1 - checked == CHECK_STEPS:
@@ -140,12 +141,12 @@ class Trainer:
         batch = Batch((inputs,), {}, share.targets, inputs.shape[0])
         step = self.task.step(batch, context, indices=share.indices, sizes=share.sizes)
         before = dict(self.now.method)
-        made = self.method.gradient(step, self.now.method)
+        result = self.method.gradient(step, self.now.method)
         if self.now.apply(self.settings.clip):
             self.method.after_step(step, self.now.method)
         else:
             self.now.method, self.now.skipped = before, self.now.skipped + 1
-        return made
+        return result
 
     def _progress(self) -> float:
         return self.budget.progress(self.now.step, self.task.passes, self.now.seconds)
@@ -224,10 +225,10 @@ class Trainer:
         directory.save(
             {
                 "model": {**self.network.described, "state": dict(self.model.state_dict())},
-                "data": {"name": self.data.name, "arguments": plain(self.data.arguments)},
-                "method": {**self.config["method"], "state": plain(self.now.method)},
+                "data": {"name": self.data.name, "arguments": without_tuples(self.data.arguments)},
+                "method": {**self.config["method"], "state": without_tuples(self.now.method)},
                 "scheduler": {**dataclasses.asdict(self.schedule), "progress": self._progress()},
-                "settings": plain(s.plain),
+                "settings": without_tuples(s.plain),
                 "provenance": self._provenance(),
                 **self.now.pack(),
             },

@@ -84,10 +84,10 @@ def synchronize_batch_norm(model: nn.Module) -> nn.Module:
     Raises:
         InputError: the model has no such layer, or one of a class that cannot be replaced.
     """
-    made = _replaced(model)
+    replaced = _replaced(model)
     others = [
         f"{name or 'the model'} ({type(layer).__name__})"
-        for name, layer in _modules_of(made).items()
+        for name, layer in _modules_of(replaced).items()
         if isinstance(layer, _BatchNorm) and not isinstance(layer, SynchronizedBatchNorm | nn.SyncBatchNorm)
     ]
     if others:
@@ -95,9 +95,9 @@ def synchronize_batch_norm(model: nn.Module) -> nn.Module:
             f"--sync-batch-norm replaces torch's BatchNorm layers where a module holds them, not {others[0]}: "
             "use BatchNorm1d, 2d or 3d (a list of layers as nn.ModuleList), or leave the option out"
         )
-    if not any(isinstance(layer, SynchronizedBatchNorm | nn.SyncBatchNorm) for layer in made.modules()):
+    if not any(isinstance(layer, SynchronizedBatchNorm | nn.SyncBatchNorm) for layer in replaced.modules()):
         raise InputError("--sync-batch-norm needs a network with BatchNorm, this one has none: leave the option out")
-    return made
+    return replaced
 
 
 def _replaced(model: nn.Module) -> nn.Module:

@@ -69,7 +69,7 @@ def frozen_statistics(layers: Sequence[nn.Module]) -> Iterator[None]:
             layer._buffers.update(buffers)
 
 
-class Places:
+class TensorSlots:
     """Where a model keeps its tensors, so that others can be lent to it for a moment.
 
     Writing the modules' own dictionaries costs a hundredth of `torch.func.functional_call`. A tensor that several

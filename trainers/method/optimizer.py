@@ -24,13 +24,13 @@ import torch
 from torch import Tensor, nn
 
 from landscape.errors import InputError
-from trainers.loop.run_directory import plain
 from trainers.method.averages import mean
 from trainers.method.closure import Closure, ClosureStep
 from trainers.method.context import Context
 from trainers.method.method import Method
 from trainers.method.step import Step
 from trainers.method.task import Task
+from trainers.storable import without_tuples
 
 
 class MethodOptimizer(torch.optim.Optimizer):
@@ -190,7 +190,7 @@ class MethodOptimizer(torch.optim.Optimizer):
         """The base optimizer's state dict, and under "method" what the method remembers."""
         method = {
             "name": self.method.name,
-            "arguments": plain(self.method.arguments),
+            "arguments": without_tuples(self.method.arguments),
             "state": self.method_state,
             "steps": self.steps,
         }

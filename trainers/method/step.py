@@ -140,13 +140,13 @@ class Step:
         self.task.passes.forward += self._counted(rows)
         self.task.passes.backward += self._counted(rows)
         if self._absent(rows):
-            made = self._nothing()
+            result = self._nothing()
         else:
             with torch.enable_grad():
-                made = self._run(rows, statistics)
-                self._share(made, rows, objective).backward(inputs=None if inputs is None else list(inputs))
+                result = self._run(rows, statistics)
+                self._share(result, rows, objective).backward(inputs=None if inputs is None else list(inputs))
         self._finish(self.parameters if inputs is None else inputs)
-        return made.detached()
+        return result.detached()
 
     def outputs_with(self, tensors: dict[str, Tensor]) -> Tensor:
         """Logits of the batch with other weights and buffers in the model, in evaluation mode: one forward, no graph.
@@ -155,7 +155,7 @@ class Step:
             tensors: dotted name -> tensor, as `Task.named_tensors` gives them.
         """
         self.task.passes.forward += self._counted(None)
-        with torch.no_grad(), self.task.places.lent(tensors), self.task.autocast():
+        with torch.no_grad(), self.task.slots.lent(tensors), self.task.autocast():
             return network.logits_of(self.task.model(*self.batch.args, **self.batch.kwargs))
 
     def perturbed(self, epsilon: Sequence[Tensor]) -> contextlib.AbstractContextManager[None]:
@@ -209,20 +209,20 @@ class Step:
         else:
             network.set_random_state(self.task.device, self._random)
 
-    def _share(self, made: Pass, rows: Rows | None, objective: Callable[[Pass], Tensor] | None) -> Tensor:
+    def _share(self, result: Pass, rows: Rows | None, objective: Callable[[Pass], Tensor] | None) -> Tensor:
         """What is differentiated here: this process's part of the mean over the scope."""
         if objective is not None:
-            value = objective(made)
+            value = objective(result)
         else:
-            value = made.loss if made.example_losses is None else made.example_losses
-        total = made.size
+            value = result.loss if result.example_losses is None else result.example_losses
+        total = result.size
         if self.shared:
             total = self.size if rows is None else rows.total
         if value.dim():
             # Summed and divided by the number in the whole scope: exact for any division among processes.
             share = value.sum() / total
         else:
-            share = value if total == made.size else value * (made.size / total)
+            share = value if total == result.size else value * (result.size / total)
         return share if self.task.scaler is None else self.task.scaler.scale(share)
 
     def _absent(self, rows: Rows | None) -> bool:

@@ -74,7 +74,7 @@ class Task:
         self.group_size, self.synchronized = group_size, synchronized
         self.norms = network.statistics_of(self.model)
         self.meets = any(isinstance(m, SynchronizedBatchNorm) for m in self.model.modules())
-        self.places = network.Places(self.model)
+        self.slots = network.TensorSlots(self.model)
         self.same_masks = same_masks and network.draws_masks(self.model)
         self.passes = Passes()
         self.world, self.rank = processes.world(), processes.rank()

@@ -32,12 +32,12 @@ def started(context: Context, recipe: str, start: float) -> bool:
     return context.epoch >= PAPER_START if recipe == "paper" else context.progress >= start
 
 
-def require_classes(made: Pass, method: str) -> None:
+def require_classes(result: Pass, method: str) -> None:
     """Raise InputError unless the outputs are logits (n, C)."""
-    if made.logits.dim() != 2:
+    if result.logits.dim() != 2:
         raise InputError(
             f"{method} compares class probabilities: outputs of shape (examples, classes) are needed, received "
-            f"{tuple(made.logits.shape)}"
+            f"{tuple(result.logits.shape)}"
         )
 
 

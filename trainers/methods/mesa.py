@@ -87,9 +87,9 @@ class MESA(Method):
             return step.backward()
         past = torch.log_softmax(step.outputs_with(state["average"]) / self.tau, dim=1)
 
-        def objective(made: Pass) -> Tensor:
-            trajectory.require_classes(made, "mesa")
-            return made.losses + self.strength * self.tau**2 * trajectory.divergence(past, made.logits, self.tau)
+        def objective(result: Pass) -> Tensor:
+            trajectory.require_classes(result, "mesa")
+            return result.losses + self.strength * self.tau**2 * trajectory.divergence(past, result.logits, self.tau)
 
         return step.backward(objective=objective)
 

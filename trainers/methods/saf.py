@@ -111,15 +111,15 @@ class SAF(Method):
         if trajectory.started(context, self.recipe, self.start) and context.epoch >= self.lag:
             values, classes, known = self._read(state, indices, context.epoch)
 
-            def objective(made: Pass) -> Tensor:
-                trajectory.require_classes(made, "saf")
-                term = trajectory.divergence(values, made.logits, self.tau, classes)
-                return made.losses + self.strength * self.tau**2 * (known * term)
+            def objective(result: Pass) -> Tensor:
+                trajectory.require_classes(result, "saf")
+                term = trajectory.divergence(values, result.logits, self.tau, classes)
+                return result.losses + self.strength * self.tau**2 * (known * term)
 
-        made = step.backward(objective=objective)
-        trajectory.require_classes(made, "saf")
-        self._write(state, step.everywhere(indices), step.everywhere(made.logits), context.epoch)
-        return made
+        result = step.backward(objective=objective)
+        trajectory.require_classes(result, "saf")
+        self._write(state, step.everywhere(indices), step.everywhere(result.logits), context.epoch)
+        return result
 
     # -- the store -------------------------------------------------------------------------------------------------
 
