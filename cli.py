@@ -22,7 +22,7 @@ COMMANDS = [*(name for name in ORDER if name in FILES), *sorted(FILES - set(ORDE
 
 
 class Commands(click.Group):
-    """One command a file in commands/, imported when it is needed."""
+    """One command per file in commands/, imported when it is needed."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Names in the order in which a user meets them."""

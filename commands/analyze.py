@@ -36,7 +36,7 @@ class MeasureOptions:
         "Disjoint subsets of the sample for the intervals of sharpness; default 8, 0 for samples under 256; 0: none.",
         type=int,
     )
-    grid: int | None = option("Points a side of the surface; default 21; 0: no surface.", type=int)
+    grid: int | None = option("Points per side of the surface; default 21; 0: no surface.", type=int)
     radius: float = option(
         "Half-width of the surface in multiples of the weights' norm.", type=options.Positive(), default=0.07
     )

@@ -31,10 +31,10 @@ class GridOptions:
         default="gaussian",
         metavar="NAME",
     )
-    grid: str = option("Points an axis; odd.", default="41", metavar="N[xM]")
+    grid: str = option("Points per axis; odd.", default="41", metavar="N[xM]")
     radius: float | None = option("Half-width; default 0.07 of ||w||, or 1 filter norm.", type=float)
     ranges: tuple[str, ...] = option(
-        "Instead of the radius, once an axis.", "--range", multiple=True, metavar="LOW,HIGH"
+        "Instead of the radius, once per axis.", "--range", multiple=True, metavar="LOW,HIGH"
     )
     dimensions: int = option("1: a profile.", type=click.IntRange(1, 2), default=2)
     spacing: str = option(None, type=click.Choice(["linear", "log"]), default="linear")
@@ -46,7 +46,7 @@ class GridOptions:
     gradient_norm: bool = option("||grad L|| at every point.", default=False)
     curvature: bool = option("lambda_min and lambda_max at every point.", default=False)
     absolute: bool = option("Several CKPT: move all by the first one's directions.", default=False)
-    gif: bool = option("With --directions trajectory: figures/trajectory.gif, a frame a checkpoint.", default=False)
+    gif: bool = option("With --directions trajectory: figures/trajectory.gif, one frame per checkpoint.", default=False)
     precision: str = option(None, type=click.Choice(["native", "tf32", "bfloat16"]), default="native")
 
     @property
@@ -135,7 +135,7 @@ def _sizes(text: str) -> int | tuple[int, ...]:
     try:
         sizes = tuple(int(n) for n in text.split("x"))
     except ValueError as error:
-        raise InputError(f"--grid {text!r}: a number, or one an axis as in 41x21, is needed") from error
+        raise InputError(f"--grid {text!r}: a number, or one per axis as in 41x21, is needed") from error
     return sizes[0] if len(sizes) == 1 else sizes
 
 

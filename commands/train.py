@@ -87,7 +87,7 @@ def _help(entry: Entry) -> str:
     return "\n\n".join([prose, *facts])
 
 
-_FACTS = {"source": "Defaults", "cost": "Passes a step", "statistics": "BatchNorm statistics move in"}
+_FACTS = {"source": "Defaults", "cost": "Passes per step", "statistics": "BatchNorm statistics move in"}
 
 
 def _train(

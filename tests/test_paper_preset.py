@@ -8,6 +8,7 @@ import torch
 
 from figures import FIGURES
 from figures.study.study import Study, Training
+from figures.study.tasks import Machine
 from trainers import METHODS
 from trainers.data.datasets import load_data
 from trainers.loop.settings import Settings
@@ -48,11 +49,10 @@ def test_every_training_has_settings_and_hyperparameters_that_are_accepted(plann
 
 
 def test_every_computation_exists_and_takes_its_arguments(planned):
-    place = {"device": "cpu", "data_dir": None}
     for tasks in planned.values():
         for task in tasks:
             if not isinstance(task, Training):
                 module, name = task.function.split(":")
                 signature = inspect.signature(getattr(importlib.import_module(module), name))
-                given = {k: v for k, v in place.items() if k in signature.parameters}
-                signature.bind(*["run"] * len(task.trainings), **task.arguments, **given)
+                machine = {"machine": Machine()} if "machine" in signature.parameters else {}
+                signature.bind(*["run"] * len(task.trainings), **task.arguments, **machine)

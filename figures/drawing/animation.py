@@ -24,7 +24,7 @@ DPI = 120
 
 
 def write(surface: Any, path: str | Path, names: Sequence[str] = ()) -> Path:
-    """Write a GIF with a frame a checkpoint.
+    """Write a GIF with one frame per checkpoint.
 
     Args:
         surface: a plane through a trajectory (`Surface` with `marks` and `residuals`).

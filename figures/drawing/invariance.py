@@ -118,10 +118,10 @@ def _losses(
     return figure
 
 
-def _same_span(ax: Axes, result: Invariance, names: Sequence[str], own: str) -> None:
+def _same_span(ax: Axes, result: Invariance, names: Sequence[str], drawn: str) -> None:
     """Axes of one height, in units of the loss, for both pictures, around each one's values."""
     height = max(np.ptp(np.concatenate([result.of(n), result.of("loss")])) for n in names)
-    values = np.concatenate([result.of(own), result.of("loss")])
+    values = np.concatenate([result.of(drawn), result.of("loss")])
     low = values.min() - 0.5 * (height - np.ptp(values)) - 0.08 * height
     ax.set_ylim(low, low + 1.5 * height)
 

@@ -38,8 +38,8 @@ def draw(result: Any, ends: Sequence[str] = ()) -> Figure:
             layout="constrained",
         )
         upper = panels[0, 0]
-        own = "train" if "test" in result.others else "test" if "train" in result.others else "loss"
-        rows = [(own, result.loss, result.accuracy)]
+        main = "train" if "test" in result.others else "test" if "train" in result.others else "loss"
+        rows = [(main, result.loss, result.accuracy)]
         if result.others:
             rows += zip(result.others, result.other_loss, result.other_accuracy, strict=True)
         for i, (name, loss, right) in enumerate(rows):

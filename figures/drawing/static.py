@@ -62,13 +62,13 @@ def pictures(analyses: Sequence[Analysis]) -> Iterator[tuple[str, Figure]]:
 def facts(analyses: Sequence[Analysis]) -> dict[str, Any]:
     """What a caption has to say: samples, BatchNorm policy, dtype, seeds, radius, checkpoints."""
     first = analyses[0]
-    found: dict[str, Any] = {"samples": first.samples, "parameters": first.parameters}
-    found |= {k: first.provenance.get(k) for k in ("batch_norm", "dtype", "split", "sample_seed", "sample_sha256")}
-    found["checkpoints"] = {a.label: a.sha256 for a in analyses}
-    found["arguments"] = {k: dict(r.arguments) for k, r in first.measures.items()}
+    caption: dict[str, Any] = {"samples": first.samples, "parameters": first.parameters}
+    caption |= {k: first.provenance.get(k) for k in ("batch_norm", "dtype", "split", "sample_seed", "sample_sha256")}
+    caption["checkpoints"] = {a.label: a.sha256 for a in analyses}
+    caption["arguments"] = {k: dict(r.arguments) for k, r in first.measures.items()}
     if first.surface is not None:
-        found["surface"] = dict(first.surface.arguments)
-    return found
+        caption["surface"] = dict(first.surface.arguments)
+    return caption
 
 
 def cuts(analyses: Sequence[Analysis]) -> Figure:
@@ -101,7 +101,7 @@ def cuts(analyses: Sequence[Analysis]) -> Figure:
 
 
 def sharpness(analyses: Sequence[Analysis]) -> Figure | None:
-    """The rise of the loss against the radius: one panel a measure, since their balls have different shapes."""
+    """The rise of the loss against the radius: one panel per measure, since their balls have different shapes."""
     import matplotlib.pyplot as plt
 
     drawn = [one for one in alike(analyses) if any(len(_points(a, one.key)) > 1 for _, a in one.members)]
@@ -134,7 +134,7 @@ def sharpness(analyses: Sequence[Analysis]) -> Figure | None:
 
 
 def eigenvalues(analyses: Sequence[Analysis]) -> Figure | None:
-    """The largest eigenvalues with their error bounds, one panel a measure."""
+    """The largest eigenvalues with their error bounds, one panel per measure."""
     import matplotlib.pyplot as plt
 
     drawn = [one for one in alike(analyses, several=True) if any(_eigenvalues(a, one.key) for _, a in one.members)]

@@ -161,16 +161,16 @@ def color_bar(figure: Figure, mappable: Any, panels: np.ndarray, scale: Scale, l
 # -- a result on its own ---------------------------------------------------------------------------------------------
 
 
-def write(found: Mapping[str, Any], directory: str | Path, *, formats: Sequence[str] = ("pdf", "png")) -> list[Path]:
+def write(results: Mapping[str, Any], directory: str | Path, *, formats: Sequence[str] = ("pdf", "png")) -> list[Path]:
     """Draw `Surface` and `Profiles` results with what must be known of them printed underneath.
 
     Planes: contours and 3-D (linear, and logarithmic where a linear scale shows only the rim), and maps of the gradient
     norm and of |lambda_min / lambda_max| where they were computed. Lines: profiles.
     """
     written: list[Path] = []
-    planes = {n: s for n, s in found.items() if s.loss.ndim == 2}
-    lines = {n: s for n, s in found.items() if s.loss.ndim == 1}
-    facts = {n: {**s.arguments, **s.provenance} for n, s in found.items()}
+    planes = {n: s for n, s in results.items() if s.loss.ndim == 2}
+    lines = {n: s for n, s in results.items() if s.loss.ndim == 1}
+    facts = {n: {**s.arguments, **s.provenance} for n, s in results.items()}
     for name, figure in (*_planes(planes), *_lines(lines)):
         written += style.save(figure, Path(directory) / name, facts, title=name, formats=formats)
     return written
@@ -287,11 +287,11 @@ def noted(figure: Figure, notes: Sequence[str]) -> Figure:
     return figure
 
 
-def notes(found: Mapping[str, Any]) -> list[str]:
+def notes(results: Mapping[str, Any]) -> list[str]:
     """How the picture was computed, and reasons not to believe it."""
     lines: list[str] = []
-    for name, one in found.items():
-        prefix = f"{name}: " if len(found) > 1 else ""
+    for name, one in results.items():
+        prefix = f"{name}: " if len(results) > 1 else ""
         caption = one.caption()
         if caption not in lines:
             lines.append(caption if not lines else prefix + caption)

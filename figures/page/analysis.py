@@ -56,7 +56,7 @@ class Analysis:
         measures: key -> result.
         surface: the loss surface, or None.
         history: rows of history.csv beside the checkpoint, or None.
-        examples: "loss" and "accuracy" of each example (n,), where there is one value an example.
+        examples: "loss" and "accuracy" of each example (n,), where there is one value per example.
         metadata: what the checkpoint says of itself.
         provenance: of the Problem.
         command: that makes the analysis again.

@@ -27,24 +27,24 @@ def paired(analyses: Sequence[Analysis]) -> Differences:
     samples = {a.provenance.get("sample_sha256") for a in analyses}
     if len(analyses) < 2 or len(samples) != 1:
         return {}
-    found: dict[str, list[dict[str, float] | None]] = {
+    differences: dict[str, list[dict[str, float] | None]] = {
         name: [_of_examples(a.examples.get(name), first.examples.get(name)) for a in analyses]
         for name in ("loss", "accuracy")
     }
     for key in first.measures:
-        found[key] = [_of_subsets(a, first, key) for a in analyses]
-    return found
+        differences[key] = [_of_subsets(a, first, key) for a in analyses]
+    return differences
 
 
-def _of_examples(own: np.ndarray | None, first: np.ndarray | None) -> dict[str, float] | None:
-    if own is None or first is None or len(own) < 2:
+def _of_examples(other: np.ndarray | None, first: np.ndarray | None) -> dict[str, float] | None:
+    if other is None or first is None or len(other) < 2:
         return None
-    difference = statistics.paired_examples(own, first)
+    difference = statistics.paired_examples(other, first)
     return {"value": difference.value, "low": difference.low, "high": difference.high}
 
 
-def _of_subsets(own: Analysis, first: Analysis, key: str) -> dict[str, float] | None:
-    results = [a.measures.get(key) for a in (own, first)]
+def _of_subsets(other: Analysis, first: Analysis, key: str) -> dict[str, float] | None:
+    results = [a.measures.get(key) for a in (other, first)]
     if any(getattr(r, "subsets", None) is None for r in results):
         return None
     mine, theirs = (_at_first_radius(r.subsets) for r in results)  # type: ignore[union-attr]

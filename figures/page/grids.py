@@ -164,15 +164,15 @@ def _marks(surface: Any) -> np.ndarray | None:
 
 def _maps(surface: Any) -> dict[str, np.ndarray]:
     """Gradient norm and the honesty map (Li 2018, section 5): how much of the curvature the picture cannot show."""
-    found = {}
+    maps = {}
     if getattr(surface, "gradient_norm", None) is not None:
-        found["Gradient norm"] = np.asarray(surface.gradient_norm, dtype=float)
+        maps["Gradient norm"] = np.asarray(surface.gradient_norm, dtype=float)
     low, high = getattr(surface, "lambda_min", None), getattr(surface, "lambda_max", None)
     if low is not None and high is not None:
         with np.errstate(divide="ignore", invalid="ignore"):
             ratio = np.maximum(0.0, -np.asarray(low, dtype=float)) / np.abs(np.asarray(high, dtype=float))
-        found["Negative against positive curvature"] = ratio
-    return found
+        maps["Negative against positive curvature"] = ratio
+    return maps
 
 
 def shared_scale(drawn: Sequence[Grid]) -> Scale:
@@ -199,5 +199,5 @@ def _checks(surface: Any) -> Iterator[Check]:
         yield Check(False, f"{pending} of {np.size(surface.done):,} points are not computed yet: finish with --resume")
     if blank > 0:
         yield Check(False, f"{blank} points have a loss of nan or infinity and are left blank")
-    for found in surface.checks:
-        yield Check(bool(found["ok"]), str(found["text"]))
+    for check in surface.checks:
+        yield Check(bool(check["ok"]), str(check["text"]))

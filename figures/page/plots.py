@@ -22,18 +22,19 @@ if TYPE_CHECKING:
 def plots(analyses: Sequence[Analysis]) -> tuple[list[Plot], dict[str, Any]]:
     """Every plot for which there is data, and the arrays that they share."""
     arrays = Arrays()
-    found = [
+    drawn = [
         *surface_plots(analyses, arrays),
         *_sharpness(analyses),
         *_eigenvalues(analyses),
         *_densities(analyses, arrays),
+        *_layers(analyses),
+        *_training(analyses),
     ]
-    found += [*_layers(analyses), *_training(analyses)]
-    return found, arrays.held
+    return drawn, arrays.held
 
 
 def _sharpness(analyses: Sequence[Analysis]) -> Iterator[Plot]:
-    """One panel a measure: their balls differ, so no two measures share an axis of radii."""
+    """One panel per measure: their balls differ, so no two measures share an axis of radii."""
     for key, name, title, members in alike(analyses):
         curves = [(i, a, curve(a.measures[key].summary())) for i, a in members]
         if not any(len(c) > 1 for _, _, c in curves):
@@ -216,7 +217,7 @@ def _training(analyses: Sequence[Analysis]) -> Iterator[Plot]:
                         "y": rounded([v for _, v in points]), "name": text(a.label if several else split),
                         "line": {"color": f"$series{i}", "dash": dash},
                         "hovertemplate": f"epoch %{{x}}: <b>%{{y:.4g}}</b><extra>{full}</extra>",
-                        # One entry a checkpoint, which hides both of its lines: twenty would eat the plot.
+                        # One entry per checkpoint, which hides both of its lines: twenty would eat the plot.
                         **({"legendgroup": str(i), "showlegend": i not in named} if several else {}),
                     }
                 )  # fmt: skip

@@ -127,17 +127,17 @@ def _hash(script: str) -> str:
 
 
 def _sections(drawn: Sequence[Plot], analyses: Sequence[Analysis]) -> list[Section]:
-    found = []
+    sections = []
     for key, (name, lead) in SECTIONS.items():
-        own = [p for p in drawn if p.section == key]
-        if not own:
+        plots = [p for p in drawn if p.section == key]
+        if not plots:
             continue
-        modes = next((list(p.modes) for p in own if p.group == key and len(p.modes) > 1), [])
+        modes = next((list(p.modes) for p in plots if p.group == key and len(p.modes) > 1), [])
         checks = [(g.label, g.checks) for g in grids(analyses)] if key == "surface" else []
-        if key == "surface" and any(p.three_d for p in own):
+        if key == "surface" and any(p.three_d for p in plots):
             lead = "Drag to turn, scroll to zoom, point to read the loss; with the keyboard: arrow keys, + and −."
-            if choices := next((p.choices for p in own if p.choices), ()):
-                shown = sum(p.three_d for p in own)
+            if choices := next((p.choices for p in plots if p.choices), ()):
+                shown = sum(p.three_d for p in plots)
                 lead += (
                     f" A browser keeps {shown} pictures in 3-D: these are the first {shown} of {len(choices)} "
                     "checkpoints, and the box above each shows any other one in its place."
@@ -146,14 +146,14 @@ def _sections(drawn: Sequence[Plot], analyses: Sequence[Analysis]) -> list[Secti
                 lead += " Colors, contour levels and heights are the same for every checkpoint, and all turn together."
                 if "rise" in modes:
                     lead += " Rise: the loss above that of the checkpoint's own trained weights."
-        found.append(Section(key, name, lead, _rows(own, len(analyses)), modes, checks))
-    return found
+        sections.append(Section(key, name, lead, _rows(plots, len(analyses)), modes, checks))
+    return sections
 
 
-def _rows(own: Sequence[Plot], checkpoints: int) -> list[list[Plot]]:
+def _rows(plots: Sequence[Plot], checkpoints: int) -> list[list[Plot]]:
     """Plots that belong side by side: one kind over several checkpoints, both pictures of one surface."""
     kinds: dict[str, list[Plot]] = {}
-    for plot in own:
+    for plot in plots:
         row = "surface" if checkpoints == 1 and plot.row in ("3d", "contour") else plot.row
         kinds.setdefault(row, []).append(plot)
     return list(kinds.values())
@@ -185,7 +185,7 @@ def _name(entry: Any) -> str:
 
 def _tiles(a: Analysis) -> list[dict[str, str]]:
     split = str(a.provenance.get("split") or "")
-    found = [
+    tiles = [
         {"name": "Loss", "value": number(a.loss), "note": "mean over the examples"},
         {"name": "Accuracy", "value": percent(a.accuracy), "note": ""},
         {"name": "Examples", "value": count(a.samples), "note": f"{split} set" if split else ""},
@@ -193,8 +193,8 @@ def _tiles(a: Analysis) -> list[dict[str, str]]:
     ]
     # The policy changes every number, but a network without such layers has none.
     if a.provenance.get("has_batch_norm", True) and a.provenance.get("batch_norm"):
-        found.append({"name": "BatchNorm", "value": str(a.provenance["batch_norm"]), "note": "policy of the measures"})
-    return found
+        tiles.append({"name": "BatchNorm", "value": str(a.provenance["batch_norm"]), "note": "policy of the measures"})
+    return tiles
 
 
 def _checkpoint(a: Analysis) -> dict[str, Any]:

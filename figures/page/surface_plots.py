@@ -196,7 +196,7 @@ def _cuts(drawn: Sequence[Grid]) -> Plot:
                     "type": "scatter", "mode": "lines", "x": rounded(x), "y": rounded(loss), "name": text(name),
                     "line": {"color": f"$series{i if len(drawn) > 1 else axis}", "dash": ("solid", "dash")[axis]},
                     "hovertemplate": f"%{{x:.4g}}: loss <b>%{{y:.4g}}</b><extra>{text(full)}</extra>",
-                    # One entry a checkpoint, which hides all of its lines.
+                    # One entry per checkpoint, which hides all of its lines.
                     **({"legendgroup": str(i), "showlegend": axis == 0} if len(drawn) > 1 else {}),
                 }
             )  # fmt: skip

@@ -86,7 +86,7 @@ class AllMethods(Figure):
 
     def collect(self, study: Study) -> FigureData:
         """Accuracies and measures."""
-        found = {key: study.result(c) for key, c in measured(study).items()}
+        results = {key: study.result(c) for key, c in measured(study).items()}
         runs, budgets, seeds = noisy_runs(study), self._budgets(study), study.seeds(3, 5)
         names = methods()
         facts = {**recipes.describe(*runs.values()), "seeds": len(seeds), "samples": study.samples(2048)}
@@ -103,13 +103,13 @@ class AllMethods(Figure):
         equal = [[[last(budgets[b, m, s]) for s in seeds] for m in names] for b in BUDGETS]
         numbers.add("test_accuracy_at_budget", ("budget", "method", "seed"), equal, "share of examples")
         for measure in ("loss", "accuracy", *MEASURES):
-            values = [[[float(found[m, n, s][measure]) for s in seeds] for n in NOISE] for m in names]
+            values = [[[float(results[m, n, s][measure]) for s in seeds] for n in NOISE] for m in names]
             unit = "share of examples" if measure == "accuracy" else "nats"
             numbers.add(f"train_{measure}" if measure in ("loss", "accuracy") else measure, axes, values, unit)
         return numbers
 
     def draw(self, numbers: FigureData) -> Any:
-        """A row a method; columns: accuracy by noise, accuracy by budget, three measures at one noise."""
+        """One row per method; columns: accuracy by noise, accuracy by budget, three measures at one noise."""
         import matplotlib.pyplot as plt
 
         names = [str(m) for m in numbers["method"]]

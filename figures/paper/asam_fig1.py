@@ -94,7 +94,7 @@ class FlatAndSharp(Figure):
 
     def collect(self, study: Study) -> FigureData:
         """Slices and the hyperbola."""
-        found = {key: study.result(c) for key, c in self._slices(study).items()}
+        results = {key: study.result(c) for key, c in self._slices(study).items()}
         tiny = study.result(self._hyperbola())
         seeds = self._seeds(study)
         numbers = FigureData(facts={**recipes.describe(*self._runs(study).values()), "seeds": len(seeds)})
@@ -102,10 +102,10 @@ class FlatAndSharp(Figure):
         numbers.axis("minimum", MINIMA)
         numbers.axis("seed", seeds)
         numbers.axis("split", ["train", "test"])
-        numbers.axis("x", found["sharp", seeds[0]]["x"], "||w||")
-        loss = [[[found[k, s][split] for split in ("train", "test")] for s in seeds] for k in MINIMA]
+        numbers.axis("x", results["sharp", seeds[0]]["x"], "||w||")
+        loss = [[[results[k, s][split] for split in ("train", "test")] for s in seeds] for k in MINIMA]
         numbers.add("loss", ("minimum", "seed", "split", "x"), loss, "nats")
-        top = [[float(found[k, s]["lambda_max"]) for s in seeds] for k in MINIMA]
+        top = [[float(results[k, s]["lambda_max"]) for s in seeds] for k in MINIMA]
         numbers.add("lambda_max", ("minimum", "seed"), top, "nats")
         for name in ("w", "w1"):
             numbers.axis(name, tiny[name])

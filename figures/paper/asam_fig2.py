@@ -28,14 +28,14 @@ class FlatLogits(Figure):
 
     def collect(self, study: Study) -> FigureData:
         """Logits of the first network, largest change of the outputs of every network."""
-        numbers, found = rescaled.numbers(study, ())
-        logits = found[0]["logits"]
+        numbers, results = rescaled.numbers(study, ())
+        logits = results[0]["logits"]
         numbers.facts["shown"] = "network 0"
         numbers.axis("input", range(logits.shape[1]))
         numbers.axis("output", range(logits.shape[2]))
         numbers.add("logits", ("transform", "input", "output"), logits)
-        numbers.add("largest_output_change", ("network",), [float(r["output_change"]) for r in found.values()])
-        residual = [r["function_residual"] for r in found.values()]
+        numbers.add("largest_output_change", ("network",), [float(r["output_change"]) for r in results.values()])
+        residual = [r["function_residual"] for r in results.values()]
         numbers.axis("transformed", rescaled.TRANSFORMED)
         numbers.add("function_residual", ("network", "transformed"), residual)
         return numbers

@@ -31,7 +31,7 @@ class SamLoss(Figure):
         return rescaled.numbers(study, ("loss", "sam_loss", "sam_sharpness"))[0]
 
     def draw(self, numbers: FigureData) -> Any:
-        """A line a network: SAM loss solid, loss dashed."""
+        """One line per network: SAM loss solid, loss dashed."""
         import matplotlib.pyplot as plt
 
         figure, axes = plt.subplots(figsize=(style.COLUMN, 2.4), layout="constrained")

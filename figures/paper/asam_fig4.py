@@ -52,13 +52,13 @@ class AsamLoss(Figure):
 
     def collect(self, study: Study) -> FigureData:
         """Measures over the rescalings, spreads by what is rescaled and how T treats biases."""
-        numbers, found = rescaled.numbers(study, ("loss", *MEASURES))
+        numbers, results = rescaled.numbers(study, ("loss", *MEASURES))
         numbers.axis("transformed", rescaled.TRANSFORMED)
         numbers.axis("biases", rescaled.BIASES)
         axes = ("network", "transformed", "biases")
-        numbers.add("relative_spread", axes, [r["bias_spread"] for r in found.values()])
-        numbers.add("function_residual", ("network", "transformed"), [r["function_residual"] for r in found.values()])
-        numbers.add("rotation_spread", ("network",), [float(r["rotation_spread"]) for r in found.values()])
+        numbers.add("relative_spread", axes, [r["bias_spread"] for r in results.values()])
+        numbers.add("function_residual", ("network", "transformed"), [r["function_residual"] for r in results.values()])
+        numbers.add("rotation_spread", ("network",), [float(r["rotation_spread"]) for r in results.values()])
         return numbers
 
     def draw(self, numbers: FigureData) -> Any:

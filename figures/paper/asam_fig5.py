@@ -84,10 +84,10 @@ class ShiftedVariance(Figure):
         """Errors, and the Bayes error."""
         from trainers.data.toy2d import bayes_error
 
-        found = self._errors(study)
+        computations = self._errors(study)
         seeds = self._seeds(study)
-        one = next(iter(found.values()))
-        facts = recipes.describe(*(c.trainings[0] for c in found.values()))
+        one = next(iter(computations.values()))
+        facts = recipes.describe(*(c.trainings[0] for c in computations.values()))
         numbers = FigureData(
             facts={
                 "data": "toy2d, five training variances",
@@ -98,14 +98,14 @@ class ShiftedVariance(Figure):
         )
         for name, values in (("method", METHODS), ("train_variance", TRAIN), ("seed", seeds), ("test_variance", TEST)):
             numbers.axis(name, values)
-        errors = [[[study.result(found[m, v, s])["error"] for s in seeds] for v in TRAIN] for m in METHODS]
+        errors = [[[study.result(computations[m, v, s])["error"] for s in seeds] for v in TRAIN] for m in METHODS]
         axes = ("method", "train_variance", "seed", "test_variance")
         numbers.add("test_error", axes, errors, "share of test points")
         numbers.add("bayes_error", ("test_variance",), [bayes_error(v) for v in TEST], "share of test points")
         return numbers
 
     def draw(self, numbers: FigureData) -> Any:
-        """One panel a training variance."""
+        """One panel per training variance."""
         import matplotlib.pyplot as plt
 
         from figures.drawing import style

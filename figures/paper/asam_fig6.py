@@ -42,7 +42,7 @@ class ToyData(Figure):
         }
 
     def plan(self, study: Study) -> list[Computation]:
-        """One draw a variance and seed."""
+        """One draw per variance and seed."""
         return list(self._draws(study).values())
 
     def collect(self, study: Study) -> FigureData:

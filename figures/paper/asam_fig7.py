@@ -68,7 +68,7 @@ class AccuracyCurves(Figure):
         return accuracies(study)
 
     def draw(self, numbers: FigureData) -> Any:
-        """A row a base, a panel a method."""
+        """One row per base, one panel per method."""
         import matplotlib.pyplot as plt
 
         from figures.drawing import style
@@ -114,14 +114,14 @@ class AccuracyCurves(Figure):
         gap = train - 100 * numbers["test_accuracy"][..., -1]
 
         def claim(base: str, method: str, other: str, note: str = "") -> Claim:
-            places = (BASES.index(base), METHODS.index(method)), (BASES.index(other), METHODS.index("base"))
-            own, reference = (gap[p] for p in places)
-            learned = " against ".join(f"{train[p].mean():.1f}%" for p in places)
+            cells = (BASES.index(base), METHODS.index(method)), (BASES.index(other), METHODS.index("base"))
+            own_gap, reference = (gap[p] for p in cells)
+            learned = " against ".join(f"{train[p].mean():.1f}%" for p in cells)
             return Claim(
                 text=f"{method.upper()} on {bands.label(base)} has a smaller train-test gap than {bands.label(other)}",
                 quantity="difference of (train - test accuracy) at the last epoch",
                 published="below 0",
-                ours=statistics.paired(own, reference),
+                ours=statistics.paired(own_gap, reference),
                 below=0.0,
                 unit="percentage points",
                 note=f"{note} Training accuracy {learned}: who has learned less has a smaller gap.".strip(),

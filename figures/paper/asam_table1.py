@@ -81,11 +81,11 @@ class BestAccuracy(Figure):
                 inks.append(bands.color(name))
                 best.append(100 * numbers["best_accuracy"][i, j])
                 cost.append(numbers["epoch_seconds"][i, j] / numbers["epoch_seconds"][i, 0])
-        place = [0, 1, 2, 3.6, 4.6, 5.6]
-        bands.points(left, place, best, inks)
-        bands.points(right, place, cost, inks)
+        positions = [0, 1, 2, 3.6, 4.6, 5.6]
+        bands.points(left, positions, best, inks)
+        bands.points(right, positions, cost, inks)
         for axes in (left, right):
-            axes.set_xticks(place, names)
+            axes.set_xticks(positions, names)
             axes.set_xlabel("method and base optimizer")
         left.set_ylabel("best test accuracy (%)")
         left.set_title(f"accuracy: dots: {len(numbers['seed'])} seeds; bars: 95%")
@@ -93,9 +93,9 @@ class BestAccuracy(Figure):
         right.axhline(2, color="#bbbbbb", linewidth=0.7, zorder=0)
         right.set_ylabel("time of an epoch / that of the base")
         right.set_title("cost: dots are interleaved rounds")
-        for at, method in zip(place[:3], METHODS, strict=True):
+        for at, method in zip(positions[:3], METHODS, strict=True):
             right.plot([at - 0.3, at + 0.3], [MINUTES[method] / MINUTES["base"]] * 2, color="black", linewidth=0.9)
-        right.text(place[1] + 0.35, MINUTES["sam"] / MINUTES["base"], "report", fontsize=6.5, va="center")
+        right.text(positions[1] + 0.35, MINUTES["sam"] / MINUTES["base"], "report", fontsize=6.5, va="center")
         right.set_ylim(0.8, None)
         return figure
 
@@ -110,16 +110,16 @@ class BestAccuracy(Figure):
         mixed = "Adam alone against SAM and ASAM on SGD, the report's probable comparison. SGD alone is "
         mixed += f"{optimizer.value:+.2f} [{optimizer.low:+.2f}, {optimizer.high:+.2f}] points from Adam here. {peak}"
 
-        def better(own: tuple[str, str], other: tuple[str, str], published: str, note: str) -> Claim:
+        def better(one: tuple[str, str], other: tuple[str, str], published: str, note: str) -> Claim:
             names = [
                 bands.label(b if m == "base" else m) + ("" if m == "base" else f" on {bands.label(b)}")
-                for b, m in (own, other)
+                for b, m in (one, other)
             ]
             return Claim(
                 text=f"{names[0]} has a higher best test accuracy than {names[1]}",
                 quantity="difference of best test accuracy",
                 published=published,
-                ours=statistics.paired(best[own], best[other]),
+                ours=statistics.paired(best[one], best[other]),
                 above=0.0,
                 unit="percentage points",
                 note=note,

@@ -35,7 +35,7 @@ class EqualTime(Figure):
 
     def _runs(self, study: Study) -> dict[tuple[str, str, int], Training]:
         epochs = study.epochs(study.choose(20, 50))
-        # SAM and ASAM spend two passes an epoch: in passes and seconds everyone gets what they spend.
+        # SAM and ASAM spend two passes per epoch: in passes and seconds everyone gets what they spend.
         budgets: dict[str, dict[str, Any]] = {"epochs": {}, "passes": {"budget_passes": 2.0 * epochs}}
         budgets["seconds"] = {"budget_seconds": study.choose(2.5, 9 * 60 * 50)}
         return {
@@ -76,22 +76,22 @@ class EqualTime(Figure):
         return numbers
 
     def draw(self, numbers: FigureData) -> Any:
-        """A panel a budget."""
+        """One panel per budget."""
         import matplotlib.pyplot as plt
 
         from figures.drawing import style
 
         figure, panels = plt.subplots(1, 3, figsize=(style.PAGE, 2.8), sharey=True, layout="constrained")
         inks = [bands.color(METHODS[m][0]) for m in numbers["method"]]
-        place = [0, 1, 2, 3.6, 4.6, 5.6]
+        positions = [0, 1, 2, 3.6, 4.6, 5.6]
         facts = numbers.facts
-        given = {"passes": f"{facts['budget in passes']:g}", "seconds": f"{facts['budget in seconds']:g}"}
-        given["epochs"] = f"{int(numbers['epochs'][0].max())}"
+        amounts = {"passes": f"{facts['budget in passes']:g}", "seconds": f"{facts['budget in seconds']:g}"}
+        amounts["epochs"] = f"{int(numbers['epochs'][0].max())}"
         for axes, budget in zip(panels, numbers["budget"], strict=True):
-            bands.points(axes, place, 100 * numbers.at("test_accuracy", budget=budget), inks)
+            bands.points(axes, positions, 100 * numbers.at("test_accuracy", budget=budget), inks)
             short = [m.replace(" on ", "\non ") for m in numbers["method"]]
-            axes.set_xticks(place, short, rotation=90)
-            axes.set_title(f"equal {budget}: {given[budget]}")
+            axes.set_xticks(positions, short, rotation=90)
+            axes.set_title(f"equal {budget}: {amounts[budget]}")
             axes.set_xlabel("method and base optimizer")
         panels[0].set_ylabel("test accuracy at the end (%)")
         return figure

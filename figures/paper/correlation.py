@@ -79,46 +79,48 @@ class Correlation(Figure):
         return list(measured(study).values())
 
     def collect(self, study: Study) -> FigureData:
-        """One row a checkpoint."""
-        found = {key: study.result(c) for key, c in measured(study).items()}
+        """One row per checkpoint."""
         computations = measured(study)
-        shared = recipes.describe(*(c.trainings[0] for c in measured(study).values()))
-        numbers = FigureData(facts={**shared, "checkpoints": len(found), "seeds": len(study.seeds(3, 5))})
+        results = {key: study.result(c) for key, c in computations.items()}
+        shared = recipes.describe(*(c.trainings[0] for c in computations.values()))
+        numbers = FigureData(facts={**shared, "checkpoints": len(results), "seeds": len(study.seeds(3, 5))})
         numbers.facts.update({"samples": study.samples(2048), "label noise": list(NOISE), "draws": 1000})
         numbers.facts["interval"] = "95%, bootstrap over whole methods: their seeds and noise levels stay together"
-        numbers.axis("checkpoint", [f"{m}, noise {n:g}, seed {s}" for m, n, s in found])
-        numbers.facts["methods"] = len({m for m, _, _ in found})
+        numbers.axis("checkpoint", [f"{m}, noise {n:g}, seed {s}" for m, n, s in results])
+        numbers.facts["methods"] = len({m for m, _, _ in results})
         axes = ("checkpoint",)
-        numbers.add("method", axes, [m for m, _, _ in found])
-        numbers.add("noise", axes, [n for _, n, _ in found], "share of labels")
+        numbers.add("method", axes, [m for m, _, _ in results])
+        numbers.add("noise", axes, [n for _, n, _ in results], "share of labels")
         test = [float(study.history(c.trainings[0])["test_accuracy"][-1]) for c in computations.values()]
-        train = [float(r["accuracy"]) for r in found.values()]
+        train = [float(r["accuracy"]) for r in results.values()]
         numbers.add("gap", axes, np.array(train) - np.array(test), "share of examples")
         numbers.add("error", axes, 1 - np.array(test), "share of examples")
         for measure in MEASURES:
-            numbers.add(measure, axes, [float(r[measure]) for r in found.values()])
+            numbers.add(measure, axes, [float(r[measure]) for r in results.values()])
         return numbers
 
     def _correlation(self, numbers: FigureData, statistic: str, target: str, *measures: str) -> Estimate:
         """The rank correlation of a measure; of two, how much larger the first one's is."""
 
         def value(noise: np.ndarray, wanted: np.ndarray, *columns: np.ndarray) -> float:
-            found = [within(RANKS[statistic], noise, c, wanted) for c in columns]
-            return found[0] if len(found) == 1 else found[0] - found[1]
+            first, *second = (within(RANKS[statistic], noise, c, wanted) for c in columns)
+            return first - second[0] if second else first
 
         columns = [numbers[n] for n in ("noise", target, *measures)]
         return statistics.bootstrap(value, *columns, clusters=numbers["method"], draws=int(numbers.facts["draws"]))
 
     def draw(self, numbers: FigureData) -> Any:
-        """A panel a statistic: every measure with its interval."""
+        """One panel per statistic: every measure with its interval."""
         import matplotlib.pyplot as plt
 
-        found = {(s, t, m): self._correlation(numbers, s, t, m) for s in STATISTICS for t in TARGETS for m in MEASURES}
+        correlations = {
+            (s, t, m): self._correlation(numbers, s, t, m) for s in STATISTICS for t in TARGETS for m in MEASURES
+        }
         figure, panels = plt.subplots(1, 2, figsize=(style.PAGE, 2.7), sharey=True, layout="constrained")
-        order = sorted(MEASURES, key=lambda m: found["kendall", "gap", m].value)
+        order = sorted(MEASURES, key=lambda m: correlations["kendall", "gap", m].value)
         for axes, (statistic, name) in zip(panels, STATISTICS.items(), strict=True):
             for i, (target, text) in enumerate(TARGETS.items()):
-                row = [found[statistic, target, m] for m in order]
+                row = [correlations[statistic, target, m] for m in order]
                 y = np.arange(len(order)) + (0.13 if i == 0 else -0.13)
                 error = np.maximum(0.0, np.array([[e.value - e.low, e.high - e.value] for e in row]).T)
                 axes.errorbar(

@@ -145,7 +145,7 @@ class EdgeOfStability(Figure):
         return numbers
 
     def draw(self, numbers: FigureData) -> Any:
-        """A panel a loss: a faint line a seed at the iterates, a clear one at the midpoints; dashed lines at 2/eta."""
+        """One panel per loss: a faint line per seed at the iterates, clear ones at the midpoints; dashed: 2/eta."""
         import matplotlib.pyplot as plt
 
         figure, panels = plt.subplots(1, 2, figsize=(style.PAGE, 2.7), layout="constrained")
@@ -216,10 +216,10 @@ class EdgeOfStability(Figure):
         learned = np.cumsum(numbers["accuracy"][run] >= LEARNED, axis=1) > 0
         counted = ~learned if until_learned else np.ones_like(learned)
         crossed = self._crossed(numbers, run) & counted
-        found = []
+        means = []
         for values, there, taken in zip(ratio, crossed, counted, strict=True):
-            found.append(values[taken & (np.cumsum(there) > 0)].mean() if there.any() else values[-1])
-        return _decided(statistics.mean(found), crossed)
+            means.append(values[taken & (np.cumsum(there) > 0)].mean() if there.any() else values[-1])
+        return _decided(statistics.mean(means), crossed)
 
     def _end(self, numbers: FigureData, run: int) -> Estimate:
         last = numbers["lambda_max"][run][:, -1] * numbers["rate"][run] / 2
@@ -229,8 +229,8 @@ class EdgeOfStability(Figure):
         return numbers["lambda_max"][run] * numbers["rate"][run] / 2 >= 1
 
 
-def _decided(found: Estimate, crossed: np.ndarray) -> Estimate:
+def _decided(mean: Estimate, crossed: np.ndarray) -> Estimate:
     """Without interval where a seed never gets to the edge: that shows nothing about what happens there."""
     if crossed.any(axis=1).all():
-        return found
-    return replace(found, low=float("nan"), high=float("nan"))
+        return mean
+    return replace(mean, low=float("nan"), high=float("nan"))

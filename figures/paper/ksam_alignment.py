@@ -100,7 +100,7 @@ class Alignment(Figure):
 
     def collect(self, study: Study) -> FigureData:
         """Cosines by data, epoch, K."""
-        found = {key: study.result(c) for key, c in self._cosines(study).items()}
+        results = {key: study.result(c) for key, c in self._cosines(study).items()}
         seeds = study.seeds(recipes.SEEDS)
         facts = {**recipes.describe(*self._runs(study).values()), "seeds": len(seeds), "batch": BATCH, "data": DATA}
         numbers = FigureData(facts={**facts, "batches": next(iter(self._cosines(study).values())).arguments["batches"]})
@@ -109,11 +109,11 @@ class Alignment(Figure):
         numbers.axis("epoch", self._epochs(study))
         numbers.axis("k", SIZES, "examples")
         for name in ("top", "random"):
-            numbers.add(name, ("data", "seed", "epoch", "k"), [[found[d, s][name] for s in seeds] for d in DATA])
+            numbers.add(name, ("data", "seed", "epoch", "k"), [[results[d, s][name] for s in seeds] for d in DATA])
         return numbers
 
     def draw(self, numbers: FigureData) -> Any:
-        """A panel a data set; a color an epoch; dashed: random K."""
+        """One panel per data set, one color per epoch; dashed: random K."""
         import matplotlib.pyplot as plt
 
         figure, panels = plt.subplots(1, 2, figsize=(style.PAGE, 2.6), sharey=True, layout="constrained")

@@ -38,14 +38,14 @@ def runs(study: Study) -> dict[tuple[str, int], Training]:
     keys = [(m, s) for m in methods() for s in study.seeds(3, 5)]
     if study.choose(False, False, True):
         return {(m, s): fashion(study, m, s) for m, s in keys}
-    found = noisy_runs(study)
-    return {(m, s): found[m, 0.0, s] for m, s in keys}
+    noisy = noisy_runs(study)
+    return {(m, s): noisy[m, 0.0, s] for m, s in keys}
 
 
 def fashion(study: Study, method: str, seed: int, **changes: Any) -> Training:
     """ResNet-8 on 2,048 images of Fashion-MNIST, its epochs kept.
 
-    Three stages of 16, 32 and 64 channels at 14, 7 and 4 pixels a side; SGD at 0.1 (Adam at 0.001), cosine schedule,
+    Three stages of 16, 32 and 64 channels at 14, 7 and 4 pixels per side; SGD at 0.1 (Adam at 0.001), cosine schedule,
     batches of 64. During training 1,000 test images are looked at, at the end all 10,000.
     """
     settings = {"data": f"{FASHION},test=1000", "model": "resnet:depth=8,width=16,stride=2", "epochs": 15}
@@ -109,7 +109,7 @@ class MatchedLoss(Figure):
     def collect(self, study: Study) -> FigureData:
         """Accuracies, losses and flatness by method and seed."""
         trainings, names, seeds = runs(study), methods(), study.seeds(3, 5)
-        found = {key: study.result(computation(study, t)) for key, t in trainings.items()}
+        results = {key: study.result(computation(study, t)) for key, t in trainings.items()}
         first = computation(study, trainings["sgd", seeds[0]])
         numbers = FigureData(facts={**recipes.describe(*trainings.values()), "seeds": len(seeds), "level": LEVEL})
         numbers.facts.update(samples=first.arguments["samples"], hyperparameters="each method's documented defaults")
@@ -118,7 +118,7 @@ class MatchedLoss(Figure):
         numbers.axis("kept_epoch", first.arguments["epochs"])
 
         def add(name: str, key: str, *more: str, unit: str = "nats") -> None:
-            values = [[found[m, s][key] for s in seeds] for m in names]
+            values = [[results[m, s][key] for s in seeds] for m in names]
             numbers.add(name, ("method", "seed", *more), values, unit)
 
         add("test_accuracy", "test_accuracy", unit="share of examples")
@@ -142,7 +142,7 @@ class MatchedLoss(Figure):
         return numbers
 
     def draw(self, numbers: FigureData) -> Any:
-        """A row a method; columns: accuracy against SGD's, training loss, and three ratios to SGD's flatness."""
+        """One row per method; columns: accuracy against SGD's, training loss, and three ratios to SGD's flatness."""
         import matplotlib.pyplot as plt
 
         names = [str(m) for m in numbers["method"]]

@@ -34,7 +34,7 @@ def _kinds(study: Study) -> dict[str, dict[str, Any]]:
 
 @register("rst-schedules", source="RST paper, the study of scheduling functions")
 class Schedules(Figure):
-    """Accuracy against mean passes a step for RST's scheduling functions, on a CNN and a ViT; SGD and SAM as ends."""
+    """Accuracy against mean passes per step for RST's scheduling functions, on a CNN and a ViT; SGD and SAM as ends."""
 
     title = "RST: what the schedule buys"
 
@@ -47,22 +47,22 @@ class Schedules(Figure):
         return study.training(method, seed, arguments=arguments, **settings)
 
     def _runs(self, study: Study) -> dict[tuple[str, str, float, int], Training]:
-        found = {}
+        runs = {}
         for kind in _kinds(study):
             for s in self._seeds(study):
                 for end in ENDS:
-                    found[kind, end, 0.0, s] = self._run(study, kind, end, s)
+                    runs[kind, end, 0.0, s] = self._run(study, kind, end, s)
                 for schedule in SCHEDULES:
                     for p in PARAMETERS:
-                        found[kind, schedule, p, s] = self._run(study, kind, "rst", s, p=p, p_schedule=schedule)
-        return found
+                        runs[kind, schedule, p, s] = self._run(study, kind, "rst", s, p=p, p_schedule=schedule)
+        return runs
 
     def plan(self, study: Study) -> list[Training]:
         """Seven schedules at three parameters, and both ends, on two networks."""
         return list(self._runs(study).values())
 
     def collect(self, study: Study) -> FigureData:
-        """Accuracy, passes a step, seconds."""
+        """Accuracy, passes per step, seconds."""
         runs = {key: study.history(t) for key, t in self._runs(study).items()}
         trainings = self._runs(study)
         seeds, kinds = self._seeds(study), list(_kinds(study))
@@ -76,13 +76,13 @@ class Schedules(Figure):
         numbers.axis("seed", seeds)
 
         def passes(h: dict[str, np.ndarray], base: dict[str, np.ndarray]) -> float:
-            """Forward-backward passes a step: an SGD step is 1."""
+            """Forward-backward passes per step: an SGD step is 1."""
             cost = h["forward_examples"][-1] + 2 * h["backward_examples"][-1]
             return float(cost / (base["forward_examples"][-1] + 2 * base["backward_examples"][-1]))
 
         quantities = {
             "test_accuracy": (lambda h, base: h["test_accuracy"][-1], "share of examples"),
-            "passes": (passes, "forward-backward passes a step"),
+            "passes": (passes, "forward-backward passes per step"),
             "seconds": (lambda h, base: h["seconds"][-1], "s"),
         }
         for name, (function, unit) in quantities.items():
@@ -101,7 +101,7 @@ class Schedules(Figure):
         return numbers
 
     def draw(self, numbers: FigureData) -> Any:
-        """A panel a network; a color and marker a schedule."""
+        """One panel per network, one color and marker per schedule."""
         import matplotlib.pyplot as plt
 
         figure, panels = plt.subplots(1, 2, figsize=(style.PAGE, 3.0), layout="constrained")
@@ -137,7 +137,7 @@ class Schedules(Figure):
                 )
             axes.set_title(f"{network}: mean of {len(numbers['seed'])} seeds, p = 0.25, 0.5, 0.75")
             axes.set(
-                xlabel="forward-backward passes a step (base alone = 1)", ylabel="test accuracy (%)", xlim=(0.75, 2.2)
+                xlabel="forward-backward passes per step (base alone = 1)", ylabel="test accuracy (%)", xlim=(0.75, 2.2)
             )
         figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=7, columnspacing=1.0)
         return figure
@@ -154,13 +154,13 @@ class Schedules(Figure):
         late, early = (accuracy[:, SCHEDULES.index(c)].mean(axis=(0, 1)) for c in ("piecewise1", "piecewise2"))
         return [
             Claim(
-                text="A schedule costs 1 + mean p passes a step",
+                text="A schedule costs 1 + mean p passes per step",
                 quantity="measured minus 1 + mean p, mean over schedules and networks",
                 published="0 (expectation)",
                 ours=statistics.mean(gap),
                 above=-0.05,
                 below=0.05,
-                unit="passes a step",
+                unit="passes per step",
             ),
             Claim(
                 text="RST is more accurate than its base alone",

@@ -32,22 +32,23 @@ class RandomizedTable(Figure):
         return list(self._runs(study).values())
 
     def collect(self, study: Study) -> FigureData:
-        """Accuracy and passes a step."""
+        """Accuracy and passes per step."""
         runs = self._runs(study)
         seeds = study.seeds(recipes.SEEDS)
-        found = {key: study.history(t) for key, t in runs.items()}
+        histories = {key: study.history(t) for key, t in runs.items()}
         numbers = FigureData(facts={**recipes.describe(*runs.values()), "seeds": len(seeds)})
         numbers.facts["RST and G-RST"] = "rho 0.05, linear1 with p 0.5; G-RST alpha = 1 / mean p (the defaults)"
         numbers.axis("method", METHODS)
         numbers.axis("seed", seeds)
 
         def passes(m: str, s: int) -> float:
-            cost = [found[k, s]["forward_examples"][-1] + 2 * found[k, s]["backward_examples"][-1] for k in (m, "sgd")]
+            columns = [histories[k, s] for k in (m, "sgd")]
+            cost = [c["forward_examples"][-1] + 2 * c["backward_examples"][-1] for c in columns]
             return float(cost[0] / cost[1])
 
-        accuracy = [[found[m, s]["test_accuracy"][-1] for s in seeds] for m in METHODS]
+        accuracy = [[histories[m, s]["test_accuracy"][-1] for s in seeds] for m in METHODS]
         numbers.add("test_accuracy", ("method", "seed"), accuracy, "share of examples")
-        numbers.add("passes", ("method", "seed"), [[passes(m, s) for s in seeds] for m in METHODS], "passes a step")
+        numbers.add("passes", ("method", "seed"), [[passes(m, s) for s in seeds] for m in METHODS], "passes per step")
         return numbers
 
     def draw(self, numbers: FigureData) -> Any:
@@ -72,7 +73,7 @@ class RandomizedTable(Figure):
                 va="center",
                 ha="left" if side > 0 else "right",
             )
-        axes.set(xlim=(0.9, 2.25), xlabel="forward-backward passes a step (SGD = 1)", ylabel="test accuracy (%)")
+        axes.set(xlim=(0.9, 2.25), xlabel="forward-backward passes per step (SGD = 1)", ylabel="test accuracy (%)")
         axes.set_title(f"dots: {len(numbers['seed'])} seeds; bars: 95% intervals")
         return figure
 

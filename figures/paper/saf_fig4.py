@@ -65,7 +65,7 @@ class Surfaces(Figure):
 
     def collect(self, study: Study) -> FigureData:
         """Surfaces by method and seed."""
-        found = {key: study.result(c) for key, c in self._surfaces(study).items()}
+        results = {key: study.result(c) for key, c in self._surfaces(study).items()}
         seeds = study.seeds(recipes.SEEDS)
         trainings = runs(study).values()
         numbers = FigureData(facts={**recipes.describe(*trainings), "seeds": len(seeds), "radius": RADIUS})
@@ -77,16 +77,16 @@ class Surfaces(Figure):
                 "BatchNorm": "frozen running statistics",
             }
         )
-        first = found["sgd", seeds[0]]
+        first = results["sgd", seeds[0]]
         numbers.axis("method", METHODS)
         numbers.axis("seed", seeds)
         numbers.axis("x", first["x"], "||w||")
         numbers.axis("y", first["y"], "||w||")
-        loss = [[found[m, s]["loss"] for s in seeds] for m in METHODS]
+        loss = [[results[m, s]["loss"] for s in seeds] for m in METHODS]
         numbers.add("loss", ("method", "seed", "x", "y"), loss, "nats")
         numbers.facts["profiles"] = "mean of the cuts along both directions; band: 95% interval over the seeds"
         numbers.add("profile", ("method", "seed", "x"), profiles(np.array(loss)), "nats")
-        numbers.add("weight_norm", ("method", "seed"), [[float(found[m, s]["norm"]) for s in seeds] for m in METHODS])
+        numbers.add("weight_norm", ("method", "seed"), [[float(results[m, s]["norm"]) for s in seeds] for m in METHODS])
         return numbers
 
     def draw(self, numbers: FigureData) -> Any:

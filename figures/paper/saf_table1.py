@@ -38,11 +38,11 @@ class SpeedAndAccuracy(Figure):
     title = "Accuracy and speed of SAM's variants"
 
     def _runs(self, study: Study) -> dict[tuple[str, int], Training]:
-        found = dict(shared_runs(study))
+        runs = dict(shared_runs(study))
         for method in METHODS:
             for seed in study.seeds(recipes.SEEDS):
-                found.setdefault((method, seed), recipes.images(study, method, seed))
-        return found
+                runs.setdefault((method, seed), recipes.images(study, method, seed))
+        return runs
 
     def _speed(self, study: Study) -> Computation:
         """On the data at hand (quick) or random ImageNet-sized images with ResNet-50 (paper)."""
@@ -80,8 +80,8 @@ class SpeedAndAccuracy(Figure):
         from figures.drawing import style
 
         figure, (left, right) = plt.subplots(1, 2, figsize=(style.PAGE, 2.7), layout="constrained", sharey=True)
-        place = list(range(len(METHODS)))[::-1]
-        for at, method in zip(place, METHODS, strict=True):
+        heights = list(range(len(METHODS)))[::-1]
+        for at, method in zip(heights, METHODS, strict=True):
             ink = bands.color(method)
             accuracy = 100 * numbers.at("test_accuracy", method=method)
             speed = numbers.at("relative_speed", method=method)
@@ -93,7 +93,7 @@ class SpeedAndAccuracy(Figure):
                 axes.errorbar([mean], [at + 0.05], xerr=[half if half == half else 0], fmt="o", color=ink, elinewidth=1)
             if method in PUBLISHED:
                 right.plot(PUBLISHED[method], [at + 0.33] * 2, color="black", linewidth=2.2, solid_capstyle="butt")
-        left.set_yticks(place, [bands.label(m) for m in METHODS])
+        left.set_yticks(heights, [bands.label(m) for m in METHODS])
         left.set(xlabel="test accuracy (%)", ylabel="method")
         right.set(xlabel="images/s in % of SGD's", xlim=(0, max(125, 1.05 * numbers["relative_speed"].max())))
         right.axvline(100, color="#bbbbbb", linewidth=0.7, zorder=0)

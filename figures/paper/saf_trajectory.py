@@ -134,7 +134,7 @@ class Derivation(Figure):
 
     def collect(self, study: Study) -> FigureData:
         """Per-epoch means of the decrease of the loss and of the sharpness product."""
-        found = {key: study.result(c) for key, c in self._runs(study).items()}
+        results = {key: study.result(c) for key, c in self._runs(study).items()}
         arguments = dict(next(iter(self._runs(study).values())).arguments)
         seeds = study.seeds(5, 10)
         for name in ("momentum", "schedule", "seed"):
@@ -144,16 +144,16 @@ class Derivation(Figure):
         )
         numbers.axis("run", RUNS)
         numbers.axis("seed", seeds)
-        numbers.axis("epoch", range(1, len(found["no momentum", seeds[0]]["drop"]) + 1))
+        numbers.axis("epoch", range(1, len(results["no momentum", seeds[0]]["drop"]) + 1))
         for name in ("drop", "product", "first_order"):
-            values = [[found[r, s][name] for s in seeds] for r in RUNS]
-            numbers.add(name, ("run", "seed", "epoch"), values, "nats a step")
-        telescope = [[float(found[r, s]["telescope"]) for s in seeds] for r in RUNS]
+            values = [[results[r, s][name] for s in seeds] for r in RUNS]
+            numbers.add(name, ("run", "seed", "epoch"), values, "nats per step")
+        telescope = [[float(results[r, s]["telescope"]) for s in seeds] for r in RUNS]
         numbers.add("telescope_residual", ("run", "seed"), telescope, "nats")
         return numbers
 
     def draw(self, numbers: FigureData) -> Any:
-        """A panel a kind of run."""
+        """One panel per kind of run."""
         import matplotlib.pyplot as plt
 
         figure, panels = plt.subplots(1, 3, figsize=(style.PAGE, 2.5), sharey=True, layout="constrained")
@@ -171,7 +171,7 @@ class Derivation(Figure):
             axes.set_xlabel("epoch")
             style.whole_epochs(axes)
             axes.set_yscale("symlog", linthresh=1e-4)
-        panels[0].set_ylabel("nats a step, mean of the epoch")
+        panels[0].set_ylabel("nats per step, mean of the epoch")
         panels[0].legend(loc="upper right")
         return figure
 

@@ -31,7 +31,7 @@ def measures(
 def along(
     run: Path, *, epochs: list[int], wanted: dict[str, dict[str, Any]], samples: int, machine: Machine
 ) -> dict[str, list[float]]:
-    """`measures` at kept epochs, one list a measure."""
+    """`measures` at kept epochs, one list per measure."""
     rows = [measures(run, wanted=wanted, samples=samples, machine=machine, file=f"epoch-{e}.pt") for e in epochs]
     return {name: [row[name] for row in rows] for name in rows[0]}
 

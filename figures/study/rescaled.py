@@ -34,14 +34,14 @@ def rescale(*, seed: int, transforms: int, low: float, high: float, rho: float, 
     network = build_model("table2-mlp", classes=2, input_shape=(2,), seed=seed).double()
     problem = Problem(network, nn.functional.cross_entropy, [(data.inputs(every).double(), data.targets(every))])
     settings = Radii(rho=rho, adaptive_rho=rho, orders=(2.0,), steps=0, extra={})
-    found = rescaling_invariance(problem, transforms=transforms, low=low, high=high, settings=settings, seed=seed)
-    rows = {row["transform"]: row for row in found.biases}
+    test = rescaling_invariance(problem, transforms=transforms, low=low, high=high, settings=settings, seed=seed)
+    rows = {row["transform"]: row for row in test.biases}
     treated = [[rows[t]["relative_spread"][b] for b in BIASES] for t in TRANSFORMED]
-    rotation = max((row["relative_spread"]["adaptive_sharpness"] for row in found.rotations), default=float("nan"))
+    rotation = max((row["relative_spread"]["adaptive_sharpness"] for row in test.rotations), default=float("nan"))
     return {
-        **{name: found.of(name) for name in found.names},
-        "logits": found.logits,
-        "output_change": float(found.output_changes.max()),
+        **{name: test.of(name) for name in test.names},
+        "logits": test.logits,
+        "output_change": float(test.output_changes.max()),
         "bias_spread": treated,
         "function_residual": [rows[t]["function_residual"] for t in TRANSFORMED],
         "rotation_spread": rotation,
@@ -57,17 +57,17 @@ def computations(study: Study) -> dict[int, Computation]:
 
 def numbers(study: Study, measures: tuple[str, ...]) -> tuple[FigureData, dict[int, dict[str, np.ndarray]]]:
     """Measures of every network at every rescaling, and all that was computed."""
-    made = computations(study)
-    found = {s: study.result(c) for s, c in made.items()}
-    arguments = dict(next(iter(made.values())).arguments)
+    tests = computations(study)
+    results = {s: study.result(c) for s, c in tests.items()}
+    arguments = dict(next(iter(tests.values())).arguments)
     del arguments["seed"]
-    result = FigureData(facts={**arguments, "networks": len(found), "model": "table2-mlp, randomly initialized"})
-    result.facts.update({"data": "toy2d:variance=15", "dtype": "float64"})
-    result.axis("network", list(found))
-    result.axis("transform", range(arguments["transforms"]))
+    data = FigureData(facts={**arguments, "networks": len(results), "model": "table2-mlp, randomly initialized"})
+    data.facts.update({"data": "toy2d:variance=15", "dtype": "float64"})
+    data.axis("network", list(results))
+    data.axis("transform", range(arguments["transforms"]))
     for name in measures:
-        result.add(name, ("network", "transform"), [found[s][name] for s in found], "nats")
-    return result, found
+        data.add(name, ("network", "transform"), [results[s][name] for s in results], "nats")
+    return data, results
 
 
 def spread(values: np.ndarray) -> np.ndarray:

@@ -174,7 +174,7 @@ def _spent(started: tuple[float, float]) -> dict[str, float]:
 def source(function: Callable[..., Any]) -> str:
     """Text of a function and of the functions of its own module that it calls.
 
-    It is read once a process: a file that is edited afterwards is not the code that runs.
+    It is read once per process: a file that is edited afterwards is not the code that runs.
     """
     module = inspect.getmodule(function)
     called: dict[str, Callable[..., Any]] = {}

@@ -91,11 +91,11 @@ def write(stem: Path, claims: Sequence[Claim], facts: dict[str, Any]) -> None:
 
 def collect(directory: Path) -> Path:
     """Write verdicts.md from every NAME-verdict.json in the directory, with the number of each outcome."""
-    found = [json.loads(p.read_text(encoding="utf-8")) for p in sorted(directory.glob("*-verdict.json"))]
-    outcomes = [c["verdict"] for f in found for c in f["claims"]]
+    contents = [json.loads(p.read_text(encoding="utf-8")) for p in sorted(directory.glob("*-verdict.json"))]
+    outcomes = [c["verdict"] for f in contents for c in f["claims"]]
     counts = ", ".join(f"{outcomes.count(v)} {v}" for v in (SUPPORTED, NOT_SUPPORTED, UNDECIDED))
     parts = [f"# Verdicts\n\n{len(outcomes)} claims: {counts}.\n\n{RULE}\n"]
-    parts += [f"## {f['figure']}\n\n{_table(f)}" for f in found]
+    parts += [f"## {f['figure']}\n\n{_table(f)}" for f in contents]
     path = directory / "verdicts.md"
     _write_text(path, "\n".join(parts))
     return path
