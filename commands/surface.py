@@ -166,7 +166,7 @@ def _side_by_side(subjects: list[Subject], absolute: bool, arguments: dict[str, 
 def _surface(subjects: list[Subject], grid: GridOptions, problem: ProblemOptions, arguments: dict[str, Any]) -> Any:
     """One surface around one checkpoint, or through all of them."""
     import landscape
-    from landscape.surfaces.sets import check_same_architecture
+    from landscape.surfaces.comparison import check_same_architecture
 
     center = subjects[-1 if grid.directions == "trajectory" else 0]
     for subject in subjects:

@@ -47,9 +47,10 @@ from landscape.results.hdf5 import load, save
 from landscape.results.result import LabelledArrays, Result
 from landscape.sharpness.sharpness import Sharpness
 from landscape.surfaces.alignment import align
+from landscape.surfaces.comparison import compare_surfaces
 from landscape.surfaces.paths import LossPath, path
+from landscape.surfaces.profiles import Profiles, profiles
 from landscape.surfaces.result import Surface
-from landscape.surfaces.sets import Profiles, compare_surfaces, profiles
 from landscape.surfaces.surface import surface
 
 __all__ = [

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -40,6 +42,33 @@ def atomic(path: str | Path) -> Iterator[Path]:
         ) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+class AppendedFile:
+    """A file that grows by whole pieces, opened with the first one.
+
+    A piece survives the death of the process at once, that of the machine after `sync_seconds`.
+    """
+
+    def __init__(self, path: Path, sync_seconds: float = 0.0) -> None:
+        self._path, self._sync_seconds, self._synced = path, sync_seconds, time.monotonic()
+        self._stream: io.RawIOBase | None = None
+
+    def append(self, piece: bytes) -> None:
+        """Write a piece at the end."""
+        if self._stream is None:
+            self._stream = open(self._path, "ab", buffering=0)  # noqa: SIM115  closed by `close`
+        self._stream.write(piece)
+        if time.monotonic() - self._synced >= self._sync_seconds:
+            os.fsync(self._stream.fileno())
+            self._synced = time.monotonic()
+
+    def close(self) -> None:
+        """Sync and let go of the file."""
+        if self._stream is not None:
+            os.fsync(self._stream.fileno())
+            self._stream.close()
+            self._stream = None
 
 
 def write_json(path: str | Path, content: Any) -> None:

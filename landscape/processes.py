@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed
+from torch import Tensor
+
+from landscape.errors import InputError
+
+T = TypeVar("T")
 
 if torch.distributed.is_available():
     # Its functions take the group of all processes as a default, evaluated when it is imported: imported later (by
@@ -29,6 +35,46 @@ def rank() -> int:
 def world() -> int:
     """Number of processes in the group; 1 where there is none."""
     return torch.distributed.get_world_size() if in_group() else 1
+
+
+def agree(value: T) -> T:
+    """The value of process 0, in all of them."""
+    if world() == 1:
+        return value
+    box = [value]
+    torch.distributed.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def on_first(compute: Callable[[], T]) -> T:
+    """What process 0 computes, in all of them; an InputError that it raises is raised in all of them."""
+    if world() == 1:
+        return compute()
+    outcome: tuple[Any, str | None] = None, None
+    if rank() == 0:
+        try:
+            outcome = compute(), None
+        except InputError as error:
+            outcome = None, str(error)
+    value, message = agree(outcome)
+    if message is not None:
+        raise InputError(message)
+    return value
+
+
+def broadcast(tensor: Tensor) -> None:
+    """Give all processes the tensor of process 0, in place."""
+    if world() > 1:
+        torch.distributed.broadcast(tensor, src=0)
+
+
+def gather(value: T) -> list[T]:
+    """What each process holds, in the order of their ranks."""
+    if world() == 1:
+        return [value]
+    everyone: list[Any] = [None] * world()
+    torch.distributed.all_gather_object(everyone, value)
+    return everyone
 
 
 def launched() -> bool:

@@ -11,7 +11,7 @@ from torch import nn
 import landscape
 from commands.surface import command
 from landscape import InputError, Problem
-from landscape.surfaces.sets import check_same_architecture
+from landscape.surfaces.comparison import check_same_architecture
 
 
 def problem_of(seed=0, width=6, dtype=torch.float64):
@@ -148,7 +148,7 @@ def test_command_moves_along_the_optimizers_momentum(checkpoints, tmp_path):
 
 @pytest.mark.parametrize("count", [3, 4, 7])
 def test_parts_are_as_many_as_asked_for_and_of_equal_size(count):
-    from landscape.surfaces.sets import _parts
+    from landscape.surfaces.profiles import _parts
 
     data = torch.arange(20.0).view(10, 2), torch.arange(10) % 2
     parts = _parts(landscape.Problem(torch.nn.Linear(2, 2), torch.nn.functional.cross_entropy, [data]), count, 0)

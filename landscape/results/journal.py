@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from landscape.files import atomic
+from landscape.files import AppendedFile, atomic
 from landscape.problem.loss_name import loss_name
 from landscape.problem.problem import Problem
 from landscape.results import digest
@@ -28,7 +27,7 @@ class Journal:
     def __init__(self, path: Path | None = None, *, resume: bool = False) -> None:
         self._path, self._resume = path, resume
         self._rows: dict[str, Any] = {}
-        self._stream: Any = None
+        self._file: AppendedFile | None = None
 
     def open(self, key: str) -> None:
         """Begin, or go on with, the rows that belong to `key`.
@@ -43,21 +42,21 @@ class Journal:
             self._rows = {line["name"]: line["row"] for line in lines[1:]}
         with atomic(self._path) as temporary:
             lines = [{"key": key}, *({"name": n, "row": r} for n, r in self._rows.items())]
-            temporary.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-        self._stream = open(self._path, "a", encoding="utf-8")  # noqa: SIM115  closed by `finish`
+            temporary.write_text("".join(map(_line, lines)), encoding="utf-8")
+        self._file = AppendedFile(self._path)
 
     def row(self, name: str, compute: Callable[[], Any]) -> Any:
         """The row `name`: as it was kept, or computed now and kept. Plain JSON values (nan and inf too)."""
         if name not in self._rows:
             self._rows[name] = compute()
-            self._write({"name": name, "row": self._rows[name]})
+            if self._file is not None:
+                self._file.append(_line({"name": name, "row": self._rows[name]}).encode())
         return self._rows[name]
 
     def finish(self) -> None:
         """Everything is computed and kept elsewhere: remove the file."""
-        if self._stream is not None:
-            self._stream.close()
-            self._stream = None
+        if self._file is not None:
+            self._file.close()
         if self._path is not None:
             self._path.unlink(missing_ok=True)
 
@@ -71,16 +70,13 @@ class Journal:
                 break
         return found
 
-    def _write(self, content: dict[str, Any]) -> None:
-        if self._stream is None:
-            return
-        self._stream.write(json.dumps(content) + "\n")
-        self._stream.flush()
-        os.fsync(self._stream.fileno())
-
 
 def key_of(problem: Problem, arguments: dict[str, Any]) -> str:
     """What rows belong to: the weights, buffers and sample of a problem, and what was asked."""
     asked = json.dumps(arguments, sort_keys=True, default=str)
     facts = (problem.batches.fingerprint(), problem.batch_norm, problem.parameters.names, loss_name(problem._loss))
     return digest.of_parts([asked, problem.weights, *problem.model.buffers(), repr(problem.model), str(facts)])
+
+
+def _line(content: dict[str, Any]) -> str:
+    return json.dumps(content) + "\n"

@@ -99,7 +99,7 @@ def align(first: Problem, second: Problem, *, seed: int = 0) -> Alignment:
     """
     from scipy.optimize import linear_sum_assignment
 
-    from landscape.surfaces.sets import check_same_architecture
+    from landscape.surfaces.comparison import check_same_architecture
 
     check_same_architecture(first, second)
     groups, rejected = permutable(second, seed)

@@ -21,9 +21,10 @@ from landscape.problem.problem import Problem
 from landscape.progress import track
 from landscape.results.result import Result, array, plain
 from landscape.surfaces.alignment import align
+from landscape.surfaces.grid import quantities
 from landscape.surfaces.grid.choice import choose
 from landscape.surfaces.grid.evaluation import GridEvaluation
-from landscape.surfaces.grid.run import Phase, Processes, Run
+from landscape.surfaces.grid.tiles import Tiles
 
 
 def _linear(t: float) -> tuple[float, float]:
@@ -139,7 +140,7 @@ def path(
     Cost: `points` forward passes; `epochs` forward and backward passes for a bend.
     """
     from landscape.errors import unknown
-    from landscape.surfaces.sets import check_same_architecture
+    from landscape.surfaces.comparison import check_same_architecture
 
     if curve not in CURVES:
         raise unknown("curve", curve, CURVES)
@@ -253,10 +254,9 @@ def _evaluated(problems: dict[str, Problem], end: Tensor, bend: Tensor | None, c
     points = [CURVES[curve](float(s))[: len(vectors)] for s in t]
     choice = choose(problems, problem.weights, vectors, len(points))
     evaluation = GridEvaluation(problems, problem.weights, vectors, choice)
-    phase = Phase(0, "path", 2 * len(problems), choice.points_per_launch, evaluation, evaluation.opened)
-    run = Run(points, Processes(problem), None, problem)  # type: ignore[arg-type]
-    run.complete(phase)
-    return np.moveaxis(run.values(phase).reshape(len(points), len(problems), 2), 1, 0)
+    loss, tiles = quantities.loss(evaluation, "path"), Tiles(points, problem)
+    tiles.complete(loss)
+    return np.moveaxis(tiles.values(loss).reshape(len(points), len(problems), 2), 1, 0)
 
 
 def _length(start: Tensor, end: Tensor, bend: Tensor | None, curve: str) -> float:

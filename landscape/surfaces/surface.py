@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import itertools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
+from landscape import processes
+from landscape.errors import InputError
 from landscape.problem.problem import Problem
-from landscape.surfaces.directions.directions import Directions
+from landscape.results import hdf5
+from landscape.surfaces import picture_checks, stored
+from landscape.surfaces.directions.directions import RADII, Directions
 from landscape.surfaces.directions.directions import directions as draw
-from landscape.surfaces.grid.run import Processes
-from landscape.surfaces.grid.work import Asked, Keeper, Work, header_of, identity_of
+from landscape.surfaces.grid import quantities
+from landscape.surfaces.grid.axes import axes as axes_of
+from landscape.surfaces.grid.choice import choose
+from landscape.surfaces.grid.evaluation import Choice, GridEvaluation
+from landscape.surfaces.grid.journal import Journal
+from landscape.surfaces.grid.quantities import Quantity
+from landscape.surfaces.grid.tiles import Tiles
 from landscape.surfaces.result import Surface
 
 __all__ = ["Surface", "surface"]
@@ -73,44 +87,214 @@ def surface(
         replace_other: replace a surface of another checkpoint or other arguments in `file` instead of refusing.
 
     Raises:
-        InputError: see `surfaces.grids.axis` and `surfaces.directions.directions`; a radius that is not positive; a
-            file that holds a surface of another checkpoint, sample or set of arguments.
+        InputError: see `surfaces.grid.axes.axis` and `surfaces.directions.directions.directions`; a radius that is not
+            positive; a file that holds a surface of another checkpoint, sample or set of arguments.
 
     Cost: one forward pass a point and dataset; one forward and one backward more with `gradient_norm`; 15 to 60
     Hessian-vector products more with `curvature`. Under torch.distributed the points are shared among the processes.
     """
-    asked = Asked(
-        directions=directions.name if isinstance(directions, Directions) else directions,
-        radius=radius,
-        grid=grid,
-        seed=seed,
-        dimensions=dimensions,
-        ranges=ranges,
-        spacing=spacing,
-        center=center,
-        biases=biases,
-        gradient_norm=gradient_norm,
-        curvature=curvature,
-        precision=precision,
-    )
+    arguments: dict[str, Any] = {
+        "directions": directions.name if isinstance(directions, Directions) else directions,
+        "radius": radius,
+        "grid": grid,
+        "seed": seed,
+        "dimensions": dimensions,
+        "ranges": ranges,
+        "spacing": spacing,
+        "center": center,
+        "biases": biases,
+        "gradient_norm": gradient_norm,
+        "curvature": curvature,
+        "precision": precision,
+    }
+    _check(arguments)
     problems = {"": problem, **(others or {})}
-    processes = Processes(problem)
-    own = directions if isinstance(directions, Directions) else None
-    identity = processes.agree(identity_of(problems, asked, own, checkpoints, optimizer))
-    keeper = Keeper(Path(file), name, identity, resume, replace_other) if file is not None else None
-    finished, header, found = processes.first(keeper.open) if keeper else (None, None, None)
-    if finished is not None:
-        return finished
-    if found is None:
-        options: dict[str, Any] = {"count": dimensions, "seed": seed, "biases": biases, "checkpoints": checkpoints}
-        options["optimizer"] = optimizer
-        found = own or draw(asked.directions, problem, **options)
-    found = found.to(problem.weights)
-    for vector in found.vectors:
-        processes.agree_tensor(vector)
+    ready = directions if isinstance(directions, Directions) else None
+    identity = processes.agree(stored.identity_of(problems, arguments, ready, checkpoints, optimizer))
+    journal: Journal | None = None
+    save: Callable[[Surface], None] = _nowhere
+    if file is not None:
+        path, options = Path(file), {"resume": resume, "replace_other": replace_other}
+        kept = processes.on_first(lambda: stored.opened(path, name, identity, **options))
+        if isinstance(kept, Surface):
+            return kept
+        journal = kept
+        if processes.rank() == 0:
+            save = partial(_save, path, name)
+    plane = (journal.directions if journal else None) or ready
+    if plane is None:
+        sources: dict[str, Any] = {"checkpoints": checkpoints, "optimizer": optimizer}
+        plane = draw(arguments["directions"], problem, count=dimensions, seed=seed, biases=biases, **sources)
+    plane = plane.to(problem.weights)
+    for vector in plane.vectors:
+        processes.broadcast(vector)
+    header = journal.header if journal else None
     if header is None:
-        header = processes.agree(header_of(problems, found, asked, batch_size, points_per_launch))
-        if keeper and processes.writes:
-            keeper.begin(header, found)
-    work = Work(problems, found, header, asked, identity)
-    return work.done(processes, keeper if processes.writes else None)
+        header = processes.agree(_header(problems, plane, arguments, batch_size, points_per_launch))
+        if journal and processes.rank() == 0:
+            journal.begin(header, plane)
+    return _computed(problems, plane, header, arguments, identity, journal, save)
+
+
+# -- arguments -------------------------------------------------------------------------------------------------------
+
+
+def _check(arguments: Mapping[str, Any]) -> None:
+    dimensions, radius = arguments["dimensions"], arguments["radius"]
+    if dimensions not in (1, 2):
+        raise InputError(f"a surface has 1 or 2 dimensions, received {dimensions}")
+    if radius is not None and not (radius > 0 and math.isfinite(radius)):
+        raise InputError(f"radius must be a positive number, received {radius}")
+    if radius is not None and arguments["ranges"] is not None:
+        raise InputError("radius and ranges were both given: give one of them")
+
+
+def _spans(plane: Directions, arguments: Mapping[str, Any]) -> list[tuple[float, float]]:
+    """(low, high) of every axis."""
+    ranges, radius = arguments["ranges"], arguments["radius"]
+    if ranges is not None:
+        if len(ranges) != len(plane):
+            raise InputError(f"{len(ranges)} ranges for {len(plane)} directions: give (low, high) for each")
+        return [(float(low), float(high)) for low, high in ranges]
+    if radius is None and plane.ranges is not None:
+        return list(plane.ranges)
+    radius = float(RADII.get(plane.unit, 1.0) if radius is None else radius)
+    return [(-radius, radius)] * len(plane)
+
+
+def _header(
+    problems: Mapping[str, Problem],
+    plane: Directions,
+    arguments: Mapping[str, Any],
+    batch_size: int | None,
+    points_per_launch: int | None,
+) -> dict[str, Any]:
+    """Axes and choice: what a resumed run keeps."""
+    spans = _spans(plane, arguments)
+    axes = axes_of(arguments["grid"], spans, spacing=arguments["spacing"], center=arguments["center"])
+    choice = choose(
+        problems,
+        plane.center,
+        plane.vectors,
+        math.prod(len(a) for a in axes),
+        batch_size=batch_size,
+        points_per_launch=points_per_launch,
+        precision=arguments["precision"],
+    )
+    return {"axes": [a.tolist() for a in axes], "choice": asdict(choice)}
+
+
+# -- computation -----------------------------------------------------------------------------------------------------
+
+
+def _computed(
+    problems: Mapping[str, Problem],
+    plane: Directions,
+    header: Mapping[str, Any],
+    arguments: Mapping[str, Any],
+    identity: Mapping[str, Any],
+    journal: Journal | None,
+    save: Callable[[Surface], None],
+) -> Surface:
+    """Compute everything that is missing, check the picture, save it."""
+    problem, choice = problems[""], Choice(**header["choice"])
+    axes = [np.array(a, dtype=np.float64) for a in header["axes"]]
+    evaluation = GridEvaluation(problems, plane.center, plane.vectors, choice)
+    tiles = Tiles(list(itertools.product(*(a.tolist() for a in axes))), problem, journal)
+    wanted = [quantities.loss(evaluation)]
+    if arguments["gradient_norm"]:
+        wanted.append(quantities.gradient_norm(problem, evaluation))
+    if arguments["curvature"]:
+        wanted.append(quantities.curvature(problem, evaluation, arguments["seed"]))
+    empty = _empty(problem, plane, axes, arguments)
+    empty = replace(empty, others=list(problems)[1:], choice=asdict(choice), identity=dict(identity))
+
+    def publish() -> None:
+        save(_filled(empty, tiles, wanted))
+
+    publish()
+    try:
+        for quantity in wanted:
+            tiles.complete(quantity, publish)
+    except BaseException:
+        publish()
+        if journal:
+            journal.close()
+        raise
+    surface = _filled(empty, tiles, wanted)
+    if choice.precision != "native":
+        errors = _precision_errors(problem, evaluation, plane, axes)
+        surface = replace(surface, facts={**surface.facts, "precision_error": errors})
+    surface = replace(surface, checks=picture_checks.check(surface, problem, evaluation))
+    save(surface)
+    if journal:
+        journal.close(delete=processes.rank() == 0)
+    return surface
+
+
+def _empty(problem: Problem, plane: Directions, axes: Sequence[np.ndarray], arguments: Mapping[str, Any]) -> Surface:
+    """The surface before any of its points is known."""
+    nowhere = np.full([len(a) for a in axes], np.nan)
+    return Surface(
+        x=axes[0],
+        y=axes[1] if len(axes) == 2 else None,
+        loss=nowhere,
+        accuracy=nowhere,
+        done=np.zeros(nowhere.shape, dtype=bool),
+        marks=None if plane.marks is None else plane.marks.cpu().numpy(),
+        residuals=None if plane.residuals is None else plane.residuals.cpu().numpy(),
+        unit=plane.unit,
+        directions=plane.name,
+        radius=max(abs(v) for span in _spans(plane, arguments) for v in span),
+        facts=plane.facts,
+        complete=False,
+        arguments=dict(arguments),
+        provenance={**problem.provenance(), "has_batch_norm": bool(problem._evaluator.batch_norms)},
+    )
+
+
+def _filled(empty: Surface, tiles: Tiles, wanted: Sequence[Quantity]) -> Surface:
+    """The surface with everything that is known so far."""
+    shape, (first, *extras) = empty.loss.shape, wanted
+    losses, accuracies = np.moveaxis(tiles.values(first).reshape(*shape, -1, 2), (-1, -2), (0, 1))
+    columns = {n: c.reshape(shape) for q in extras for n, c in zip(q.columns, tiles.values(q).T, strict=True)}
+    cost = tiles.cost()
+    return replace(
+        empty,
+        loss=losses[0],
+        accuracy=accuracies[0],
+        done=tiles.known(first).reshape(shape),
+        other_loss=losses[1:] if empty.others else None,
+        other_accuracy=accuracies[1:] if empty.others else None,
+        **columns,
+        complete=all(bool(tiles.known(q).all()) for q in wanted),
+        seconds=cost.pop("seconds"),
+        cost=cost,
+    )
+
+
+def _precision_errors(
+    problem: Problem, evaluation: GridEvaluation, plane: Directions, axes: Sequence[np.ndarray]
+) -> list[dict[str, Any]]:
+    """Loss in the native precision beside the surface's, at the center and at the corners."""
+    points = [(0.0,) * len(axes), *itertools.product(*((float(a[0]), float(a[-1])) for a in axes))]
+    choice = replace(evaluation.choice, precision="native", points_per_launch=1)
+    native = GridEvaluation({"": problem}, plane.center, plane.vectors, choice)
+    rows = []
+    for point, here, there in zip(points, _losses(evaluation, points), _losses(native, points), strict=True):
+        error = abs(here - there) / max(abs(there), 1e-12)
+        rows.append({"point": list(point), "loss": here, "native": there, "relative_error": error})
+    return rows
+
+
+def _losses(evaluation: GridEvaluation, points: Sequence[Sequence[float]]) -> list[float]:
+    with evaluation.opened():
+        return evaluation(points)[:, 0, 0].tolist()
+
+
+def _save(path: Path, name: str, surface: Surface) -> None:
+    hdf5.save(path, {name: surface})
+
+
+def _nowhere(_surface: Surface) -> None:
+    """Save nothing: no file was named, or another process writes it."""

@@ -1,8 +1,10 @@
-"""What else is known at a point of a surface: the gradient's norm, the extreme eigenvalues of the Hessian."""
+"""What is computed at the points of a grid: the loss, the gradient's norm, the extreme eigenvalues of the Hessian."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -12,22 +14,48 @@ from landscape.ball.vectors import norm
 from landscape.errors import InputError
 from landscape.problem.problem import Problem
 from landscape.surfaces.grid.evaluation import GridEvaluation, Point
-from landscape.surfaces.grid.run import Phase
 
 TOLERANCE = 1e-3
 """Residual allowed, relative to the largest |lambda|. At 1e-2 Lanczos took an inner eigenvalue for the smallest one."""
 
 
-def gradient_phase(problem: Problem, evaluation: GridEvaluation) -> Phase:
+@dataclass(frozen=True)
+class Quantity:
+    """One or several numbers at every point.
+
+    Attributes:
+        number: in the journal.
+        name: on the progress bar.
+        columns: what the numbers are called.
+        tile: points that are computed together, always the same ones.
+        evaluate: points -> (points, columns), on any device.
+        opened: context in which `evaluate` is called.
+    """
+
+    number: int
+    name: str
+    columns: tuple[str, ...]
+    tile: int
+    evaluate: Callable[[Sequence[Point]], Tensor]
+    opened: Callable[[], AbstractContextManager[None]] = nullcontext
+
+
+def loss(evaluation: GridEvaluation, name: str = "surface") -> Quantity:
+    """L and accuracy on every dataset. Cost: one forward pass a point and dataset."""
+    columns = ("loss", "accuracy") * len(evaluation.problems)
+    return Quantity(0, name, columns, evaluation.choice.points_per_launch, evaluation, evaluation.opened)
+
+
+def gradient_norm(problem: Problem, evaluation: GridEvaluation) -> Quantity:
     """||grad L|| at every point. Cost: one forward and one backward pass a point."""
 
     def evaluate(points: Sequence[Point]) -> Tensor:
         return torch.stack([norm(problem.gradient(evaluation.at(p))) for p in points])
 
-    return Phase(1, "gradient norm", 1, 1, evaluate)
+    return Quantity(1, "gradient norm", ("gradient_norm",), 1, evaluate)
 
 
-def curvature_phase(problem: Problem, evaluation: GridEvaluation, seed: int) -> Phase:
+def curvature(problem: Problem, evaluation: GridEvaluation, seed: int) -> Quantity:
     """lambda_min, lambda_max and the larger residual bound at every point, by Lanczos to 1e-3 of the largest |lambda|.
 
     The start vector of every point is drawn from the seed alone, so that neither the order of the points nor an
@@ -46,12 +74,12 @@ def curvature_phase(problem: Problem, evaluation: GridEvaluation, seed: int) -> 
         generator = random.stream(seed, "curvature of a point")
         options = {"which": "BE", "tol": TOLERANCE, "relative_to": "spectrum", "generator": generator}
         try:
-            found = lanczos(operator.matvec, operator.like, 1, **options)  # type: ignore[arg-type]
+            pairs = lanczos(operator.matvec, operator.like, 1, **options)  # type: ignore[arg-type]
         except InputError:
             return [float("nan")] * 3
-        return [float(min(found.values)), float(max(found.values)), float(max(found.residuals))]
+        return [float(min(pairs.values)), float(max(pairs.values)), float(max(pairs.residuals))]
 
     def evaluate(points: Sequence[Point]) -> Tensor:
         return torch.tensor([extremes(p) for p in points], dtype=torch.float64)
 
-    return Phase(2, "curvature", 3, 1, evaluate)
+    return Quantity(2, "curvature", ("lambda_min", "lambda_max", "lambda_error"), 1, evaluate)

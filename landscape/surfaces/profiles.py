@@ -1,9 +1,8 @@
-"""Several surfaces that belong together: profiles with a band over directions and data, checkpoints on one grid."""
+"""Profiles: the loss on lines, with a band over several directions and several parts of the data."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -15,9 +14,6 @@ from landscape.problem.problem import Problem
 from landscape.progress import track
 from landscape.random import stream
 from landscape.results.result import Result, array, plain
-from landscape.surfaces.directions.directions import Directions, described
-from landscape.surfaces.directions.directions import directions as draw
-from landscape.surfaces.result import Surface
 from landscape.surfaces.surface import surface
 
 
@@ -175,54 +171,6 @@ def profiles(
         seconds=time.monotonic() - started,
         provenance=one.provenance | problem.provenance(),
     )
-
-
-def compare_surfaces(
-    problems: Mapping[str, Problem], directions: str = "gaussian", *, absolute: bool = False, **arguments: Any
-) -> dict[str, Surface]:
-    """The surfaces of several checkpoints on one grid, so that they can be compared.
-
-    Every checkpoint gets directions from the same seed and the same coordinates.
-
-    Args:
-        problems: name -> problem.
-        directions: see `landscape.surface`.
-        absolute: move all of them by the *first* one's directions, so that a coordinate is the same distance in weight
-            space for all; else each axis counts multiples of the checkpoint's own norms.
-        **arguments: of `landscape.surface`; with `file` each surface is kept there under its name.
-
-    Raises:
-        InputError: checkpoints of different architectures, naming the first tensor that differs.
-    """
-    first = next(iter(problems.values()))
-    for name, problem in problems.items():
-        check_same_architecture(first, problem, name)
-    shared: Directions | None = None
-    if absolute:
-        options = {k: arguments[k] for k in ("seed", "biases") if k in arguments}
-        shared = draw(directions, first, count=arguments.get("dimensions", 2), **options)
-    found = {}
-    for name, problem in problems.items():
-        given = directions if shared is None else described(_around(shared, problem), problem.parameters)
-        kept = {"name": name} if "file" in arguments else {}
-        found[name] = surface(problem, given, **{**arguments, **kept})
-    return found
-
-
-def check_same_architecture(first: Problem, other: Problem, name: str = "the other checkpoint") -> None:
-    """Raise InputError naming the first tensor in which two networks differ."""
-    mine, theirs = ({s.name: tuple(s.shape) for s in p.parameters} for p in (first, other))
-    for tensor in [*mine, *(t for t in theirs if t not in mine)]:
-        here, there = mine.get(tensor), theirs.get(tensor)
-        if here != there:
-            raise InputError(
-                f"{name} is another architecture: {tensor} is {there or 'missing'} there, {here or 'missing'} here; "
-                "checkpoints of one architecture are needed"
-            )
-
-
-def _around(shared: Directions, problem: Problem) -> Directions:
-    return replace(shared.to(problem.weights), facts={})
 
 
 def _parts(problem: Problem, count: int, seed: int) -> list[Problem]:

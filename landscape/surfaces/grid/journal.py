@@ -8,10 +8,8 @@ process was killed, ignored. The result file itself is only ever replaced atomic
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import struct
-import time
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -25,7 +23,7 @@ from landscape.errors import InputError
 from landscape.results.result import plain
 from landscape.surfaces.directions.directions import Directions
 
-_RECORD = struct.Struct("<IIq")  # phase, number of float64 values, index of the tile
+_RECORD = struct.Struct("<IIq")  # number of the quantity, number of float64 values, index of the tile
 _CHECK = struct.Struct("<I")
 _SYNC_SECONDS = 2.0
 Records = dict[tuple[int, int], np.ndarray]
@@ -33,6 +31,11 @@ Records = dict[tuple[int, int], np.ndarray]
 
 class Journal:
     """Points of one surface on their way.
+
+    Attributes:
+        header: what `begin` wrote (axes, choice, identity); None where nothing was begun.
+        directions: of the surface that was begun.
+        records: finished tiles: (quantity, index of the tile) -> values.
 
     Args:
         directory: of the journal; it need not exist.
@@ -46,57 +49,39 @@ class Journal:
     def __init__(self, directory: Path, identity: Mapping[str, Any], *, resume: bool = True) -> None:
         self.directory, self.identity = directory, dict(identity)
         self.header: dict[str, Any] | None = None
+        self.directions: Directions | None = None
         self.records: Records = {}
-        self._stream: Any = None
-        self._synced = time.monotonic()
+        self._file = files.AppendedFile(directory / "points.bin", _SYNC_SECONDS)
         if not resume and directory.exists():
             shutil.rmtree(directory)
         if (directory / "header.json").exists():
             self.header = self._read_header()
             refuse_other(self.header["identity"], self.identity, directory)
+            self.directions = self._read_directions()
             self._read_points()
 
-    def begin(self, header: Mapping[str, Any], found: Directions) -> None:
+    def begin(self, header: Mapping[str, Any], directions: Directions) -> None:
         """Start an empty journal: its directions and header are on disk when this returns."""
         shutil.rmtree(self.directory, ignore_errors=True)
         self.directory.mkdir(parents=True)
-        content = {k: getattr(found, k) for k in ("name", "unit", "facts", "marks", "residuals")}
-        content["vectors"] = [v.cpu() for v in found.vectors]
-        content["ranges"] = None if found.ranges is None else [list(r) for r in found.ranges]
+        content = {k: getattr(directions, k) for k in ("name", "unit", "facts", "marks", "residuals")}
+        content["vectors"] = [v.cpu() for v in directions.vectors]
+        content["ranges"] = None if directions.ranges is None else [list(r) for r in directions.ranges]
         with files.atomic(self.directory / "directions.pt") as temporary:
             torch.save(content, temporary)
         self.header = plain({"identity": self.identity, **header})
         # Last: a header says that everything else is there.
         files.write_json(self.directory / "header.json", self.header)
 
-    def directions(self, center: torch.Tensor) -> Directions:
-        """The directions of the journal's surface, as they were, in whatever dtype and on the CPU."""
-        path = self.directory / "directions.pt"
-        try:
-            content = torch.load(path, weights_only=True)
-        except Exception as error:
-            raise InputError(f"{path} is damaged: delete {self.directory} and run again") from error
-        content["vectors"] = tuple(content["vectors"])
-        content["ranges"] = None if content["ranges"] is None else tuple(tuple(r) for r in content["ranges"])
-        return Directions(center=center, **content)
-
-    def append(self, phase: int, index: int, values: np.ndarray) -> None:
+    def append(self, quantity: int, index: int, values: np.ndarray) -> None:
         """Write one finished tile; it survives the death of the process at once, that of the machine after 2 s."""
         payload = np.ascontiguousarray(values, dtype="<f8").tobytes()
-        body = _RECORD.pack(phase, len(payload) // 8, index) + payload
-        if self._stream is None:
-            self._stream = open(self.directory / "points.bin", "ab", buffering=0)  # noqa: SIM115 - kept open
-        self._stream.write(body + _CHECK.pack(zlib.crc32(body)))
-        if time.monotonic() - self._synced > _SYNC_SECONDS:
-            os.fsync(self._stream.fileno())
-            self._synced = time.monotonic()
+        body = _RECORD.pack(quantity, len(payload) // 8, index) + payload
+        self._file.append(body + _CHECK.pack(zlib.crc32(body)))
 
     def close(self, *, delete: bool = False) -> None:
         """Let go of the file; `delete` once the result is saved."""
-        if self._stream is not None:
-            os.fsync(self._stream.fileno())
-            self._stream.close()
-            self._stream = None
+        self._file.close()
         if delete:
             shutil.rmtree(self.directory, ignore_errors=True)
 
@@ -109,30 +94,41 @@ class Journal:
             raise InputError(f"{path} is damaged: delete {self.directory} and run again") from error
         return content
 
+    def _read_directions(self) -> Directions:
+        """The directions as they were, in whatever dtype and on the CPU; their center is the caller's."""
+        path = self.directory / "directions.pt"
+        try:
+            content = torch.load(path, weights_only=True)
+        except Exception as error:
+            raise InputError(f"{path} is damaged: delete {self.directory} and run again") from error
+        content["vectors"] = tuple(content["vectors"])
+        content["ranges"] = None if content["ranges"] is None else tuple(tuple(r) for r in content["ranges"])
+        return Directions(center=torch.empty(0), **content)
+
     def _read_points(self) -> None:
         path = self.directory / "points.bin"
         if not path.exists():
             return
         content = path.read_bytes()
         whole = 0
-        for phase, index, values, whole in _records(content):  # noqa: B007 - the last end is needed
-            self.records[phase, index] = values
+        for quantity, index, values, whole in _records(content):  # noqa: B007 - the last end is needed
+            self.records[quantity, index] = values
         if whole < len(content):
             with open(path, "r+b") as stream:
                 stream.truncate(whole)
 
 
-def refuse_other(stored: Mapping[str, Any], wanted: Mapping[str, Any], place: Path) -> None:
+def refuse_other(stored: Mapping[str, Any], wanted: Mapping[str, Any], path: Path) -> None:
     """Raise InputError naming the first thing in which the stored result differs from the wanted one."""
     for key in [*wanted, *(k for k in stored if k not in wanted)]:
         before, now = stored.get(key), wanted.get(key)
         if before != now:
             if isinstance(before, dict) and isinstance(now, dict):
-                refuse_other(before, now, place)
+                refuse_other(before, now, path)
             if key.endswith("sha256"):
                 before, now = str(before)[:12], str(now)[:12]
             raise InputError(
-                f"{place} holds a surface of another {_NAMES.get(key, key)} ({before}, now {now}): "
+                f"{path} holds a surface of another {_NAMES.get(key, key)} ({before}, now {now}): "
                 "choose another file (--out on the command line), or delete this one"
             )
 
@@ -144,10 +140,10 @@ _NAMES = {
 
 
 def _records(content: bytes) -> Iterator[tuple[int, int, np.ndarray, int]]:
-    """(phase, index, values, end) of every whole record."""
+    """(quantity, index, values, end) of every whole record."""
     position = 0
     while position + _RECORD.size <= len(content):
-        phase, count, index = _RECORD.unpack_from(content, position)
+        quantity, count, index = _RECORD.unpack_from(content, position)
         body = position + _RECORD.size + 8 * count
         if body + _CHECK.size > len(content):
             return
@@ -155,4 +151,4 @@ def _records(content: bytes) -> Iterator[tuple[int, int, np.ndarray, int]]:
             return
         values = np.frombuffer(content, "<f8", count, position + _RECORD.size).copy()
         position = body + _CHECK.size
-        yield phase, index, values, position
+        yield quantity, index, values, position
