@@ -82,13 +82,15 @@ class Registry(Mapping[str, T]):
         spec = importlib.util.find_spec(self.package)
         assert spec is not None, self.package
         assert spec.submodule_search_locations, self.package
-        found: dict[str, Entry] = {}
+        entries: dict[str, Entry] = {}
         for file in sorted(f for folder in spec.submodule_search_locations for f in Path(folder).glob("*.py")):
             for entry in _read(file):
-                if entry.name in found:
-                    raise InputError(f"two {self.kind}s are called {entry.name!r}: {found[entry.name].file} and {file}")
-                found[entry.name] = entry
-        return dict(sorted(found.items()))
+                if entry.name in entries:
+                    raise InputError(
+                        f"two {self.kind}s are called {entry.name!r}: {entries[entry.name].file} and {file}"
+                    )
+                entries[entry.name] = entry
+        return dict(sorted(entries.items()))
 
     def entry(self, name: str) -> Entry:
         """The entry called `name`; an unknown name raises InputError with the nearest ones."""

@@ -86,17 +86,17 @@ def rows(analyses: Sequence[Analysis], differences: Differences | None = None) -
         analyses: one or several.
         differences: intervals computed elsewhere (for example over seeds); by default they follow from the errors.
     """
-    found = [
+    made = [
         _fact("loss", [Cell(finite(a.loss)) for a in analyses]),
         _fact("accuracy", [_accuracy(a) for a in analyses]),
     ]
     keys = keys_of(analyses)
     for key in keys:
-        found.extend(_measure(key, analyses))
-    found = [r for r in found if any(c and c.value is not None for c in r.cells)]
+        made.extend(_measure(key, analyses))
+    made = [r for r in made if any(c and c.value is not None for c in r.cells)]
     if len(analyses) == 1:
-        return found
-    return [_with_differences(r, (differences or {}).get(r.key)) for r in found]
+        return made
+    return [_with_differences(r, (differences or {}).get(r.key)) for r in made]
 
 
 def keys_of(analyses: Sequence[Analysis]) -> list[str]:
@@ -235,10 +235,10 @@ def _field(summary: Mapping[str, Any] | None, name: str, bound: str) -> Cell | N
     return Cell(finite(summary.get(name)), half, "" if half is None else BOUND)
 
 
-def _with_differences(row: Row, given: Sequence[Mapping[str, float] | None] | None) -> Row:
+def _with_differences(row: Row, intervals: Sequence[Mapping[str, float] | None] | None) -> Row:
     made = []
     for i, cell in enumerate(row.cells):
-        stated = given[i] if given is not None and i < len(given) else None
+        stated = intervals[i] if intervals is not None and i < len(intervals) else None
         known = i > 0 and cell is not None and row.cells[0] is not None
         made.append((_given(stated, row) if stated else _difference(row.cells[0], cell)) if known else None)
     return Row(row.key, row.label, row.setting, row.meaning, row.cells, tuple(made))

@@ -31,13 +31,13 @@ def render(analyses: Sequence[Analysis], *, differences: Differences | None = No
     policy = first.provenance.get("batch_norm") if first.provenance.get("has_batch_norm", True) else None
     head = Text(first.label if len(analyses) == 1 else f"{len(analyses)} checkpoints", style="bold")
     head.append(f"  {about}" + (f", BatchNorm {policy}" if policy else ""), style="dim")
-    found = rows(analyses, differences)
-    kinds = dict.fromkeys(c.kind for r in found for c in r.cells if c and c.error_text)
+    shown = rows(analyses, differences)
+    kinds = dict.fromkeys(c.kind for r in shown for c in r.cells if c and c.error_text)
     if len(analyses) == 1:
-        return Group(head, _single(found), *([Text(_scope(kinds), style="dim")] if kinds else []))
+        return Group(head, _single(shown), *([Text(_scope(kinds), style="dim")] if kinds else []))
     error = f"; ±: {' or '.join(kinds)}" if kinds else ""
     foot = Text(f"Δ: difference from {first.label}, * where its error leaves out zero{error}", style="dim")
-    return Group(head, _compared(found, [a.label for a in analyses]), foot, Text(_scope(kinds), style="dim"))
+    return Group(head, _compared(shown, [a.label for a in analyses]), foot, Text(_scope(kinds), style="dim"))
 
 
 def show(analyses: Sequence[Analysis], *, differences: Differences | None = None) -> None:
@@ -70,24 +70,24 @@ def _table() -> Table:
     return Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, header_style="bold", padding=(0, 1))
 
 
-def _single(found: Sequence[Row]) -> Table:
+def _single(shown: Sequence[Row]) -> Table:
     table = _table()
     table.add_column("measure", min_width=18)
     table.add_column("setting", style="dim")
     table.add_column("value", justify="right", no_wrap=True)
     table.add_column("", style="dim")
-    for row in found:
+    for row in shown:
         table.add_row(Text(row.label), Text(row.setting), Text(_value(row.cells[0])), Text(_remark(row.cells[0])))
     return table
 
 
-def _compared(found: Sequence[Row], labels: Sequence[str]) -> Table:
+def _compared(shown: Sequence[Row], labels: Sequence[str]) -> Table:
     """One line a measure and checkpoint: any number of checkpoints fits in a terminal, and the values stand in line."""
     table = _table()
     table.add_column("", min_width=18)
     table.add_column("value", justify="right")
     table.add_column(Text("Δ"), justify="right")
-    for row in found:
+    for row in shown:
         table.add_row(Text(row.label, style="bold"), Text(row.setting, style="dim"))
         for i, (label, cell) in enumerate(zip(labels, row.cells, strict=True)):
             change = Text(_difference(row, i) if i else "")

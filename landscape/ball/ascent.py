@@ -151,11 +151,11 @@ def maximize(
 
 def checkpoints(steps: int) -> dict[int, int]:
     """Step at which progress is reviewed -> the one before it: 22%, 41%, 57%, ... of the steps (Croce 2020, eq. 4)."""
-    previous, percent, found = 0, 22, [0]
+    previous, percent, reviews = 0, 22, [0]
     while percent < 100:
-        found.append(-(-percent * steps // 100))
+        reviews.append(-(-percent * steps // 100))
         previous, percent = percent, percent + max(percent - previous - 3, 6)
-    return {b: a for a, b in itertools.pairwise(found) if b > a}
+    return {b: a for a, b in itertools.pairwise(reviews) if b > a}
 
 
 class _State:

@@ -27,7 +27,7 @@ from landscape.progress import Bar
 from landscape.random import stream
 from landscape.results.journal import Journal, key_of
 from landscape.results.result import Result, array, plain
-from landscape.sharpness.sharpness import check_weights
+from landscape.sharpness.checks import check_weights
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,8 @@ from landscape.measures.adaptive_hessian import adaptive_top_eigenvalues
 from landscape.measures.adaptive_sharpness import adaptive_sharpness
 from landscape.measures.hessian_top_eigenvalues import top_eigenvalues
 from landscape.problem.problem import Problem
-from landscape.sharpness.sharpness import Sharpness, radii
+from landscape.sharpness.options import radii
+from landscape.sharpness.sharpness import Sharpness
 
 TREATMENTS = ("scaled", "unscaled", "fixed", "asam-official")
 """Treatments of the biases in T of adaptive sharpness; the last is the ASAM authors' code."""

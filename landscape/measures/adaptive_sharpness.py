@@ -7,7 +7,9 @@ import math
 from landscape.ball.scaling import Scaling
 from landscape.measure import measure
 from landscape.problem.problem import Problem
-from landscape.sharpness.sharpness import Setting, Sharpness, ball_sharpness, normalized, rise
+from landscape.sharpness.checks import normalized
+from landscape.sharpness.options import BallOptions
+from landscape.sharpness.sharpness import Sharpness, ball_sharpness, rise
 from landscape.sharpness.subsets import positive
 
 
@@ -77,5 +79,5 @@ def adaptive_sharpness(
         1.25
     """
     ascents = positive("steps", steps) if not one_step_only and float(p) in (2.0, math.inf) else None
-    setting = Setting(rho, p, Scaling.of(scaling, biases, eta), m, subsets, ascents, restarts, seed)
+    setting = BallOptions(rho, p, Scaling.of(scaling, biases, eta), m, subsets, ascents, restarts, seed)
     return ball_sharpness(normalized(problem, logit_normalization), setting, value="one_step")

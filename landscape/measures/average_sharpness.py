@@ -12,16 +12,9 @@ from landscape.measure import measure
 from landscape.problem.problem import Problem
 from landscape.progress import Bar
 from landscape.results.result import array
-from landscape.sharpness.sharpness import (
-    Setting,
-    Sharpness,
-    check_loss,
-    check_weights,
-    normalized,
-    resolution,
-    rise,
-    scaled_ball,
-)
+from landscape.sharpness.checks import check_loss, check_weights, normalized, resolution, scaled_ball
+from landscape.sharpness.options import BallOptions
+from landscape.sharpness.sharpness import Sharpness, rise
 from landscape.sharpness.subsets import check_division, disjoint_subsets, in_groups
 from landscape.statistics import interval_around
 
@@ -111,7 +104,7 @@ def average_sharpness(
     """
     chosen = Scaling.of(scaling, biases, eta)
     rho = DEFAULT_RHO[chosen.is_identity] if rho is None else rho
-    setting = Setting(rho, p=p, scaling=chosen, m=m, subsets=subsets, seed=seed)
+    setting = BallOptions(rho, p=p, scaling=chosen, m=m, subsets=subsets, seed=seed)
     problem = normalized(problem, logit_normalization)
     check_division(problem, m, subsets)
     check_weights(problem)
@@ -144,7 +137,7 @@ class _Average:
     non_finite: np.ndarray
 
 
-def _average(problem: Problem, noise: Noise, setting: Setting, bar: Bar) -> _Average:
+def _average(problem: Problem, noise: Noise, setting: BallOptions, bar: Bar) -> _Average:
     """Mean and standard error over the draws; the groups have independent ones, so their errors add in quadrature."""
     total, (value, variance, failed) = 0.0, np.zeros((3, len(setting.radii)))
     for index, group in enumerate(in_groups(problem, setting.m)):

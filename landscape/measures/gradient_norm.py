@@ -13,7 +13,8 @@ from landscape.ball.scaling import Scaling
 from landscape.measure import measure
 from landscape.problem.problem import Problem
 from landscape.results.result import Result, array
-from landscape.sharpness.sharpness import check_loss, check_weights, normalized, order
+from landscape.sharpness.checks import check_loss, check_weights, normalized
+from landscape.sharpness.options import order
 from landscape.sharpness.subsets import check_division, disjoint_subsets, in_groups
 from landscape.statistics import interval_around
 

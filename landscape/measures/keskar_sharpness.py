@@ -11,7 +11,9 @@ from landscape.ball.scaling import Scaling
 from landscape.errors import InputError
 from landscape.measure import measure
 from landscape.problem.problem import Problem
-from landscape.sharpness.sharpness import Setting, Sharpness, ball_sharpness, normalized
+from landscape.sharpness.checks import normalized
+from landscape.sharpness.options import BallOptions
+from landscape.sharpness.sharpness import Sharpness, ball_sharpness
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,12 +85,12 @@ def keskar_sharpness(
         >>> round(landscape.keskar_sharpness(problem, rho=0.001).value, 4)  # percent of 1 + L
         0.2002
     """
-    setting = Setting(rho, math.inf, Scaling("elementwise", eta=1.0), m, subsets, steps, restarts, seed)
-    found = ball_sharpness(normalized(problem, logit_normalization), setting, value="worst_case")
-    if not 1 + found.loss > 0:
-        raise InputError(f"the loss is {found.loss:g}: relative sharpness needs 1 + loss > 0; use worst_case_sharpness")
-    percent = 100 / (1 + found.loss)
-    fields = {f.name: getattr(found, f.name) for f in dataclasses.fields(found)}
+    setting = BallOptions(rho, math.inf, Scaling("elementwise", eta=1.0), m, subsets, steps, restarts, seed)
+    rises = ball_sharpness(normalized(problem, logit_normalization), setting, value="worst_case")
+    if not 1 + rises.loss > 0:
+        raise InputError(f"the loss is {rises.loss:g}: relative sharpness needs 1 + loss > 0; use worst_case_sharpness")
+    percent = 100 / (1 + rises.loss)
+    fields = {f.name: getattr(rises, f.name) for f in dataclasses.fields(rises)}
     for name in ("sharpness", "groups", "subsets", "interval", "sample_bias"):
         fields[name] = None if fields[name] is None else percent * fields[name]
     return KeskarSharpness(**fields)

@@ -95,17 +95,17 @@ def layer_eigenvalues(
     krylov.check_request(k, problem.dimension, tol)
     slots = problem.parameters.slots
     layers = {
-        name: own
-        for name, own in operators.layers(problem).items()
-        if kind == "all" or any(slots[i].kind == "weight" for i in own)
+        name: positions
+        for name, positions in operators.layers(problem).items()
+        if kind == "all" or any(slots[i].kind == "weight" for i in positions)
     }
     values = np.full((len(layers), k), np.nan)
     bounds = values.copy()
     sizes, spent, converged = [], [], True
     graph = HessianGraph(problem, w, chunk_size=chunk_size)
-    for row, (name, own) in enumerate(track(layers.items(), "layers", total=len(layers))):
-        block = operators.block(graph, own)
-        found = krylov.lanczos(
+    for row, (name, positions) in enumerate(track(layers.items(), "layers", total=len(layers))):
+        block = operators.block(graph, positions)
+        pairs = krylov.lanczos(
             block.matvec,
             block.like,
             count := min(k, block.dimension),
@@ -114,10 +114,10 @@ def layer_eigenvalues(
             generator=random.stream(seed, f"lanczos {name}"),
             max_products=max_hvps,
         )
-        values[row, :count], bounds[row, :count] = found.values, found.residuals
+        values[row, :count], bounds[row, :count] = pairs.values, pairs.residuals
         sizes.append(block.dimension)
-        spent.append(found.products)
-        converged &= found.converged
+        spent.append(pairs.products)
+        converged &= pairs.converged
     return LayerEigenvalues(
         layers=list(layers),
         sizes=np.array(sizes),

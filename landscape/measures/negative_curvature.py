@@ -94,7 +94,7 @@ def extreme_eigenvalues(
         (2.0, 0.0)
     """
     operator = operators.hessian(problem, w, chunk_size=chunk_size)
-    found = krylov.lanczos(
+    pairs = krylov.lanczos(
         operator.matvec,
         operator.like,
         1,
@@ -106,14 +106,14 @@ def extreme_eigenvalues(
         generator=random.stream(seed, "lanczos"),
         max_products=max_hvps,
     )
-    largest, smallest = float(found.values[0]), float(found.values[-1])
+    largest, smallest = float(pairs.values[0]), float(pairs.values[-1])
     return Extremes(
         lambda_min=smallest,
         lambda_max=largest,
         ratio=abs(smallest / largest) if smallest < 0 and largest != 0 else 0.0,
-        bound_min=float(found.residuals[-1]),
-        bound_max=float(found.residuals[0]),
-        hvps=found.products,
-        converged=found.converged,
+        bound_min=float(pairs.residuals[-1]),
+        bound_max=float(pairs.residuals[0]),
+        hvps=pairs.products,
+        converged=pairs.converged,
         provenance=operator.facts(),
     )

@@ -16,7 +16,7 @@ from landscape.measure import measure
 from landscape.problem.problem import Problem
 from landscape.progress import Bar
 from landscape.results.result import Result, array, plain
-from landscape.sharpness.sharpness import check_loss, check_weights, normalized, scaled_ball
+from landscape.sharpness.checks import check_loss, check_weights, normalized, scaled_ball
 from landscape.sharpness.subsets import check_division, disjoint_subsets
 from landscape.statistics import interval_around, standard_error
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from landscape.measure import measure
 from landscape.problem.problem import Problem
-from landscape.sharpness.sharpness import Setting, Sharpness, ball_sharpness, normalized, rise
+from landscape.sharpness.checks import normalized
+from landscape.sharpness.options import BallOptions
+from landscape.sharpness.sharpness import Sharpness, ball_sharpness, rise
 
 
 @measure(
@@ -59,5 +61,5 @@ def sam_sharpness(
         >>> round(landscape.sam_sharpness(problem, rho=0.05).value, 4)  # (w - 0.05 - 2)^2 - 1
         0.1025
     """
-    setting = Setting(rho, p=p, m=m, subsets=subsets, seed=seed)
+    setting = BallOptions(rho, p=p, m=m, subsets=subsets, seed=seed)
     return ball_sharpness(normalized(problem, logit_normalization), setting, value="one_step")

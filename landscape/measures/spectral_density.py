@@ -67,7 +67,7 @@ class SpectralDensity(Result):
 
     def summary(self) -> dict[str, Any]:
         """Range, moments with standard errors, and the share of negative eigenvalues; no curves."""
-        own = {
+        values = {
             "smallest": self.nodes.min(),
             "largest": self.nodes.max(),
             "negative_share": float((self.weights * (self.nodes < -self.floor)).sum(1).mean()),
@@ -76,7 +76,7 @@ class SpectralDensity(Result):
             "width": self.width,
             "hvps": self.hvps,
         }
-        return self.summary_of(own)
+        return self.summary_of(values)
 
 
 @measure(
@@ -156,7 +156,7 @@ def spectral_density(
         problem, matrix, w, scaling=(scaling, "scaled"), parameters=parameters, chunk_size=chunk_size
     )
     fits = _fits(operator.like, steps)
-    found = stochastic.quadrature(
+    ritz = stochastic.quadrature(
         operator.matvec,
         operator.like,
         probes=probes,
@@ -165,26 +165,26 @@ def spectral_density(
         generator=random.stream(seed, "spectral density"),
     )
     return SpectralDensity(
-        **_linear(found, points, width),
-        **_logarithmic(found, points, log_width, float(np.finfo(operator.to_scipy().dtype).eps)),
-        **_moments(found),
-        nodes=found.nodes,
-        weights=found.weights,
-        hvps=found.products,
+        **_linear(ritz, points, width),
+        **_logarithmic(ritz, points, log_width, float(np.finfo(operator.to_scipy().dtype).eps)),
+        **_moments(ritz),
+        nodes=ritz.nodes,
+        weights=ritz.weights,
+        hvps=ritz.products,
         reorthogonalized=fits,
         provenance=operator.facts(),
     )
 
 
-def _linear(found: stochastic.Quadrature, points: int, width: float | None) -> dict[str, Any]:
-    low, high = found.nodes.min(), found.nodes.max()
+def _linear(ritz: stochastic.Quadrature, points: int, width: float | None) -> dict[str, Any]:
+    low, high = ritz.nodes.min(), ritz.nodes.max()
     scale = max(high - low, abs(high), abs(low)) or 1.0
     sigma = width or 0.01 * scale
     axis = np.linspace(low - _REACH * sigma, high + _REACH * sigma, points)
     if axis[1] - axis[0] > sigma:
         needed = int((high - low) / sigma + 2 * _REACH) + 2
         raise InputError(f"width {sigma:g} is below the spacing of the axis: at least {needed} points are needed")
-    rows = stochastic.smoothed(found.nodes, found.weights, axis, sigma)
+    rows = stochastic.smoothed(ritz.nodes, ritz.weights, axis, sigma)
     return {
         "axis": axis,
         "density": rows.mean(0),
@@ -195,26 +195,26 @@ def _linear(found: stochastic.Quadrature, points: int, width: float | None) -> d
     }
 
 
-def _logarithmic(found: stochastic.Quadrature, points: int, width: float, epsilon: float) -> dict[str, Any]:
-    largest = np.abs(found.nodes).max() or 1.0
+def _logarithmic(ritz: stochastic.Quadrature, points: int, width: float, epsilon: float) -> dict[str, Any]:
+    largest = np.abs(ritz.nodes).max() or 1.0
     # Ritz values below the rounding of the products are zeros of either sign.
     floor = 10 * epsilon * largest
-    decades = np.log10(np.maximum(np.abs(found.nodes), floor))
+    decades = np.log10(np.maximum(np.abs(ritz.nodes), floor))
     axis = np.linspace(np.log10(floor) - _REACH * width, np.log10(largest) + _REACH * width, points)
     if axis[1] - axis[0] > width:
         raise InputError(f"log_width {width:g} is below the spacing {axis[1] - axis[0]:.3g} of the axis: more points")
-    negative = found.nodes < 0
+    negative = ritz.nodes < 0
     return {
         "log_axis": axis,
-        "log_positive": stochastic.smoothed(decades, found.weights * ~negative, axis, width).mean(0),
-        "log_negative": stochastic.smoothed(decades, found.weights * negative, axis, width).mean(0),
+        "log_positive": stochastic.smoothed(decades, ritz.weights * ~negative, axis, width).mean(0),
+        "log_negative": stochastic.smoothed(decades, ritz.weights * negative, axis, width).mean(0),
         "log_width": float(width),
         "floor": float(floor),
     }
 
 
-def _moments(found: stochastic.Quadrature) -> dict[str, Any]:
-    samples = np.stack([found.moments(1), found.moments(2)])
+def _moments(ritz: stochastic.Quadrature) -> dict[str, Any]:
+    samples = np.stack([ritz.moments(1), ritz.moments(2)])
     return {
         "moment": np.array([1, 2]),
         "moment_values": samples.mean(1),

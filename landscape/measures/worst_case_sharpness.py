@@ -5,7 +5,9 @@ from __future__ import annotations
 from landscape.ball.scaling import Scaling
 from landscape.measure import measure
 from landscape.problem.problem import Problem
-from landscape.sharpness.sharpness import Setting, Sharpness, ball_sharpness, normalized, rise
+from landscape.sharpness.checks import normalized
+from landscape.sharpness.options import BallOptions
+from landscape.sharpness.sharpness import Sharpness, ball_sharpness, rise
 
 
 @measure(
@@ -75,5 +77,5 @@ def worst_case_sharpness(
         >>> round(landscape.worst_case_sharpness(problem, rho=0.05).value, 4)
         0.1025
     """
-    setting = Setting(rho, p, Scaling.of(scaling, biases, eta), m, subsets, steps, restarts, seed)
+    setting = BallOptions(rho, p, Scaling.of(scaling, biases, eta), m, subsets, steps, restarts, seed)
     return ball_sharpness(normalized(problem, logit_normalization), setting, value="worst_case")

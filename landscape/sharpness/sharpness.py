@@ -1,4 +1,4 @@
-"""What the sharpness measures share: the result, the checks of what was asked, groups of m examples, subsets.
+"""What the measures of the ball share: the result, and how it is computed over groups and subsets of the examples.
 
 S(w) = sum_g n_g/n [max over ||T^-1 epsilon||_p <= rho of L_g(w + epsilon) - L_g(w)] over groups g of m examples (one
 group of all n by default). One-step sharpness replaces the maximizer by that of the linearized loss.
@@ -6,11 +6,8 @@ group of all n by default). One-step sharpness replaces the maximizer by that of
 
 from __future__ import annotations
 
-import copy
-import dataclasses
 import itertools
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,14 +16,14 @@ import torch
 from torch import Tensor
 
 from landscape.ball.ascent import Ball, maximize
-from landscape.ball.scaling import Scaling
 from landscape.ball.vectors import norm
-from landscape.errors import InputError
 from landscape.formatting import number
 from landscape.problem.problem import Problem
 from landscape.progress import Bar
 from landscape.random import stream
 from landscape.results.result import Result, array
+from landscape.sharpness.checks import check_loss, check_weights, resolution, scaled_ball
+from landscape.sharpness.options import BallOptions
 from landscape.sharpness.subsets import (
     check_division,
     disjoint_subsets,
@@ -112,79 +109,6 @@ class Sharpness(Result):
         return self.summary_of(values | ({"curve": rows} if len(rows) > 1 else {}))
 
 
-@dataclass(frozen=True)
-class Setting:
-    """What is asked of a sharpness measure; wrong values raise InputError.
-
-    Attributes:
-        rho: one radius or several.
-        p: order of the norm of the ball.
-        scaling: T.
-        m: examples in a group; None for one group of all.
-        subsets: number of disjoint subsets for the confidence interval; 0 for none.
-        steps: points that each ascent evaluates; None for the one-step value alone.
-        restarts: ascents at each radius; the first starts at the one-step point, the others at random ones.
-        seed: seed of the random starts and of the division into subsets.
-    """
-
-    rho: float | Sequence[float]
-    p: float = 2.0
-    scaling: Scaling = dataclasses.field(default_factory=Scaling)
-    m: int | None = None
-    subsets: int = 0
-    steps: int | None = None
-    restarts: int = 1
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "rho", radii(self.rho))
-        object.__setattr__(self, "p", order(self.p, multi_step=self.steps is not None))
-        if self.steps is not None:
-            positive("steps", self.steps)
-        positive("restarts", self.restarts)
-
-    @property
-    def radii(self) -> list[float]:
-        """The radii as a list, in the order in which they were given."""
-        return list(self.rho)  # type: ignore[arg-type]
-
-    @property
-    def ascents(self) -> int:
-        """Number of ascents in a group: restarts at every radius, and a warm start at all radii but the smallest."""
-        return len(self.radii) * (self.restarts + 1) - 1
-
-    def work(self, examples: int) -> int:
-        """Number of evaluations that a progress bar counts, for a problem of so many examples and its subsets."""
-        each = len(self.radii) if self.steps is None else self.ascents * self.steps
-        groups = math.ceil(examples / (self.m or examples))
-        return each * (groups + (self.subsets and self.subsets * math.ceil(groups / self.subsets)))
-
-
-def radii(rho: float | Sequence[float]) -> tuple[float, ...]:
-    """One or several radii as a tuple of floats.
-
-    Raises:
-        InputError: none, or one that is not a positive finite number.
-    """
-    found = tuple(float(r) for r in np.atleast_1d(np.asarray(rho, dtype=np.float64)))
-    for r in found:
-        if not (math.isfinite(r) and r > 0):
-            raise InputError(f"rho={r:g}: a radius is a positive finite number; give rho > 0")
-    if not found:
-        raise InputError("no radius was given: give rho one number or several")
-    return found
-
-
-def order(p: float, *, multi_step: bool) -> float:
-    """The order of the norm, checked: [1, inf] for one step, 2 or inf for the ascent in several steps."""
-    p = float(p)
-    if not p >= 1:
-        raise InputError(f"p={p:g}: the order of a norm lies in [1, inf]; 2 and inf are the usual ones")
-    if multi_step and p not in (2.0, math.inf):
-        raise InputError(f"p={p:g}: the ascent in several steps needs p=2 or p=inf (one step takes any p in [1, inf])")
-    return p
-
-
 def rise(move: str, scaling: str = "identity") -> Callable[[Mapping[str, Any], float], str]:
     """What the value of a sharpness says: `move` names what raises the loss, for this T in the 2-ball."""
 
@@ -200,62 +124,7 @@ def rise(move: str, scaling: str = "identity") -> Callable[[Mapping[str, Any], f
     return says
 
 
-def normalized(problem: Problem, logits: bool) -> Problem:
-    """The problem with normalized outputs where `logits` asks for it; passes are counted together."""
-    if not logits or problem.logit_normalization:
-        return problem
-    other = copy.copy(problem)
-    other.logit_normalization = True
-    return other
-
-
-def scaled_ball(problem: Problem, p: float, scaling: Scaling) -> Ball:
-    """The ball of order p with T at the problem's weights.
-
-    Raises:
-        InputError: T is zero for every parameter.
-    """
-    scale = scaling.diagonal(problem.parameters, problem.weights)
-    if scale is not None and not scale.any():
-        raise InputError(
-            f"T is zero for every parameter (scaling={scaling.kind}, biases={scaling.biases}): nothing moves; choose "
-            "another treatment of biases, another scaling or more parameters"
-        )
-    return Ball(p, scale)
-
-
-def check_weights(problem: Problem) -> None:
-    """Raise InputError where a weight is nan or inf."""
-    if torch.isfinite(problem.weights).all():
-        return
-    pieces = zip(problem.parameters, problem.parameters.unflatten(problem.weights), strict=True)
-    names = [slot.name for slot, t in pieces if not torch.isfinite(t).all()]
-    raise InputError(
-        f"the weights are not finite (nan or inf in {', '.join(names[:3])}): the training diverged or the file is "
-        "damaged; analyze an earlier checkpoint"
-    )
-
-
-def check_loss(loss: Tensor, what: str = "loss") -> None:
-    """Raise InputError where the loss (or gradient) at w is not finite."""
-    if not torch.isfinite(loss).all():
-        value = f" ({loss.item()})" if loss.numel() == 1 else ""
-        raise InputError(
-            f"the {what} at the weights themselves is not finite{value}: look at the inputs and targets, or compute in "
-            "float64"
-        )
-
-
-def resolution(problem: Problem, loss: float) -> float:
-    """Estimate of the rounding of a rise: 4 eps (|L| + 0.1), eps of the model's dtype.
-
-    The constant part is the rounding of outputs of order 1, which stays when the loss itself is small. Against float64
-    the errors of small networks, trained and not, in float32 were 2 to 15 times smaller.
-    """
-    return 4 * torch.finfo(problem.weights.dtype).eps * (abs(loss) + 0.1)
-
-
-def ball_sharpness(problem: Problem, setting: Setting, *, value: str) -> Sharpness:
+def ball_sharpness(problem: Problem, setting: BallOptions, *, value: str) -> Sharpness:
     """One-step sharpness and, where `setting` asks for steps, worst-case sharpness at every radius.
 
     Args:
@@ -312,7 +181,7 @@ class _Groups:
         return np.tensordot(self.sizes / self.sizes.sum(), self.values[name], axes=1)
 
 
-def _over_groups(problem: Problem, ball: Ball, setting: Setting, bar: Bar) -> _Groups:
+def _over_groups(problem: Problem, ball: Ball, setting: BallOptions, bar: Bar) -> _Groups:
     sizes, found = [], []
     for index, group in enumerate(in_groups(problem, setting.m)):
         sizes.append(group.examples)
@@ -321,7 +190,7 @@ def _over_groups(problem: Problem, ball: Ball, setting: Setting, bar: Bar) -> _G
     return _Groups(np.array(sizes, dtype=float), {k: v.double().cpu().numpy() for k, v in columns.items()})
 
 
-def _in_group(problem: Problem, ball: Ball, setting: Setting, purpose: str, bar: Bar) -> dict[str, Tensor]:
+def _in_group(problem: Problem, ball: Ball, setting: BallOptions, purpose: str, bar: Bar) -> dict[str, Tensor]:
     """Every value of one group: name -> (rho,) on the device."""
     loss, g = problem.loss_and_gradient()
     check_loss(loss)
@@ -341,7 +210,7 @@ def _displacement_error(w: Tensor, epsilon: Tensor) -> Tensor:
 
 
 def _one_step(
-    problem: Problem, ball: Ball, setting: Setting, center: Tensor, loss: Tensor, bar: Bar
+    problem: Problem, ball: Ball, setting: BallOptions, center: Tensor, loss: Tensor, bar: Bar
 ) -> dict[str, Tensor]:
     reached, lost = [], []
     for rho in setting.radii:
@@ -358,7 +227,7 @@ def _one_step(
 
 
 def _worst_case(
-    problem: Problem, ball: Ball, setting: Setting, center: Tensor, loss: Tensor, purpose: str, bar: Bar
+    problem: Problem, ball: Ball, setting: BallOptions, center: Tensor, loss: Tensor, purpose: str, bar: Bar
 ) -> dict[str, Tensor]:
     """Ascents at every radius, the smallest first: its maximizer lies in the larger balls too.
 

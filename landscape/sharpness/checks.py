@@ -1,0 +1,68 @@
+"""What every measure of the ball does first: normalize outputs, build the ball, refuse what is not finite."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor
+
+from landscape.ball.ascent import Ball
+from landscape.ball.scaling import Scaling
+from landscape.errors import InputError
+from landscape.problem.problem import Problem
+
+
+def normalized(problem: Problem, logits: bool) -> Problem:
+    """The problem with normalized outputs where `logits` asks for it; passes are counted together."""
+    if not logits or problem.logit_normalization:
+        return problem
+    other = copy.copy(problem)
+    other.logit_normalization = True
+    return other
+
+
+def scaled_ball(problem: Problem, p: float, scaling: Scaling) -> Ball:
+    """The ball of order p with T at the problem's weights.
+
+    Raises:
+        InputError: T is zero for every parameter.
+    """
+    scale = scaling.diagonal(problem.parameters, problem.weights)
+    if scale is not None and not scale.any():
+        raise InputError(
+            f"T is zero for every parameter (scaling={scaling.kind}, biases={scaling.biases}): nothing moves; choose "
+            "another treatment of biases, another scaling or more parameters"
+        )
+    return Ball(p, scale)
+
+
+def check_weights(problem: Problem) -> None:
+    """Raise InputError where a weight is nan or inf."""
+    if torch.isfinite(problem.weights).all():
+        return
+    pieces = zip(problem.parameters, problem.parameters.unflatten(problem.weights), strict=True)
+    names = [slot.name for slot, t in pieces if not torch.isfinite(t).all()]
+    raise InputError(
+        f"the weights are not finite (nan or inf in {', '.join(names[:3])}): the training diverged or the file is "
+        "damaged; analyze an earlier checkpoint"
+    )
+
+
+def check_loss(loss: Tensor, what: str = "loss") -> None:
+    """Raise InputError where the loss (or gradient) at w is not finite."""
+    if not torch.isfinite(loss).all():
+        value = f" ({loss.item()})" if loss.numel() == 1 else ""
+        raise InputError(
+            f"the {what} at the weights themselves is not finite{value}: look at the inputs and targets, or compute in "
+            "float64"
+        )
+
+
+def resolution(problem: Problem, loss: float) -> float:
+    """Estimate of the rounding of a rise: 4 eps (|L| + 0.1), eps of the model's dtype.
+
+    The constant part is the rounding of outputs of order 1, which stays when the loss itself is small. Against float64
+    the errors of small networks, trained and not, in float32 were 2 to 15 times smaller.
+    """
+    return 4 * torch.finfo(problem.weights.dtype).eps * (abs(loss) + 0.1)
