@@ -22,7 +22,8 @@ from figures.drawing import bands
 from figures.paper import matched_loss
 from figures.paper.matched_loss import at_equal_loss, shorter
 from figures.study import recipes
-from figures.study.study import Computation, Study, Training
+from figures.study.study import Study
+from figures.study.tasks import Computation, Training
 from landscape import statistics
 from landscape.progress import shown
 

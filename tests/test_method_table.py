@@ -102,7 +102,7 @@ def test_equal_loss_is_found_between_two_lengths():
 
 def test_shorter_runs_end_like_the_whole_one():
     from figures.paper.matched_loss import shorter
-    from figures.study.study import Training
+    from figures.study.tasks import Training
 
     run = Training("sgd", {}, {"epochs": 15, "lr": 0.1, "keep_every": 3, "seed": 2})
     found = shorter(run)

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from figures import FIGURES
-from figures.study.study import Study, Training
-from figures.study.tasks import Machine
+from figures.study.study import Study
+from figures.study.tasks import Machine, Training
 from trainers import METHODS
 from trainers.data.datasets import load_data
 from trainers.loop.settings import Settings

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from report_cases import analysis, eigenvalues
 
-from figures.drawing import static, style, surface
+from figures.drawing import contours, static, style
 from figures.page import grids
 
 
@@ -54,7 +54,7 @@ def test_still_figures_are_reproducible_bytes(one, tmp_path):
 
 def test_still_contours_share_their_scale_and_orientation(two):
     drawn = grids.grids(two)
-    figure = surface.contours(drawn)
+    figure = contours.contours(drawn)
     meshes = [a.collections[0] for a in figure.axes[:2]]
     assert meshes[0].get_clim() == meshes[1].get_clim() == (pytest.approx(0.1), pytest.approx(3.6))
     values = np.asarray(meshes[0].get_array())
@@ -66,7 +66,7 @@ def test_still_contours_share_their_scale_and_orientation(two):
 
 
 def test_still_surfaces_share_their_height(two):
-    figure = surface.surfaces(grids.grids(two), log=True)
+    figure = contours.surfaces(grids.grids(two), log=True)
     limits = {a.get_zlim() for a in figure.axes}
     assert len(limits) == 1
     assert limits.pop() == (pytest.approx(-1), pytest.approx(math.log10(3.6)))
@@ -87,7 +87,7 @@ def test_still_sharpness_and_eigenvalues_hold_the_numbers(two):
 
 
 def test_widths_are_those_of_a_paper(two, one):
-    single, page = static.eigenvalues([one]), surface.contours(grids.grids(two))
+    single, page = static.eigenvalues([one]), contours.contours(grids.grids(two))
     assert single.get_figwidth() == style.COLUMN
     assert page.get_figwidth() == style.PAGE
     plt.close("all")
@@ -103,7 +103,7 @@ def test_palette_is_okabe_ito_and_distinct():
 
 def test_every_column_of_panels_has_its_axis_named():
     many = grids.grids([analysis(f"run{i}") for i in range(6)])
-    figure = surface.contours(many)
+    figure = contours.contours(many)
     panels = figure.axes[:8]
     assert [bool(p.get_xlabel()) for p in panels[:6]] == [False, False, True, True, True, True]
     figure.draw_without_rendering()

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from figures.study import tasks as task_module
-from figures.study.study import Computation, Study, Training
+from figures.study.study import Study
+from figures.study.tasks import Computation, Training
 from landscape.errors import InputError
 from trainers import METHODS
 from trainers.data import DATA

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from figures.drawing import style
-from figures.drawing.surface import color_bar, draw_contours, noted, notes
+from figures.drawing.contours import color_bar, draw_contours
+from figures.drawing.surface import notes
 from figures.page.grids import grid, shared_scale
 from landscape.errors import InputError
 from landscape.files import atomic
@@ -93,10 +94,7 @@ def film(surface: Any, names: Sequence[str] = ()) -> tuple[Figure, Callable[[int
         off.xaxis.get_major_locator().set_params(integer=True)
         _title(plane, names, 0)
         off.set_title("what the plane does not show", loc="left")
-        noted(figure, notes({"": surface}))
-        # One layout for all frames: nothing jumps.
-        figure.draw_without_rendering()
-        figure.set_layout_engine("none")
+        style.footnote(figure, *notes({"": surface}))  # fixes the layout: nothing jumps from frame to frame
 
     def show(i: int) -> None:
         path.set_data(*marks[: i + 1].T)

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from figures.drawing import style
-from figures.drawing.surface import noted
 from landscape.formatting import number
 
 if TYPE_CHECKING:
@@ -19,7 +18,7 @@ if TYPE_CHECKING:
 def write(result: Any, directory: str | Path, ends: Sequence[Path] = ()) -> list[Path]:
     """Draw the path; returns the files written."""
     notes = [result.caption(), *(f"! {w}" for w in result.warnings)]
-    figure = noted(draw(result, [_short(p) for p in ends]), notes)
+    figure = style.footnote(draw(result, [_short(p) for p in ends]), *notes)
     return style.save(figure, Path(directory) / "path", {**result.arguments, **result.provenance}, title="path")
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from figures.drawing import style, surface
+from figures.drawing import contours, style, surface
 from figures.page.curves import curve
 from figures.page.grids import grids, shared_scale
 from figures.page.rows import alike
@@ -48,8 +48,8 @@ def pictures(analyses: Sequence[Analysis]) -> Iterator[tuple[str, Figure]]:
         notes = surface.notes({label: s for label, s in results.items() if s.loss.ndim == 2})
         for log in (False, True) if scale.low > 0 else (False,):
             suffix = "-log" if log else ""
-            yield f"surface-contours{suffix}", surface.noted(surface.contours(planes, log=log, scale=scale), notes)
-            yield f"surface-3d{suffix}", surface.noted(surface.surfaces(planes, log=log, scale=scale), notes)
+            yield f"surface-contours{suffix}", style.footnote(contours.contours(planes, log=log, scale=scale), *notes)
+            yield f"surface-3d{suffix}", style.footnote(contours.surfaces(planes, log=log, scale=scale), *notes)
     if drawn:
         yield "surface-cuts", cuts(analyses)
     for name, make in (("sharpness", sharpness), ("eigenvalues", eigenvalues), ("spectral-density", densities)):

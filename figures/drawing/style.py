@@ -95,11 +95,18 @@ def save(
     return paths
 
 
-def footnote(figure: Figure, text: str) -> None:
+def footnote(figure: Figure, *notes: str) -> Figure:
     """Write small text below the drawing, which keeps its size: the figure grows by the lines that are needed."""
     size, line_height = 5.0, 0.085
     width, height = figure.get_size_inches()
-    lines = textwrap.wrap(text, int((width - 0.1) / (0.6 * size / 72)))  # 0.6 em: a wide letter's share
+    columns = int((width - 0.1) / (0.6 * size / 72))  # 0.6 em: a wide letter's share
+    lines = [
+        line
+        for note in notes
+        for line in textwrap.wrap(note, columns, subsequent_indent="   " if len(notes) > 1 else "")
+    ]
+    if not lines:
+        return figure
     room = line_height * len(lines) + 0.03
     # The layout is found without the note: what it puts outside of the panels (a legend) would lie on the note.
     figure.draw_without_rendering()
@@ -111,8 +118,11 @@ def footnote(figure: Figure, text: str) -> None:
         axes.set_position((x, share + y * (1 - share), w, h * (1 - share)))
     for legend in figure.legends:
         legend.set_bbox_to_anchor((0, share, 1, 1 - share), transform=figure.transFigure)
-    look: dict[str, Any] = {"ha": "left", "va": "bottom", "fontsize": size, "color": "#666666", "linespacing": 1.1}
+    for text in figure.texts:
+        text.set_y(share + text.get_position()[1] * (1 - share))
+    look: dict[str, Any] = {"ha": "left", "va": "bottom", "fontsize": size, "color": "#555555", "linespacing": 1.1}
     figure.text(0.03 / width, 0.02 / (height + room), "\n".join(lines), **look).set_gid("footnote")
+    return figure
 
 
 def whole_epochs(*panels: Axes) -> None:

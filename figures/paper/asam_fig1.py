@@ -11,7 +11,8 @@ from figures.drawing import bands, style
 from figures.study import recipes
 from figures.study.figure import Figure
 from figures.study.figure_data import FigureData
-from figures.study.study import Computation, Study, Training
+from figures.study.study import Study
+from figures.study.tasks import Computation, Training
 from figures.study.verdict import Claim
 from landscape import statistics
 from landscape.registry import register

@@ -10,7 +10,8 @@ from figures.drawing import style
 from figures.study import rescaled
 from figures.study.figure import Figure
 from figures.study.figure_data import FigureData
-from figures.study.study import Computation, Study
+from figures.study.study import Study
+from figures.study.tasks import Computation
 from figures.study.verdict import Claim
 from landscape import statistics
 from landscape.registry import register

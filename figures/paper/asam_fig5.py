@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from figures.drawing import bands
+from figures.drawing import bands, style
 from figures.study import recipes
 from figures.study.figure import Figure
 from figures.study.figure_data import FigureData
-from figures.study.study import Computation, Study, Training
+from figures.study.study import Study
+from figures.study.tasks import Computation, Training
 from figures.study.verdict import Claim
 from landscape import statistics
 from landscape.registry import register
@@ -107,8 +108,6 @@ class ShiftedVariance(Figure):
     def draw(self, numbers: FigureData) -> Any:
         """One panel per training variance."""
         import matplotlib.pyplot as plt
-
-        from figures.drawing import style
 
         figure, panels = plt.subplots(2, 3, figsize=(style.PAGE, 4.0), sharex=True, sharey=True, layout="constrained")
         x = numbers["test_variance"]

@@ -6,9 +6,11 @@ from typing import Any
 
 import numpy as np
 
+from figures.drawing import style
 from figures.study.figure import Figure
 from figures.study.figure_data import FigureData
-from figures.study.study import Computation, Study
+from figures.study.study import Study
+from figures.study.tasks import Computation
 from figures.study.verdict import Claim
 from landscape import statistics
 from landscape.registry import register
@@ -69,8 +71,6 @@ class ToyData(Figure):
     def draw(self, numbers: FigureData) -> Any:
         """Six panels of points over the boundary of the Bayes rule."""
         import matplotlib.pyplot as plt
-
-        from figures.drawing import style
 
         figure, panels = plt.subplots(2, 3, figsize=(style.PAGE, 4.7), sharex=True, sharey=True, layout="constrained")
         limit = 46

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from figures.drawing import bands
+from figures.drawing import bands, style
 from figures.study import recipes
 from figures.study.figure import Figure
 from figures.study.figure_data import FigureData
-from figures.study.study import Study, Training
+from figures.study.study import Study
+from figures.study.tasks import Training
 from figures.study.verdict import Claim
 from landscape import statistics
 from landscape.registry import register
@@ -70,8 +71,6 @@ class AccuracyCurves(Figure):
     def draw(self, numbers: FigureData) -> Any:
         """One row per base, one panel per method."""
         import matplotlib.pyplot as plt
-
-        from figures.drawing import style
 
         figure, panels = plt.subplots(2, 3, figsize=(style.PAGE, 3.6), sharex=True, sharey=True, layout="constrained")
         late = numbers["epoch"] >= numbers["epoch"].max() / 4

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from figures.drawing import bands
+from figures.drawing import bands, style
 from figures.paper.asam_fig7 import BASES, METHODS, accuracies, accuracy_runs
 from figures.study import recipes
 from figures.study.figure import Figure
 from figures.study.figure_data import FigureData
-from figures.study.study import Computation, Study, Task
+from figures.study.study import Study
+from figures.study.tasks import Computation, Task
 from figures.study.verdict import Claim
 from landscape import statistics
 from landscape.registry import register
@@ -69,8 +70,6 @@ class BestAccuracy(Figure):
     def draw(self, numbers: FigureData) -> Any:
         """Accuracy on the left, cost on the right."""
         import matplotlib.pyplot as plt
-
-        from figures.drawing import style
 
         figure, (left, right) = plt.subplots(1, 2, figsize=(style.PAGE, 2.6), layout="constrained")
         names, inks, best, cost = [], [], [], []

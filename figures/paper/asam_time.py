@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from figures.drawing import bands
+from figures.drawing import bands, style
 from figures.study import recipes
 from figures.study.figure import Figure
 from figures.study.figure_data import FigureData
-from figures.study.study import Study, Training
+from figures.study.study import Study
+from figures.study.tasks import Training
 from figures.study.verdict import Claim
 from landscape import statistics
 from landscape.registry import register
@@ -78,8 +79,6 @@ class EqualTime(Figure):
     def draw(self, numbers: FigureData) -> Any:
         """One panel per budget."""
         import matplotlib.pyplot as plt
-
-        from figures.drawing import style
 
         figure, panels = plt.subplots(1, 3, figsize=(style.PAGE, 2.8), sharey=True, layout="constrained")
         inks = [bands.color(METHODS[m][0]) for m in numbers["method"]]

@@ -18,7 +18,8 @@ from figures.paper.saf_fig3 import log_ratio
 from figures.study import recipes
 from figures.study.figure import Figure
 from figures.study.figure_data import FigureData
-from figures.study.study import Computation, Study, Training
+from figures.study.study import Study
+from figures.study.tasks import Computation, Training
 from figures.study.verdict import Claim
 from landscape import statistics
 from landscape.registry import register

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from figures.drawing import bands
+from figures.drawing import bands, style
 from figures.study import recipes
 from figures.study.figure import Figure
 from figures.study.figure_data import FigureData
-from figures.study.study import Computation, Study, Training
+from figures.study.study import Study
+from figures.study.tasks import Computation, Training
 from figures.study.verdict import Claim
 from landscape import statistics
 from landscape.registry import register
@@ -72,8 +73,6 @@ class Convergence(Figure):
     def draw(self, numbers: FigureData) -> Any:
         """Loss on the left, sharpness on the right."""
         import matplotlib.pyplot as plt
-
-        from figures.drawing import style
 
         figure, panels = plt.subplots(1, 2, figsize=(style.PAGE, 2.5), layout="constrained")
         inks = {bands.label(m): bands.color(m) for m in METHODS}

@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from figures.drawing import bands
+from figures.drawing import bands, style
 from figures.paper.saf_fig3 import METHODS, runs
 from figures.study import recipes
 from figures.study.figure import Figure
 from figures.study.figure_data import FigureData
-from figures.study.study import Computation, Study
+from figures.study.study import Study
+from figures.study.tasks import Computation
 from figures.study.verdict import Claim
 from landscape import statistics
 from landscape.registry import register
@@ -93,8 +94,6 @@ class Surfaces(Figure):
         """Seed 0: surfaces in 3-D, contours of the logarithm, on one scale; below, all seeds: profiles with bands."""
         import matplotlib.pyplot as plt
         from matplotlib.colors import LogNorm, Normalize
-
-        from figures.drawing import style
 
         figure = plt.figure(figsize=(style.PAGE, 5.2), layout="constrained")
         # Nested: the labels beside the profiles leave the columns above as they are.

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from figures.drawing import bands
+from figures.drawing import bands, style
 from figures.paper.saf_fig3 import PUBLISHED as AGAINST_SAM
 from figures.paper.saf_fig3 import runs as shared_runs
 from figures.study import recipes
 from figures.study.figure import Figure
 from figures.study.figure_data import FigureData
-from figures.study.study import Computation, Study, Task, Training
+from figures.study.study import Study
+from figures.study.tasks import Computation, Task, Training
 from figures.study.verdict import Claim
 from landscape import statistics
 from landscape.registry import register
@@ -76,8 +77,6 @@ class SpeedAndAccuracy(Figure):
     def draw(self, numbers: FigureData) -> Any:
         """Accuracy over relative speed, and the published speeds."""
         import matplotlib.pyplot as plt
-
-        from figures.drawing import style
 
         figure, (left, right) = plt.subplots(1, 2, figsize=(style.PAGE, 2.7), layout="constrained", sharey=True)
         heights = list(range(len(METHODS)))[::-1]

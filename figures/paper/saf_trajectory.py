@@ -10,7 +10,8 @@ import numpy as np
 from figures.drawing import bands, style
 from figures.study.figure import Figure
 from figures.study.figure_data import FigureData
-from figures.study.study import Computation, Study
+from figures.study.study import Study
+from figures.study.tasks import Computation
 from figures.study.verdict import Claim
 from landscape import statistics
 from landscape.registry import register

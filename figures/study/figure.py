@@ -11,7 +11,8 @@ from figures import FIGURES
 from figures.drawing import style
 from figures.study import verdict
 from figures.study.figure_data import FigureData
-from figures.study.study import Study, Task
+from figures.study.study import Study
+from figures.study.tasks import Task
 from figures.study.verdict import Claim
 
 if TYPE_CHECKING:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from figures.study.study import Study, Training
+from figures.study.study import Study
+from figures.study.tasks import Training
 from trainers.data import data_directory
 from trainers.data.idx import available
 

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from figures.study.figure_data import FigureData
-from figures.study.study import Computation, Study
+from figures.study.study import Study
+from figures.study.tasks import Computation
 
 TRANSFORMS, LOW, HIGH = 50, 0.5, 1.5
 RHO = 0.5

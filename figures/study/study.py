@@ -20,8 +20,6 @@ from figures.study.workers import Job, execute
 from landscape.errors import unknown
 from landscape.progress import Bar
 
-__all__ = ["PRESETS", "Computation", "Preset", "Study", "Task", "Training"]
-
 
 @dataclass(frozen=True)
 class Preset:
