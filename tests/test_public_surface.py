@@ -1,4 +1,4 @@
-"""The names of `landscape`: typed for tools, imported when they are used, one name a thing."""
+"""The names of `landscape` and `trainers`: typed for tools, imported when they are used, one name a thing."""
 
 import re
 import subprocess
@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 
 import landscape
+import trainers
 
 ROOT = Path(__file__).parent.parent
+PUBLIC = [f"{module.__name__}.{name}" for module in (landscape, trainers) for name in module.__all__]
 # What a user writes, and the types that a checker must see.
 USE = """
 def of_a_user(problem: landscape.Problem, run: Path) -> None:
@@ -21,11 +23,22 @@ def of_a_user(problem: landscape.Problem, run: Path) -> None:
     reveal_type(landscape.path(problem, problem).barrier)
     reveal_type(landscape.load(run))
     reveal_type(landscape.MEASURES["gradient_norm"])
+    reveal_type(trainers.METHODS["sam"](rho=0.05))
     landscape.no_such_name
     landscape.surface(problem, gird=11)
 """
 ARRAY = r"numpy\.ndarray\[.*\]"
-TYPES = [r"torch\._tensor\.Tensor", "float", ARRAY, "float", ARRAY, "float", r".*results\.result\.Result.*", r"def .*"]
+TYPES = [
+    r"torch\._tensor\.Tensor",
+    "float",
+    ARRAY,
+    "float",
+    ARRAY,
+    "float",
+    r".*results\.result\.Result.*",
+    r"def .*",
+    r"trainers\..*\.Method",
+]
 
 
 @pytest.fixture(scope="module")
@@ -33,8 +46,9 @@ def checked(tmp_path_factory):
     """What mypy says of every public name and of the lines above, in their order: (revealed types, errors)."""
     pytest.importorskip("mypy")
     folder = tmp_path_factory.mktemp("user")
-    names = [f"reveal_type(landscape.{name})" for name in landscape.__all__]
-    (folder / "use.py").write_text("\n".join(["from pathlib import Path", "import landscape", *names, USE]))
+    names = [f"reveal_type({name})" for name in PUBLIC]
+    text = ["from pathlib import Path", "import landscape, trainers", *names, USE]
+    (folder / "use.py").write_text("\n".join(text))
     (folder / "mypy.ini").write_text("[mypy]\n")
     options = ["--config-file", folder / "mypy.ini", "--cache-dir", ROOT / ".mypy_cache" / "user"]
     done = subprocess.run(
@@ -48,16 +62,16 @@ def checked(tmp_path_factory):
 
 
 def test_no_public_name_is_any(checked):
-    types = dict(zip(landscape.__all__, checked[0], strict=False))
+    types = dict(zip(PUBLIC, checked[0], strict=False))
     for name, text in types.items():
         assert text != "Any", name
         assert not text.endswith("-> Any"), (name, text)
-    assert types["Problem"].endswith("-> landscape.problem.problem.Problem")
-    assert types["rescaling"] == "types.ModuleType"
+    assert types["landscape.Problem"].endswith("-> landscape.problem.problem.Problem")
+    assert types["landscape.rescaling"] == "types.ModuleType"
 
 
 def test_what_a_user_writes_has_types(checked):
-    types = checked[0][len(landscape.__all__) :]
+    types = checked[0][len(PUBLIC) :]
     assert len(types) == len(TYPES)
     for found, expected in zip(types, TYPES, strict=True):
         assert re.fullmatch(expected, found), (found, expected)

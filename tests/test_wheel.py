@@ -59,7 +59,11 @@ def test_the_wheel_holds_the_floors_and_nothing_else(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     metadata = f"{name}-{landscape.__version__}.dist-info"
     assert {n.split("/")[0] for n in names} == {"landscape", "trainers", "figures", "commands", "cli.py", metadata}
-    data = {p.relative_to(ROOT).as_posix() for floor in ("landscape", "figures") for p in (ROOT / floor).rglob("*.*")}
+    data = {
+        p.relative_to(ROOT).as_posix()
+        for floor in ("landscape", "trainers", "figures")
+        for p in (ROOT / floor).rglob("*.*")
+    }
     assert {n for n in data if not n.endswith(".pyc")} <= set(names)
 
 
