@@ -119,3 +119,17 @@ def test_files_without_labels_still_load(tmp_path):
     old = landscape.load(tmp_path / "old.h5")
     assert (old.label, old.value) == (None, result.value)
     assert rows.rows([analysis(measures={EXACT: old})])[2].label == "Gauss-Newton trace"
+
+
+def test_the_axis_of_a_curve_is_in_the_unit_of_the_measure():
+    problem, radii = problem_of(nn.Tanh), (0.001, 0.002)
+    results = {n: landscape.MEASURES[n](problem, rho=radii) for n in ("keskar_sharpness", "sam_sharpness")}
+    drawn = {p.id: p for p in plots.plots([analysis(measures=results)])[0]}
+    axes = [
+        drawn[f"sharpness-{n}"].modes["linear"]["layout"]["yaxis"]["title"]["text"]
+        for n in ("keskar-sharpness", "sam-sharpness")
+    ]
+    assert axes == ["percent of 1 + loss", "rise of the loss"]
+    figure = static.sharpness([analysis(measures=results)])
+    assert [panel.get_ylabel() for panel in figure.axes] == axes
+    plt.close("all")

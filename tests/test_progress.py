@@ -10,6 +10,7 @@ import torch
 from cases import case
 from torch import nn
 
+import cli
 import landscape
 from landscape import progress
 from landscape.progress import Bar, track
@@ -181,3 +182,12 @@ def test_a_cancelled_surface_goes_on_where_it_was(tmp_path, monkeypatch):
     np.testing.assert_allclose(resumed.loss, whole.loss, rtol=1e-12)
     assert unfinished.complete is False
     assert 0 < unfinished.done.sum() < 41
+
+
+@pytest.mark.parametrize(("quiet", "shown"), [([], True), (["--quiet"], False)])
+def test_commands_show_progress_unless_they_are_quiet(quiet, shown, monkeypatch, tmp_path):
+    seen = []
+    monkeypatch.setattr("trainers.data.files.fetch", lambda *_: seen.append(progress.is_shown()) or [])
+    assert cli.run(["data", "fetch", "mnist", "--data-dir", str(tmp_path), *quiet]) == 0
+    assert seen == [shown]
+    assert not progress.is_shown()

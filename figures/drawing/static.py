@@ -125,7 +125,7 @@ def sharpness(analyses: Sequence[Analysis]) -> Figure | None:
                 panel.plot(rho, value, marker="o", color=style.color(i), linestyle=style.line(i), label=a.label)
                 if half.any():
                     panel.fill_between(rho, value - half, value + half, color=style.color(i), alpha=0.2, linewidth=0)
-            panel.set(title=one.title, xlabel="radius ρ", ylabel="rise of the loss")
+            panel.set(title=one.title, xlabel="radius ρ", ylabel=one.axis)
             panel.set_xlim(left=0)
         for panel in panels.flat[len(drawn) :]:
             panel.set_axis_off()

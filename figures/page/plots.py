@@ -35,7 +35,7 @@ def plots(analyses: Sequence[Analysis]) -> tuple[list[Plot], dict[str, Any]]:
 
 def _sharpness(analyses: Sequence[Analysis]) -> Iterator[Plot]:
     """One panel per measure: their balls differ, so no two measures share an axis of radii."""
-    for key, name, title, members in alike(analyses):
+    for key, name, title, axis, members in alike(analyses):
         curves = [(i, a, curve(a.measures[key].summary())) for i, a in members]
         if not any(len(c) > 1 for _, _, c in curves):
             continue
@@ -62,13 +62,13 @@ def _sharpness(analyses: Sequence[Analysis]) -> Iterator[Plot]:
         note = " The band is a 95% interval." if any("fill" in t for t in traces) else ""
         yield Plot(
             f"sharpness-{slug(name)}", "sharpness", title,
-            f"Rise of the loss against the radius ρ of the ball.{note}",
-            linear_log(traces, "radius ρ", "rise of the loss", log_x=True), group=f"sharpness-{slug(name)}",
+            f"{axis[:1].upper()}{axis[1:]} against the radius ρ of the ball.{note}",
+            linear_log(traces, "radius ρ", axis, log_x=True), group=f"sharpness-{slug(name)}",
         )  # fmt: skip
 
 
 def _eigenvalues(analyses: Sequence[Analysis]) -> Iterator[Plot]:
-    for key, name, title, members in alike(analyses, several=True):
+    for key, name, title, _, members in alike(analyses, several=True):
         held = [(i, a, a.measures[key].summary()) for i, a in members]
         held = [(i, a, s) for i, a, s in held if s.get("values") and "error_bounds" in s]
         traces = []
@@ -100,7 +100,7 @@ def _eigenvalues(analyses: Sequence[Analysis]) -> Iterator[Plot]:
 
 
 def _densities(analyses: Sequence[Analysis], arrays: Arrays) -> Iterator[Plot]:
-    for key, label, title, members in alike(analyses):
+    for key, label, title, _, members in alike(analyses):
         measured = [(i, a, a.measures[key]) for i, a in members]
         spectra = [(i, a, s) for i, a, s in measured if isinstance(s, SpectralDensity)]
         if not spectra:
@@ -147,7 +147,7 @@ def _line(i: int, label: str, x: str, y: str, legend: bool, dash: str = "solid")
 
 
 def _layers(analyses: Sequence[Analysis]) -> Iterator[Plot]:
-    for key, name, title, members in alike(analyses):
+    for key, name, title, _, members in alike(analyses):
         held = [(i, a, _layer_values(a.measures[key].summary())) for i, a in members]
         held = [(i, a, h) for i, a, h in held if h]
         if not held:

@@ -107,13 +107,14 @@ def keys_of(analyses: Sequence[Analysis]) -> list[str]:
 class Alike(NamedTuple):
     """Results of one measure that one plot may show together: they were computed in one way.
 
-    `id` is the key, with a number where the checkpoints computed the measure in several ways; `members` are
-    (index of the checkpoint, checkpoint).
+    `id` is the key, with a number where the checkpoints computed the measure in several ways; `axis` names the axis of
+    its values over radii; `members` are (index of the checkpoint, checkpoint).
     """
 
     key: str
     id: str
     title: str
+    axis: str
     members: list[tuple[int, Analysis]]
 
 
@@ -125,8 +126,10 @@ def alike(analyses: Sequence[Analysis], *, several: bool = False) -> Iterator[Al
             if (result := a.measures.get(key)) is not None:
                 words = title(key, result.summary(), result.arguments, several=several)
                 groups.setdefault(words, []).append((i, a))
+        unit = meaning(key.split(":")[0]).unit
+        axis = "rise of the loss" if unit == "loss" else unit or "value"
         for n, (words, members) in enumerate(groups.items(), 1):
-            yield Alike(key, key if n == 1 else f"{key}-{n}", words, members)
+            yield Alike(key, key if n == 1 else f"{key}-{n}", words, axis, members)
 
 
 def finite(value: Any) -> float | None:
