@@ -15,7 +15,7 @@ from landscape.errors import InputError
 
 if TYPE_CHECKING:
     from landscape.invariance.invariance import Invariance
-    from landscape.invariance.measures import Radii
+    from landscape.invariance.measures import InvarianceOptions
     from landscape.problem.problem import Problem
 
 
@@ -40,15 +40,15 @@ class TestOptions:
         metavar="MODULE=KIND",
     )
 
-    def radii(self, untrained: bool) -> Radii:
+    def radii(self, untrained: bool) -> InvarianceOptions:
         """Radii and effort; the ASAM report's experiments on the untrained network take 0.5 for both methods."""
-        from landscape.invariance.measures import Radii
+        from landscape.invariance.measures import InvarianceOptions
 
         names = ("rho_inf", "adaptive_rho", "adaptive_rho_inf", "steps", "eigenvalues")
         shared: dict[str, Any] = {name: getattr(self, name) for name in names}
         if self.orders:
             shared["orders"] = self.orders
-        return Radii(rho=self.rho if self.rho is not None else 0.5 if untrained else 0.05, **shared)
+        return InvarianceOptions(rho=self.rho if self.rho is not None else 0.5 if untrained else 0.05, **shared)
 
     def kinds(self) -> dict[str, str]:
         """Module -> what it is said to be."""

@@ -14,7 +14,7 @@ from torch.testing import assert_close
 import landscape
 from landscape.errors import InputError
 from landscape.invariance.invariance import relative_spread, verdict
-from landscape.invariance.measures import Radii
+from landscape.invariance.measures import InvarianceOptions
 from landscape.random import stream
 from landscape.results.journal import Journal
 from trainers.models import build_model
@@ -42,7 +42,7 @@ VARYING += ["keskar_sharpness", "pac_bayes_sigma"]
 
 @pytest.fixture(scope="module")
 def result():
-    return landscape.rescaling_invariance(table_2(), transforms=5, settings=Radii(rho=0.5), seed=4)
+    return landscape.rescaling_invariance(table_2(), transforms=5, settings=InvarianceOptions(rho=0.5), seed=4)
 
 
 def test_the_function_stays(result):
@@ -135,7 +135,7 @@ def test_network_with_batch_norm_statistics():
         norm.bias.data.uniform_(-1, 1, generator=generator)
     problem = landscape.Problem(model, nn.CrossEntropyLoss(), points(12, 1, 6, 6, classes=3))
     before = copy.deepcopy(model.state_dict())
-    found = landscape.rescaling_invariance(problem, transforms=3, settings=Radii(steps=5))
+    found = landscape.rescaling_invariance(problem, transforms=3, settings=InvarianceOptions(steps=5))
     assert found.groups["dimension"] == 10
     assert found.output_changes.max() < 1e-12
     for name in KEPT:
@@ -151,7 +151,7 @@ def test_vision_transformer():
         if name.endswith("bias"):
             parameter.data.uniform_(-0.3, 0.3, generator=torch.Generator().manual_seed(len(name)))
     problem = landscape.Problem(model, nn.CrossEntropyLoss(), points(8, 1, 8, 8, classes=3))
-    found = landscape.rescaling_invariance(problem, transforms=3, settings=Radii(steps=4, extra={}))
+    found = landscape.rescaling_invariance(problem, transforms=3, settings=InvarianceOptions(steps=4, extra={}))
     assert found.groups["dimension"] == 4 * 8 + 8
     assert found.output_changes.max() < 1e-12
     for name in (n for n in KEPT if n in found.names):
@@ -162,7 +162,7 @@ def test_vision_transformer():
 def test_float32_is_judged_by_its_own_rounding():
     model = build_model("table2-mlp", classes=2, input_shape=(2,))
     problem = landscape.Problem(model, nn.CrossEntropyLoss(), points(40, 2))
-    found = landscape.rescaling_invariance(problem, transforms=3, settings=Radii(steps=0, extra={}))
+    found = landscape.rescaling_invariance(problem, transforms=3, settings=InvarianceOptions(steps=0, extra={}))
     assert 1e-12 < found.output_changes.max() < 1e-5
     assert found.verdict("adaptive_sharpness") == "invariant (to rounding)"
     assert found.verdict("sam_sharpness").startswith("varies")
@@ -204,7 +204,7 @@ def test_bad_input():
         "steps=-1": {"steps": -1},
     }.items():
         with pytest.raises(InputError, match=text):
-            Radii(**arguments)
+            InvarianceOptions(**arguments)
     with pytest.warns(landscape.NonDeterministicWarning):
         noisy = landscape.Problem(Noisy(), nn.CrossEntropyLoss(), points(8, 2))
     with pytest.raises(InputError, match=r"two evaluations of the outputs differ by .*draws random numbers"):
@@ -238,7 +238,10 @@ def test_saved_and_read_back(result, tmp_path):
 
 def test_same_seed_same_values(result):
     again = landscape.rescaling_invariance(
-        table_2(), transforms=5, settings=Radii(rho=0.5, orders=(2.0,), steps=0, eigenvalues=False, extra={}), seed=4
+        table_2(),
+        transforms=5,
+        settings=InvarianceOptions(rho=0.5, orders=(2.0,), steps=0, eigenvalues=False, extra={}),
+        seed=4,
     )
     for name in again.names:
         np.testing.assert_array_equal(again.of(name), result.of(name))
@@ -249,7 +252,7 @@ class Stopped(Exception):
 
 
 def test_an_interrupted_run_goes_on(tmp_path, monkeypatch):
-    settings = Radii(steps=2, eigenvalues=False, extra={}, orders=(2.0,))
+    settings = InvarianceOptions(steps=2, eigenvalues=False, extra={}, orders=(2.0,))
     whole = landscape.rescaling_invariance(table_2(), transforms=4, settings=settings)
     true, calls = landscape.invariance.invariance.measure, []
 

@@ -13,12 +13,12 @@ from torch import nn
 import cli
 import landscape
 from figures.drawing import invariance as pictures
-from landscape.invariance.measures import Radii
+from landscape.invariance.measures import InvarianceOptions
 
 
 @pytest.fixture(scope="module")
 def result():
-    return landscape.rescaling_invariance(table_2(), transforms=5, settings=Radii(rho=0.5), seed=4)
+    return landscape.rescaling_invariance(table_2(), transforms=5, settings=InvarianceOptions(rho=0.5), seed=4)
 
 
 # -- pictures ------------------------------------------------------------------------------------------------------

@@ -26,7 +26,7 @@ def rescale(*, seed: int, transforms: int, low: float, high: float, rho: float, 
 
     from landscape import Problem
     from landscape.invariance.invariance import rescaling_invariance
-    from landscape.invariance.measures import Radii
+    from landscape.invariance.measures import InvarianceOptions
     from trainers.data.datasets import load_data
     from trainers.models import build_model
 
@@ -34,7 +34,7 @@ def rescale(*, seed: int, transforms: int, low: float, high: float, rho: float, 
     every = torch.arange(samples)
     network = build_model("table2-mlp", classes=2, input_shape=(2,), seed=seed).double()
     problem = Problem(network, nn.functional.cross_entropy, [(data.inputs(every).double(), data.targets(every))])
-    settings = Radii(rho=rho, adaptive_rho=rho, orders=(2.0,), steps=0, extra={})
+    settings = InvarianceOptions(rho=rho, adaptive_rho=rho, orders=(2.0,), steps=0, extra={})
     test = rescaling_invariance(problem, transforms=transforms, low=low, high=high, settings=settings, seed=seed)
     rows = {row["transform"]: row for row in test.biases}
     treated = [[rows[t]["relative_spread"][b] for b in BIASES] for t in TRANSFORMED]

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from landscape.errors import InputError
 from landscape.invariance import rescaling
-from landscape.invariance.measures import Radii, Value, adaptive_ball, bias_treatments, measure, take
+from landscape.invariance.measures import InvarianceOptions, Value, adaptive_ball, bias_treatments, measure, take
 from landscape.invariance.rescaling import Symmetries
 from landscape.problem.batches import Batch
 from landscape.problem.problem import Problem
@@ -104,7 +104,7 @@ def rescaling_invariance(
     transforms: int = 50,
     low: float = 0.5,
     high: float = 1.5,
-    settings: Radii | None = None,
+    settings: InvarianceOptions | None = None,
     hints: Mapping[str, str] | None = None,
     seed: int = 0,
     journal: Journal | None = None,
@@ -141,7 +141,7 @@ def rescaling_invariance(
     Cost: for each transform about 5 worst-case ascents for each p and 2 Lanczos runs.
     Source: Kwon 2021 (arXiv 2102.11600), Definition 2 and Theorem 2.
     """
-    settings = settings or Radii()
+    settings = settings or InvarianceOptions()
     if transforms < 2:
         raise InputError(f"transforms={transforms}: a spread needs at least 2")
     check_weights(problem)
@@ -198,7 +198,7 @@ class _Run:
     problem: Problem
     symmetries: Symmetries
     taus: Sequence[Tensor]
-    settings: Radii
+    settings: InvarianceOptions
     reference: Tensor
     bar: Bar
     journal: Journal
@@ -269,7 +269,7 @@ class _Run:
 
     def rotations(self, seed: int, draws: int = 10) -> list[dict[str, Any]]:
         """Pairs of linear layers between which a rotation passes unseen: by how much adaptive sharpness varies."""
-        found = []
+        rows = []
         for first, second in _candidates(self.symmetries):
             generator = stream(seed, f"rotation of {first}")
             points = [_rotated(self.problem, first, second, generator) for _ in range(draws)]
@@ -283,8 +283,8 @@ class _Run:
                     values.setdefault(name, []).append(value)
             spreads = {name: relative_spread(np.array(v)) for name, v in values.items()}
             layers = [first.rpartition(".")[0], second.rpartition(".")[0]]
-            found.append({"layers": layers, "draws": draws, "function_residual": worst, "relative_spread": spreads})
-        return found
+            rows.append({"layers": layers, "draws": draws, "function_residual": worst, "relative_spread": spreads})
+        return rows
 
     def _adaptive(self, problem: Problem) -> dict[str, float]:
         settings = self.settings

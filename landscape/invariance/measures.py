@@ -33,7 +33,7 @@ _NOISE: dict[str, tuple[str, Mapping[str, Any]]] = {
 
 
 @dataclass(frozen=True)
-class Radii:
+class InvarianceOptions:
     """Radii and effort of the measures that the test takes.
 
     Attributes:
@@ -77,39 +77,39 @@ class Value:
     rounding: float = 0.0
 
 
-def measure(problem: Problem, settings: Radii) -> dict[str, Value]:
+def measure(problem: Problem, settings: InvarianceOptions) -> dict[str, Value]:
     """Every measure of the test at one network: name -> value, radius, rounding."""
-    found: dict[str, Value] = {}
+    values: dict[str, Value] = {}
     for p in settings.orders:
         ending = "" if p == 2 else "_linf"
         rho, adaptive = (
             (settings.rho, settings.adaptive_rho) if p == 2 else (settings.rho_inf, settings.adaptive_rho_inf)
         )
         plain_ball = adaptive_ball(problem, rho, p, "identity", "scaled", settings.steps)
-        take(found, f"sam_sharpness{ending}", f"worst_case_sharpness{ending}", plain_ball)
+        take(values, f"sam_sharpness{ending}", f"worst_case_sharpness{ending}", plain_ball)
         if p == 2:
-            found["loss"] = Value(plain_ball.loss, rounding=plain_ball.resolution)
-            found["sam_loss"] = _added(plain_ball)
+            values["loss"] = Value(plain_ball.loss, rounding=plain_ball.resolution)
+            values["sam_loss"] = _added(plain_ball)
             assert plain_ball.first_order is not None
             gradient = float(plain_ball.first_order[0]) / rho
-            found["gradient_norm"] = Value(gradient, rounding=plain_ball.resolution)
+            values["gradient_norm"] = Value(gradient, rounding=plain_ball.resolution)
         for name, scaling, biases, ascent in _ADAPTIVE:
             ball = adaptive_ball(problem, adaptive, p, scaling, biases, settings.steps if ascent else 0)
-            take(found, f"{name}{ending}", f"worst_case_{name}{ending}", ball)
+            take(values, f"{name}{ending}", f"worst_case_{name}{ending}", ball)
             if p == 2 and name == "adaptive_sharpness":
-                found["asam_loss"] = _added(ball)
+                values["asam_loss"] = _added(ball)
     if settings.eigenvalues:
         scale = 1e3 * torch.finfo(problem.weights.dtype).eps
         tolerance = max(1e-7, scale)
         for name, eigenvalues in (("lambda_max", top_eigenvalues), ("lambda_max_adaptive", adaptive_top_eigenvalues)):
             value = float(eigenvalues(problem, k=1, tol=tolerance).values[0])
-            found[name] = Value(value, rounding=scale * abs(value))
+            values[name] = Value(value, rounding=scale * abs(value))
     for name, (registered, arguments) in settings.extra.items():
         result = MEASURES[registered](problem, **arguments)
         value, rho = float(result.value), arguments.get("rho", result.arguments.get("rho"))
         radius = float(rho) if isinstance(rho, int | float) else math.nan
-        found[name] = Value(value, radius, getattr(result, "resolution", 0.0))
-    return found
+        values[name] = Value(value, radius, getattr(result, "resolution", 0.0))
+    return values
 
 
 # Name, T, biases, and whether the ascents are worth their passes: one step is enough to see that a measure varies.
@@ -130,12 +130,12 @@ def adaptive_ball(problem: Problem, rho: float, p: float, scaling: str, biases: 
     )
 
 
-def take(found: dict[str, Value], one_step: str, worst_case: str, ball: Sharpness) -> None:
+def take(values: dict[str, Value], one_step: str, worst_case: str, ball: Sharpness) -> None:
     """Enter a ball's one-step value and, where it was run, its worst case under these names."""
     assert ball.one_step is not None
-    found[one_step] = Value(float(ball.one_step[0]), float(ball.rho[0]), ball.resolution)
+    values[one_step] = Value(float(ball.one_step[0]), float(ball.rho[0]), ball.resolution)
     if ball.worst_case is not None:
-        found[worst_case] = Value(float(ball.worst_case[0]), float(ball.rho[0]), ball.resolution)
+        values[worst_case] = Value(float(ball.worst_case[0]), float(ball.rho[0]), ball.resolution)
 
 
 def _added(ball: Sharpness) -> Value:
