@@ -135,7 +135,7 @@ def test_the_command_line_trains_with_them_and_explains_them(house):
     assert (house / "run" / "ckpt.pt").exists()
     text = run(house, "-m", "cli", "train", "extra-gradient", "--help").stdout
     assert "Length of the step." in text
-    assert "Passes a step: 2 forward + 2 backward." in text
+    assert "Passes per step: 2 forward + 2 backward." in text
 
 
 def test_the_documentation_lists_them(house):
