@@ -156,6 +156,7 @@ class _Terminal:
                     self._display = _rich()
                     self._display.start()
                 self._tasks[bar] = self._display.add_task(bar.description, total=bar.total, completed=bar.done)
+                self._display.tasks[-1].start_time = bar.start  # the second before it was drawn counts
 
 
 class _Lines:

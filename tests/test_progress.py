@@ -14,6 +14,7 @@ import cli
 import landscape
 from landscape import progress
 from landscape.progress import Bar, track
+from trainers import train
 
 
 class Terminal(io.StringIO):
@@ -182,6 +183,26 @@ def test_a_cancelled_surface_goes_on_where_it_was(tmp_path, monkeypatch):
     np.testing.assert_allclose(resumed.loss, whole.loss, rtol=1e-12)
     assert unfinished.complete is False
     assert 0 < unfinished.done.sum() < 41
+
+
+def test_a_cancelled_training_keeps_its_epochs_and_resumes(tmp_path, monkeypatch):
+    settings = {"data": "toy2d", "model": "mlp:hidden=4", "epochs": 3, "batch_size": 50, "seed": 1}
+    whole = train("sgd", **settings)
+    flag, advance = threading.Event(), Bar.advance
+
+    def cancelling(bar, steps=1):
+        if bar.done > 0.5 * bar.total:
+            flag.set()
+        advance(bar, steps)
+
+    monkeypatch.setattr(Bar, "advance", cancelling)
+    with progress.cancellable(flag), pytest.raises(progress.Cancelled):
+        train("sgd", out=tmp_path / "run", **settings)
+    monkeypatch.undo()
+    resumed = train("sgd", out=tmp_path / "run", resume=True, **settings)
+    assert 0 < resumed.epochs_trained < 3
+    for a, b in zip(whole.model.parameters(), resumed.model.parameters(), strict=True):
+        assert torch.equal(a, b)
 
 
 @pytest.mark.parametrize(("quiet", "shown"), [([], True), (["--quiet"], False)])
