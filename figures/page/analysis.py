@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 import landscape
+from figures.page.meanings import labelled
 from landscape import MEASURES
 from landscape.errors import InputError
 from landscape.files import write_json
@@ -81,7 +82,7 @@ class Analysis:
         """The checkpoint's object in summary.json."""
         keys = ("label", "checkpoint", "sha256", "loss", "accuracy", "samples", "parameters")
         entry = {k: getattr(self, k) for k in keys}
-        entry["measures"] = {k: r.summary() for k, r in self.measures.items()}
+        entry["measures"] = {k: labelled(k, r.summary()) for k, r in self.measures.items()}
         if self.surface is not None:
             entry["surface"] = self.surface.summary()
         entry["metadata"] = self.metadata

@@ -25,6 +25,11 @@ def meaning(name: str, summary: Mapping[str, Any] | None = None) -> Meaning:
     return FACTS.get(name) or Meaning(words[:1].upper() + words[1:], "")
 
 
+def labelled(key: str, summary: Mapping[str, Any]) -> dict[str, Any]:
+    """The summary with the label of what was computed, also where the result is of a file without labels."""
+    return {"label": meaning(key.split(":")[0], summary).label, **summary}
+
+
 def said(name: str, summary: Mapping[str, Any], loss: float) -> str:
     """What the value says, else what the measure means."""
     says = getattr(MEASURES[name], "says", None) if name in MEASURES else None
