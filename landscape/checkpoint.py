@@ -123,15 +123,15 @@ def _safetensors(path: Path) -> dict[str, Tensor]:
     return load_file(path)
 
 
-def _plain(value: Any, place: str) -> None:
+def _plain(value: Any, where: str) -> None:
     if isinstance(value, dict):
         for key, inner in value.items():
-            _plain(inner, f"{place}[{key!r}]")
+            _plain(inner, f"{where}[{key!r}]")
     elif isinstance(value, list):
         for i, inner in enumerate(value):
-            _plain(inner, f"{place}[{i}]")
+            _plain(inner, f"{where}[{i}]")
     elif type(value) not in (Tensor, torch.nn.Parameter, str, int, float, bool, type(None)):
         raise InputError(
-            f"{place} is a {type(value).__name__}: a checkpoint holds tensors, "
+            f"{where} is a {type(value).__name__}: a checkpoint holds tensors, "
             "str, int, float, bool, None, list and dict only"
         )

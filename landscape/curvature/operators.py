@@ -41,7 +41,7 @@ class Operator:
 
     @property
     def dimension(self) -> int:
-        """D."""
+        """Length d of its vectors."""
         return self.like.numel()
 
     def __matmul__(self, v: Tensor) -> Tensor:

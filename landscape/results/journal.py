@@ -62,13 +62,13 @@ class Journal:
 
     def _lines(self) -> list[Any]:
         assert self._path is not None
-        found = []
+        lines = []
         for line in self._path.read_text(encoding="utf-8").splitlines() if self._path.is_file() else ():
             try:
-                found.append(json.loads(line))
+                lines.append(json.loads(line))
             except json.JSONDecodeError:  # cut off by a kill
                 break
-        return found
+        return lines
 
 
 def key_of(problem: Problem, arguments: dict[str, Any]) -> str:

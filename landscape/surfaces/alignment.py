@@ -142,11 +142,11 @@ def permutable(problem: Problem, seed: int = 0) -> tuple[list[Group], list[str]]
     A convolution before BatchNorm has a rescaling of its own; its units are those of the BatchNorm, so that the two
     groups are one here.
     """
-    found = find(problem.model, next(iter(problem.batches)), parameters=problem.parameters)
+    symmetries = find(problem.model, next(iter(problem.batches)), parameters=problem.parameters)
     tensors = {**_named(problem), **_buffers(problem)}
     kept, rejected = [], []
     tolerance = 1e-4 if problem.weights.dtype != torch.float64 else 1e-9
-    for group in _joined(_units(found.units)):
+    for group in _joined(_units(symmetries.units)):
         order = torch.randperm(group.units, generator=random.stream(seed, "trial permutation")).numpy()
         if _output_change(problem, group.permuted(tensors, order)) <= tolerance:
             kept.append(group)
@@ -194,8 +194,8 @@ def _same_units(one: Group, two: Group) -> bool:
 def _merged(one: Group, two: Group) -> Group:
     a, b = _channels(one), _channels(two)
     module = next(m for m in a if m in b and set(a[m]) == set(b[m]))
-    place = {int(c): i for i, c in enumerate(b[module])}
-    order = np.array([place[int(c)] for c in a[module]])
+    position = {int(c): i for i, c in enumerate(b[module])}
+    order = np.array([position[int(c)] for c in a[module]])
     return Group(one.name, {**{k: v[order] for k, v in two.places.items()}, **one.places})
 
 

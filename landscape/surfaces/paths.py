@@ -151,8 +151,8 @@ def path(
     end = second.weights.to(first.weights)
     with first.counting() as cost:
         if aligned:
-            found = align(first, second, seed=seed)
-            end, facts["alignment"] = found.weights.to(first.weights), found.facts
+            alignment = align(first, second, seed=seed)
+            end, facts["alignment"] = alignment.weights.to(first.weights), alignment.facts
         bend = None
         if curve != "linear":
             bend, facts["training"] = trained_bend(
@@ -271,11 +271,11 @@ def _length(start: Tensor, end: Tensor, bend: Tensor | None, curve: str) -> floa
 
 
 def _checks(problem: Problem, has_norm: bool, facts: Mapping[str, Any]) -> list[dict[str, Any]]:
-    found = [{"name": "determinism", "ok": False, "text": note} for note in problem.notes]
+    checks = [{"name": "determinism", "ok": False, "text": note} for note in problem.notes]
     if has_norm and problem.batch_norm == "frozen":
         text = "the first network's BatchNorm statistics are used everywhere: use the policy recalibrate"
-        found.append({"name": "batch_norm", "ok": False, "text": text})
+        checks.append({"name": "batch_norm", "ok": False, "text": text})
     for name in facts.get("alignment", {}).get("rejected", []):
         text = f"the units of {name} could not be confirmed and were not aligned"
-        found.append({"name": "alignment", "ok": False, "text": text})
-    return found
+        checks.append({"name": "alignment", "ok": False, "text": text})
+    return checks

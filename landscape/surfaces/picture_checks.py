@@ -45,7 +45,7 @@ def check(surface: Surface, problem: Problem, evaluation: GridEvaluation) -> lis
 
     Cost: two or three forward passes.
     """
-    found = [
+    checks = [
         *_deterministic(surface, problem, evaluation),
         *_range(surface, problem, evaluation),
         *_saturation(surface, problem),
@@ -54,7 +54,7 @@ def check(surface: Surface, problem: Problem, evaluation: GridEvaluation) -> lis
         *_cosine(surface),
         *_batch_norm(surface, problem),
     ]
-    return [asdict(c) for c in found]
+    return [asdict(c) for c in checks]
 
 
 def _deterministic(surface: Surface, problem: Problem, evaluation: GridEvaluation) -> Iterator[Check]:
@@ -148,12 +148,12 @@ def chance_accuracy(problem: Problem) -> float | None:
             return None
         if int(target.min()) < 0:
             return None
-        own = torch.bincount(target)
+        here = torch.bincount(target)
         if counts is None:
-            counts = own
+            counts = here
         else:
-            longest = max(len(own), len(counts))
-            counts = _padded(own, longest) + _padded(counts, longest)
+            longest = max(len(here), len(counts))
+            counts = _padded(here, longest) + _padded(counts, longest)
     return None if counts is None else float(counts.max() / counts.sum())
 
 
@@ -175,9 +175,9 @@ def _minimum(surface: Surface, problem: Problem, evaluation: GridEvaluation) -> 
         yield Check("minimum", True, "the center is the lowest point of the picture", 0.0)
         return
     error = sampling_error(problem, evaluation, point)
-    place = ", ".join(f"{c:.3g}" for c in point)
+    where = ", ".join(f"{c:.3g}" for c in point)
     certain = "" if not below < 2 * error else f", within its sampling error {error:.1g}"
-    text = f"the center is not the minimum: the loss at ({place}) is lower by {below:.2g}{certain}"
+    text = f"the center is not the minimum: the loss at ({where}) is lower by {below:.2g}{certain}"
     yield Check("minimum", bool(below < 2 * error), text, below)
 
 

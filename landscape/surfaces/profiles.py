@@ -120,7 +120,7 @@ def profiles(
     """
     if draws < 1 or subsets < 1:
         raise InputError(f"draws and subsets must be at least 1, received {draws} and {subsets}")
-    started, found = time.monotonic(), []
+    started, surfaces = time.monotonic(), []
     parts = [problem] if subsets == 1 else _parts(problem, subsets, seed)
     choice: dict[str, Any] = {}
     for i in track(range(draws), "profiles"):
@@ -138,10 +138,10 @@ def profiles(
             **choice,
         )
         choice = {"batch_size": one.choice["batch_size"]}
-        found.append(one)
-    losses = np.stack([np.stack([s.loss, *(() if s.other_loss is None else s.other_loss)]) for s in found])
+        surfaces.append(one)
+    losses = np.stack([np.stack([s.loss, *(() if s.other_loss is None else s.other_loss)]) for s in surfaces])
     every = losses.reshape(-1, losses.shape[-1])
-    one = found[0]
+    one = surfaces[0]
     return Profiles(
         x=one.x,
         loss=every.mean(0),
@@ -167,7 +167,7 @@ def profiles(
                 "biases": biases,
             }
         ),
-        cost={"forward": sum(s.cost["forward"] for s in found)},
+        cost={"forward": sum(s.cost["forward"] for s in surfaces)},
         seconds=time.monotonic() - started,
         provenance=one.provenance | problem.provenance(),
     )

@@ -74,8 +74,8 @@ class Surface(Result):
     @property
     def center(self) -> tuple[int, ...] | None:
         """Index of the trained weights; None where they are not on the grid."""
-        found = [np.flatnonzero(axis == 0) for axis in self.axes]
-        return tuple(int(f[0]) for f in found) if all(len(f) for f in found) else None
+        zeros = [np.flatnonzero(axis == 0) for axis in self.axes]
+        return tuple(int(f[0]) for f in zeros) if all(len(f) for f in zeros) else None
 
     @property
     def center_loss(self) -> float:

@@ -20,8 +20,8 @@ __all__ = ["RULES"]
 @rule("linear")
 def linear(trace: Trace, func: Any, args: tuple, kwargs: dict, out: Any) -> Any:
     """W_ij scales by tau_out(i) / tau_in(j), the bias by tau_out: every output is a new unit."""
-    given = named(func, args, kwargs, "input weight bias")
-    x, weight, bias = trace.labels(given["input"]), given["weight"], given.get("bias")
+    arguments = named(func, args, kwargs, "input weight bias")
+    x, weight, bias = trace.labels(arguments["input"]), arguments["weight"], arguments.get("bias")
     if not trace.is_parameter(weight):
         return opaque(trace, func, args, kwargs, out)
     inputs = trace.units.reduce(x, range(x.dim() - 1)).reshape(-1)
@@ -34,45 +34,45 @@ def linear(trace: Trace, func: Any, args: tuple, kwargs: dict, out: Any) -> Any:
 @rule("conv1d", "conv2d", "conv3d")
 def convolution(trace: Trace, func: Any, args: tuple, kwargs: dict, out: Any) -> Any:
     """As a linear layer, a unit an output channel; a group reads its own run of input channels."""
-    given = named(func, args, kwargs, "input weight bias stride padding dilation groups")
-    weight, groups = given["weight"], given.get("groups") or 1
+    arguments = named(func, args, kwargs, "input weight bias stride padding dilation groups")
+    weight, groups = arguments["weight"], arguments.get("groups") or 1
     if not trace.is_parameter(weight):
         return opaque(trace, func, args, kwargs, out)
     places = weight.dim() - 2
-    inputs = _channels(trace, trace.labels(given["input"]), places).view(groups, -1)
+    inputs = _channels(trace, trace.labels(arguments["input"]), places).view(groups, -1)
     outputs = trace.units.fresh(weight.shape[0])
     ones = [1] * places
     rows = inputs.repeat_interleave(weight.shape[0] // groups, 0) if groups > 1 else inputs
     trace.use(weight, (outputs.view(-1, 1, *ones), 1), (rows.reshape(*rows.shape, *ones), -1))
-    trace.use(given.get("bias"), (outputs, 1))
+    trace.use(arguments.get("bias"), (outputs, 1))
     return outputs.view(-1, *ones).expand(out.shape)
 
 
 @rule("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
 def transposed_convolution(trace: Trace, func: Any, args: tuple, kwargs: dict, out: Any) -> Any:
     """The weight's first axis is the input channel, the second the output channel within its group."""
-    given = named(func, args, kwargs, "input weight bias stride padding output_padding groups dilation")
-    weight, groups = given["weight"], given.get("groups") or 1
+    arguments = named(func, args, kwargs, "input weight bias stride padding output_padding groups dilation")
+    weight, groups = arguments["weight"], arguments.get("groups") or 1
     if not trace.is_parameter(weight):
         return opaque(trace, func, args, kwargs, out)
     places, per_group = weight.dim() - 2, weight.shape[1]
-    inputs = _channels(trace, trace.labels(given["input"]), places)
+    inputs = _channels(trace, trace.labels(arguments["input"]), places)
     outputs = trace.units.fresh(per_group * groups)
     ones = [1] * places
     columns = outputs.view(groups, per_group).repeat_interleave(weight.shape[0] // groups, 0)
     trace.use(weight, (columns.reshape(*columns.shape, *ones), 1), (inputs.view(-1, 1, *ones), -1))
-    trace.use(given.get("bias"), (outputs, 1))
+    trace.use(arguments.get("bias"), (outputs, 1))
     return outputs.view(-1, *ones).expand(out.shape)
 
 
 @rule("embedding")
 def embedding(trace: Trace, func: Any, args: tuple, kwargs: dict, out: Any) -> Any:
     """Every feature of the table is a unit."""
-    given = named(func, args, kwargs, "input weight padding_idx max_norm")
-    if not trace.is_parameter(given["weight"]) or given.get("max_norm") is not None:
+    arguments = named(func, args, kwargs, "input weight padding_idx max_norm")
+    if not trace.is_parameter(arguments["weight"]) or arguments.get("max_norm") is not None:
         return opaque(trace, func, args, kwargs, out)
-    outputs = trace.units.fresh(given["weight"].shape[1])
-    trace.use(given["weight"], (outputs[None, :], 1))
+    outputs = trace.units.fresh(arguments["weight"].shape[1])
+    trace.use(arguments["weight"], (outputs[None, :], 1))
     return outputs.expand(out.shape)
 
 
@@ -85,52 +85,52 @@ def batch_norm(trace: Trace, func: Any, args: tuple, kwargs: dict, out: Any) -> 
     """
     if func is not F.batch_norm:  # torch.batch_norm orders its arguments otherwise
         return opaque(trace, func, args, kwargs, out)
-    given = named(func, args, kwargs, "input running_mean running_var weight bias training momentum eps")
-    labels = trace.labels(given["input"])
-    if given.get("training") or given["running_mean"] is None:
-        trace.end(given["input"])
+    arguments = named(func, args, kwargs, "input running_mean running_var weight bias training momentum eps")
+    labels = trace.labels(arguments["input"])
+    if arguments.get("training") or arguments["running_mean"] is None:
+        trace.end(arguments["input"])
     else:
         inputs = trace.units.reduce(labels, [d for d in range(labels.dim()) if d != 1]).reshape(-1)
-        trace.use(given["running_mean"], (inputs, 1))
-        trace.use(given["running_var"], (inputs, 1), epsilon=given.get("eps", 1e-5))
-    return _affine(trace, given, 1, out)
+        trace.use(arguments["running_mean"], (inputs, 1))
+        trace.use(arguments["running_var"], (inputs, 1), epsilon=arguments.get("eps", 1e-5))
+    return _affine(trace, arguments, 1, out)
 
 
 @rule("group_norm")
 def group_norm(trace: Trace, func: Any, args: tuple, kwargs: dict, out: Any) -> Any:
     """The path ends (eps); scale and shift make a new unit a channel."""
-    given = named(func, args, kwargs, "input num_groups weight bias eps")
+    arguments = named(func, args, kwargs, "input num_groups weight bias eps")
     if func is not F.group_norm:
         return opaque(trace, func, args, kwargs, out)
-    trace.end(given["input"])
-    return _affine(trace, given, 1, out)
+    trace.end(arguments["input"])
+    return _affine(trace, arguments, 1, out)
 
 
 @rule("instance_norm")
 def instance_norm(trace: Trace, func: Any, args: tuple, kwargs: dict, out: Any) -> Any:
     """As GroupNorm."""
-    given = named(func, args, kwargs, "input running_mean running_var weight bias use_input_stats momentum eps")
+    arguments = named(func, args, kwargs, "input running_mean running_var weight bias use_input_stats momentum eps")
     if func is not F.instance_norm:
         return opaque(trace, func, args, kwargs, out)
-    trace.end(given["input"])
-    return _affine(trace, given, 1, out)
+    trace.end(arguments["input"])
+    return _affine(trace, arguments, 1, out)
 
 
 @rule("layer_norm", "rms_norm")
 def layer_norm(trace: Trace, func: Any, args: tuple, kwargs: dict, out: Any) -> Any:
     """The path ends (eps); scale and shift make a new unit an entry of the normalized shape."""
-    given = named(func, args, kwargs, "input normalized_shape weight bias eps")
+    arguments = named(func, args, kwargs, "input normalized_shape weight bias eps")
     if plain_name(func) == "rms_norm":
-        given = named(func, args, kwargs, "input normalized_shape weight eps")
-    trace.end(given["input"])
-    return _affine(trace, given, None, out)
+        arguments = named(func, args, kwargs, "input normalized_shape weight eps")
+    trace.end(arguments["input"])
+    return _affine(trace, arguments, None, out)
 
 
 @rule("matmul", "rmatmul", "bmm", "mm")
 def matmul(trace: Trace, func: Any, args: tuple, kwargs: dict, out: Any) -> Any:
     """X W for a parameter W is a linear layer; A x for an A without factors mixes tied rows; else the pair cancels."""
-    given = named(func, args, kwargs, "input other")
-    a, b = given["input"], given["other"]
+    arguments = named(func, args, kwargs, "input other")
+    a, b = arguments["input"], arguments["other"]
     if plain_name(func) == "rmatmul":
         a, b = b, a
     if trace.is_parameter(b) and b.dim() == 2:
@@ -166,11 +166,11 @@ def einsum(trace: Trace, func: Any, args: tuple, kwargs: dict, out: Any) -> Any:
 @rule("scaled_dot_product_attention")
 def attention(trace: Trace, func: Any, args: tuple, kwargs: dict, out: Any) -> Any:
     """Queries times tau, keys over tau, for each dimension of each head; values pass to the output."""
-    given = named(func, args, kwargs, "query key value attn_mask")
-    q, k, v = (trace.labels(given[n]) for n in ("query", "key", "value"))
+    arguments = named(func, args, kwargs, "query key value attn_mask")
+    q, k, v = (trace.labels(arguments[n]) for n in ("query", "key", "value"))
     if kwargs.get("enable_gqa"):
         k, v = (t.repeat_interleave(q.shape[-3] // t.shape[-3], -3) for t in (k, v))
-    trace.end([given.get("attn_mask")])
+    trace.end([arguments.get("attn_mask")])
     _cancel(trace, trace.units.reduce(q, [-2]), trace.units.reduce(k, [-2]))
     return trace.units.reduce(v, [-2]).expand(out.shape)
 
@@ -180,23 +180,23 @@ def multi_head_attention(trace: Trace, func: Any, args: tuple, kwargs: dict, out
     """nn.MultiheadAttention: three projections (packed or separate), attention, the output projection."""
     bound = inspect.signature(func).bind(*args, **kwargs)
     bound.apply_defaults()
-    given = bound.arguments
-    trace.end([given[n] for n in ("bias_k", "bias_v", "attn_mask", "key_padding_mask", "static_k", "static_v")])
-    inputs = [_features(trace, given[n]) for n in ("query", "key", "value")]
-    width = given["embed_dim_to_check"]
+    arguments = bound.arguments
+    trace.end([arguments[n] for n in ("bias_k", "bias_v", "attn_mask", "key_padding_mask", "static_k", "static_v")])
+    inputs = [_features(trace, arguments[n]) for n in ("query", "key", "value")]
+    width = arguments["embed_dim_to_check"]
     made = trace.units.fresh(3 * width)
     q, k, v = made.split(width)
-    if given["use_separate_proj_weight"]:
+    if arguments["use_separate_proj_weight"]:
         for name, o, x in zip("qkv", (q, k, v), inputs, strict=True):
-            trace.use(given[f"{name}_proj_weight"], (o[:, None], 1), (x[None, :], -1))
+            trace.use(arguments[f"{name}_proj_weight"], (o[:, None], 1), (x[None, :], -1))
     else:
         columns = torch.cat([x[None, :].expand(width, width) for x in inputs])
-        trace.use(given["in_proj_weight"], (made[:, None], 1), (columns, -1))
-    trace.use(given["in_proj_bias"], (made, 1))
+        trace.use(arguments["in_proj_weight"], (made[:, None], 1), (columns, -1))
+    trace.use(arguments["in_proj_bias"], (made, 1))
     _cancel(trace, q, k)
-    outputs = trace.units.fresh(given["out_proj_weight"].shape[0])
-    trace.use(given["out_proj_weight"], (outputs[:, None], 1), (v[None, :], -1))
-    trace.use(given["out_proj_bias"], (outputs, 1))
+    outputs = trace.units.fresh(arguments["out_proj_weight"].shape[0])
+    trace.use(arguments["out_proj_weight"], (outputs[:, None], 1), (v[None, :], -1))
+    trace.use(arguments["out_proj_bias"], (outputs, 1))
     tensors = tensors_of(out)
     return [outputs.expand(tensors[0].shape), *[NO_FACTOR] * (len(tensors) - 1)]
 
@@ -216,9 +216,9 @@ def _features(trace: Trace, tensor: Tensor) -> Tensor:
     return trace.units.reduce(labels, range(labels.dim() - 1)).reshape(-1)
 
 
-def _affine(trace: Trace, given: dict[str, Any], channel: int | None, out: Tensor) -> Tensor:
+def _affine(trace: Trace, arguments: dict[str, Any], channel: int | None, out: Tensor) -> Tensor:
     """Scale and shift of a normalization layer are the incoming parameters of a new unit; none without them."""
-    weight, bias = given.get("weight"), given.get("bias")
+    weight, bias = arguments.get("weight"), arguments.get("bias")
     if weight is None or not trace.is_parameter(weight):
         trace.end([weight, bias])
         return NO_FACTOR

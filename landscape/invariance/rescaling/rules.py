@@ -65,10 +65,10 @@ def prelu(trace: Trace, func: Any, args: tuple, kwargs: dict, out: Any) -> Any:
 def clamp(trace: Trace, func: Any, args: tuple, kwargs: dict, out: Any) -> Any:
     """A clamp at 0 from below is ReLU; any other bound ends the path."""
     names = {"clamp_min": "input min max", "threshold": "input min value"}.get(plain_name(func), "input min max")
-    given = named(func, args, kwargs, names)
-    bound = given.get("min")
+    arguments = named(func, args, kwargs, names)
+    bound = arguments.get("min")
     zero = isinstance(bound, int | float) and bound == 0
-    rest = given.get("value") if plain_name(func) == "threshold" else given.get("max")
+    rest = arguments.get("value") if plain_name(func) == "threshold" else arguments.get("max")
     passes = zero and (rest is None or (plain_name(func) == "threshold" and rest == 0))
     return homogeneous(trace, func, args, kwargs, out) if passes else opaque(trace, func, args, kwargs, out)
 
@@ -91,52 +91,52 @@ def shape(trace: Trace, func: Any, args: tuple, kwargs: dict, out: Any) -> Any:
 @rule("pad")
 def pad(trace: Trace, func: Any, args: tuple, kwargs: dict, out: Any) -> Any:
     """Padding by zeros fits every factor; by another constant the path ends."""
-    given = named(func, args, kwargs, "input pad mode value")
-    mode, value, labels = given.get("mode") or "constant", given.get("value"), trace.labels(given["input"])
+    arguments = named(func, args, kwargs, "input pad mode value")
+    mode, value, labels = arguments.get("mode") or "constant", arguments.get("value"), trace.labels(arguments["input"])
     if mode == "constant":
-        return F.pad(labels, given["pad"], value=ANY if not value else 0)
+        return F.pad(labels, arguments["pad"], value=ANY if not value else 0)
     # Reflection takes floating point only; labels are exact there, far below 2^53.
-    return F.pad(labels.double(), given["pad"], mode=mode).long()
+    return F.pad(labels.double(), arguments["pad"], mode=mode).long()
 
 
 @rule("add", "iadd", "radd", "sub", "isub", "rsub", "subtract", "maximum", "minimum")
 def add(trace: Trace, func: Any, args: tuple, kwargs: dict, out: Any) -> Any:
     """Terms of a sum carry one factor: a residual addition ties the units of its branches."""
-    given = named(func, args, kwargs, "input other")
-    a, b = trace.labels(given["input"]), trace.labels(given["other"])
+    arguments = named(func, args, kwargs, "input other")
+    a, b = trace.labels(arguments["input"]), trace.labels(arguments["other"])
     return _joined(trace, a, b)
 
 
 @rule("where")
 def where(trace: Trace, func: Any, args: tuple, kwargs: dict, out: Any) -> Any:
     """Both choices carry one factor."""
-    given = named(func, args, kwargs, "condition input other")
-    if len(given) < 3:
+    arguments = named(func, args, kwargs, "condition input other")
+    if len(arguments) < 3:
         return opaque(trace, func, args, kwargs, out)
-    return _joined(trace, trace.labels(given["input"]), trace.labels(given["other"]))
+    return _joined(trace, trace.labels(arguments["input"]), trace.labels(arguments["other"]))
 
 
 @rule("masked_fill")
 def masked_fill(trace: Trace, func: Any, args: tuple, kwargs: dict, out: Any) -> Any:
     """As a choice between the tensor and the value."""
-    given = named(func, args, kwargs, "input mask value")
-    return _joined(trace, trace.labels(given["input"]), trace.labels(given["value"]))
+    arguments = named(func, args, kwargs, "input mask value")
+    return _joined(trace, trace.labels(arguments["input"]), trace.labels(arguments["value"]))
 
 
 @rule("mul", "imul", "rmul", "multiply")
 def multiply(trace: Trace, func: Any, args: tuple, kwargs: dict, out: Any) -> Any:
     """Factors multiply: gates, learned scales, constants."""
-    given = named(func, args, kwargs, "input other")
-    return trace.units.product(trace.labels(given["input"]), trace.labels(given["other"]))
+    arguments = named(func, args, kwargs, "input other")
+    return trace.units.product(trace.labels(arguments["input"]), trace.labels(arguments["other"]))
 
 
 @rule("div", "idiv", "truediv", "itruediv", "divide", "true_divide", "rdiv", "rtruediv")
 def divide(trace: Trace, func: Any, args: tuple, kwargs: dict, out: Any) -> Any:
     """Factors divide."""
-    given = named(func, args, kwargs, "input other")
+    arguments = named(func, args, kwargs, "input other")
     if kwargs.get("rounding_mode"):
         return opaque(trace, func, args, kwargs, out)
-    a, b = trace.labels(given["input"]), trace.labels(given["other"])
+    a, b = trace.labels(arguments["input"]), trace.labels(arguments["other"])
     if plain_name(func) in ("rdiv", "rtruediv"):
         a, b = b, a
     return trace.units.product(a, torch.where(b == ANY, 0, -b))
@@ -146,9 +146,9 @@ def divide(trace: Trace, func: Any, args: tuple, kwargs: dict, out: Any) -> Any:
 def ordered(trace: Trace, func: Any, args: tuple, kwargs: dict, out: Any) -> Any:
     """Entries along a dimension that are summed up or sorted carry one factor."""
     names = "input k dim" if plain_name(func) == "topk" else "input dim"
-    given = named(func, args, kwargs, names)
-    labels, outputs = trace.labels(given["input"]), tensors_of(out)
-    dim = given.get("dim", kwargs.get("axis", -1))
+    arguments = named(func, args, kwargs, names)
+    labels, outputs = trace.labels(arguments["input"]), tensors_of(out)
+    dim = arguments.get("dim", kwargs.get("axis", -1))
     if not isinstance(dim, int):
         return opaque(trace, func, args, kwargs, out)
     kept = trace.units.reduce(labels, [dim])
@@ -165,9 +165,9 @@ def sign(trace: Trace, func: Any, args: tuple, kwargs: dict, out: Any) -> Any:
 
 @rule("glu")
 def gated_linear_unit(trace: Trace, func: Any, args: tuple, kwargs: dict, out: Any) -> Any:
-    """A sigmoid(b) of the two halves: the second ends its path, the first passes."""
-    given = named(func, args, kwargs, "input dim")
-    first, second = trace.labels(given["input"]).chunk(2, given.get("dim", -1))
+    """The product a sigmoid(b) of the two halves: b ends its path, a passes."""
+    arguments = named(func, args, kwargs, "input dim")
+    first, second = trace.labels(arguments["input"]).chunk(2, arguments.get("dim", -1))
     trace.units.fix(second)
     return first
 
@@ -175,8 +175,8 @@ def gated_linear_unit(trace: Trace, func: Any, args: tuple, kwargs: dict, out: A
 @rule("mean", "sum", "nanmean", "nansum", "amax", "amin", "max", "min", "median")
 def statistic(trace: Trace, func: Any, args: tuple, kwargs: dict, out: Any) -> Any:
     """Entries that are averaged, summed or compared carry one factor, and so does what comes out."""
-    given = named(func, args, kwargs, "input dim keepdim")
-    labels, dim = trace.labels(given["input"]), given.get("dim", kwargs.get("axis"))
+    arguments = named(func, args, kwargs, "input dim keepdim")
+    labels, dim = trace.labels(arguments["input"]), arguments.get("dim", kwargs.get("axis"))
     if isinstance(dim, Tensor):
         return _joined(trace, labels, trace.labels(dim))
     dims = range(labels.dim()) if dim is None else [dim] if isinstance(dim, int) else list(dim)
@@ -202,9 +202,9 @@ def pool(trace: Trace, func: Any, args: tuple, kwargs: dict, out: Any) -> Any:
 
 def named(func: Any, args: Sequence[Any], kwargs: dict, names: str) -> dict[str, Any]:
     """Arguments by the names of their positions; `self` of a method is the first."""
-    given = dict(zip(names.split(), args, strict=False))
-    given.update(kwargs)
-    return given
+    arguments = dict(zip(names.split(), args, strict=False))
+    arguments.update(kwargs)
+    return arguments
 
 
 def _first(args: tuple, kwargs: dict) -> Any:

@@ -82,9 +82,9 @@ def find(
     trace = Trace(double, hints, RULES)
     few = example.rows(0, 2)
     trace.run(few.args, few.kwargs)
-    found = _verified(_assemble(trace, layout, double), double, example, tolerance)
-    own = dict(model.named_buffers())
-    return replace(found, _buffers={name: own[name].detach().clone() for name in found._buffers})
+    symmetries = _verified(_assemble(trace, layout, double), double, example, tolerance)
+    buffers = dict(model.named_buffers())
+    return replace(symmetries, _buffers={name: buffers[name].detach().clone() for name in symmetries._buffers})
 
 
 # -- from the trace to the group -----------------------------------------------------------------------------------
@@ -121,8 +121,8 @@ def _blocks(uses: Mapping[str, Use], matrix: csr_matrix, shapes: Mapping[str, to
             if entry not in signature[number]:
                 signature[number].append(entry)
     grouped: dict[tuple, list[int]] = {}
-    for number, found in signature.items():
-        grouped.setdefault(tuple(found), []).append(number)
+    for number, touches in signature.items():
+        grouped.setdefault(tuple(touches), []).append(number)
     blocks = []
     for entries, numbers in grouped.items():
         incoming = tuple(n for n, up in entries if up)
@@ -134,32 +134,36 @@ def _blocks(uses: Mapping[str, Use], matrix: csr_matrix, shapes: Mapping[str, to
 # -- verification --------------------------------------------------------------------------------------------------
 
 
-def _verified(found: Symmetries, model: nn.Module, example: Batch, tolerance: float) -> Symmetries:
+def _verified(symmetries: Symmetries, model: nn.Module, example: Batch, tolerance: float) -> Symmetries:
     with torch.no_grad():
         reference = _outputs(model, example)
-        if not found.dimension:
-            return replace(found, residual=0.0)
-        w = found.parameters.read(model)
-        tau = found.sample(stream(0, "verify rescaling"), 0.5, 1.5)
+        if not symmetries.dimension:
+            return replace(symmetries, residual=0.0)
+        w = symmetries.parameters.read(model)
+        tau = symmetries.sample(stream(0, "verify rescaling"), 0.5, 1.5)
 
         def residual(numbers: Sequence[int]) -> float:
             some = torch.ones_like(tau)
             some[list(numbers)] = tau[list(numbers)]
-            return _residual(found, model, example, reference, w, some)
+            return _residual(symmetries, model, example, reference, w, some)
 
-        whole = residual(range(found.dimension))
+        whole = residual(range(symmetries.dimension))
         if whole <= tolerance:
-            return replace(found, residual=whole, blocks=tuple(replace(b, residual=whole) for b in found.blocks))
-        tried = [replace(b, residual=r, verified=r <= tolerance) for b in found.blocks for r in [residual(b.units)]]
+            return replace(
+                symmetries, residual=whole, blocks=tuple(replace(b, residual=whole) for b in symmetries.blocks)
+            )
+        tried = [
+            replace(b, residual=r, verified=r <= tolerance) for b in symmetries.blocks for r in [residual(b.units)]
+        ]
         good, bad = [b for b in tried if b.verified], [b for b in tried if not b.verified]
         numbers = [n for b in good for n in b.units]
-        place = {n: i for i, n in enumerate(numbers)}
+        position = {n: i for i, n in enumerate(numbers)}
         kept = replace(
-            found,
-            blocks=tuple(replace(b, units=tuple(place[n] for n in b.units)) for b in good),
+            symmetries,
+            blocks=tuple(replace(b, units=tuple(position[n] for n in b.units)) for b in good),
             rejected=tuple(bad),
             residual=residual(numbers) if numbers else 0.0,
-            _matrix=found._matrix[:, numbers],
+            _matrix=symmetries._matrix[:, numbers],
         )
         if kept.residual > tolerance:
             raise InputError(
@@ -170,19 +174,19 @@ def _verified(found: Symmetries, model: nn.Module, example: Batch, tolerance: fl
 
 
 def _residual(
-    found: Symmetries, model: nn.Module, example: Batch, reference: list[Tensor], w: Tensor, tau: Tensor
+    symmetries: Symmetries, model: nn.Module, example: Batch, reference: list[Tensor], w: Tensor, tau: Tensor
 ) -> float:
-    moved = found.apply(w, tau)
+    moved = symmetries.apply(w, tau)
     buffers = dict(model.named_buffers())
     try:
-        found.parameters.write(model, moved.weights)
+        symmetries.parameters.write(model, moved.weights)
         for name, value in moved.buffers.items():
             buffers[name].copy_(value)
         outputs = _outputs(model, example)
     finally:
-        found.parameters.write(model, w)
+        symmetries.parameters.write(model, w)
         for name in moved.buffers:
-            buffers[name].copy_(found._buffers[name])
+            buffers[name].copy_(symmetries._buffers[name])
     worst = 0.0
     for new, old in zip(outputs, reference, strict=True):
         scale = old.abs().max().clamp(min=torch.finfo(torch.float64).tiny)
@@ -193,19 +197,19 @@ def _residual(
 
 def _outputs(model: nn.Module, example: Batch) -> list[Tensor]:
     with torch.random.fork_rng():
-        found = tensors_of(model(*example.args, **example.kwargs))
-    return [t.double() for t in found if t.is_floating_point() and t.numel()]
+        outputs = tensors_of(model(*example.args, **example.kwargs))
+    return [t.double() for t in outputs if t.is_floating_point() and t.numel()]
 
 
-def _example(given: Any, like: Tensor) -> Batch:
+def _example(inputs: Any, like: Tensor) -> Batch:
     def move(tensor: Tensor) -> Tensor:
         # A copy: a layer that works in place would write into the user's example.
         return tensor.detach().to(like.device, like.dtype if tensor.is_floating_point() else tensor.dtype, copy=True)
 
-    if isinstance(given, Batch):
-        return given.map(move)
-    args = given if isinstance(given, tuple | list) else () if isinstance(given, Mapping) else (given,)
-    batch = Batch(tuple(args), dict(given) if isinstance(given, Mapping) else {}, None, 0).map(move)
+    if isinstance(inputs, Batch):
+        return inputs.map(move)
+    args = inputs if isinstance(inputs, tuple | list) else () if isinstance(inputs, Mapping) else (inputs,)
+    batch = Batch(tuple(args), dict(inputs) if isinstance(inputs, Mapping) else {}, None, 0).map(move)
     tensors = [t for t in batch.tensors() if t.dim()]
     if not tensors:
         raise InputError("example_input holds no tensor: a tensor, a tuple or a dict of the model's inputs is needed")

@@ -135,8 +135,8 @@ class Symmetries:
         if tau.shape != (self.dimension,) or not bool((tau > 0).all()):
             raise InputError(f"tau: {self.dimension} positive factors are needed, received shape {tuple(tau.shape)}")
         scales = self.scales(tau, weights_only=weights_only).to(w.device)
-        given, logs = self._buffers if buffers is None else buffers, self._logs(tau)
-        moved = {n: _buffer(given[n], u, logs) for n, u in self._uses.items() if n in self._buffers}
+        before, logs = self._buffers if buffers is None else buffers, self._logs(tau)
+        moved = {n: _buffer(before[n], u, logs) for n, u in self._uses.items() if n in self._buffers}
         return Rescaled((w.double() * scales).to(w.dtype), moved)
 
     @cached_property
@@ -203,7 +203,7 @@ def _buffer(buffer: Tensor, use: Use, logs: Tensor) -> Tensor:
 
 
 def _touches(name: str, use: Use, matrix: csr_matrix) -> list[tuple[int, Touch]]:
-    found = []
+    touches = []
     for labels, exponent in use.factors:
         axes = [i for i, n in enumerate(labels.shape) if n > 1]
         axis = axes[0] if len(axes) == 1 else 0 if not axes else None
@@ -214,8 +214,8 @@ def _touches(name: str, use: Use, matrix: csr_matrix) -> list[tuple[int, Touch]]
             sign = 1 if flat[places[0]] > 0 else -1
             for number, value in zip(row.indices, row.data, strict=True) if unit else ():
                 index = tuple(int(p) for p in places) if axis is not None else ()
-                found.append((int(number), Touch(name, axis, index, float(sign * exponent * value))))
-    return found
+                touches.append((int(number), Touch(name, axis, index, float(sign * exponent * value))))
+    return touches
 
 
 def _runs(inverse: np.ndarray, count: int) -> list[np.ndarray]:

@@ -187,8 +187,8 @@ class Trace(TorchFunctionMode):
             self.end((args, kwargs))
         labels = rule(self, func, args, kwargs, out) if rule else NO_FACTOR
         outputs = tensors_of(out)
-        found = list(labels) if isinstance(labels, list | tuple) else [labels] * len(outputs)
-        for tensor, label in zip(outputs, found, strict=True):
+        one_each = list(labels) if isinstance(labels, list | tuple) else [labels] * len(outputs)
+        for tensor, label in zip(outputs, one_each, strict=True):
             if not self.is_parameter(tensor):
                 self.set(tensor, label)
 
@@ -199,8 +199,8 @@ class Trace(TorchFunctionMode):
         self.set(target, labels)
 
     def _involved(self, values: Any) -> bool:
-        own = (self._known, self._trainable)
-        return any(t.grad_fn is not None or any(id(t) in known for known in own) for t in tensors_of(values))
+        followed = (self._known, self._trainable)
+        return any(t.grad_fn is not None or any(id(t) in known for known in followed) for t in tensors_of(values))
 
     def _raw(self, parameter: Tensor) -> Tensor:
         """Labels of a parameter that takes part as a tensor: a unit of its own for each entry."""
@@ -230,12 +230,12 @@ class Trace(TorchFunctionMode):
             yield module.register_forward_hook(self._leave(hint), with_kwargs=True)
 
     def _hint(self, name: str, module: nn.Module) -> str | None:
-        found = [
+        hints = [
             h
             for p, h in self.hints.items()
             if fnmatch.fnmatchcase(name, p) or fnmatch.fnmatchcase(type(module).__name__, p)
         ]
-        return found[-1] if found else None
+        return hints[-1] if hints else None
 
     def _enter(self, name: str, hint: str | None) -> Any:
         def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
@@ -266,10 +266,10 @@ class Trace(TorchFunctionMode):
     def _bridge(self, hint: str, module: nn.Module, inputs: Any, outputs: Any) -> None:
         """Label the outputs of a module that is not looked into."""
         self.end(list(module.parameters()))
-        given = tensors_of(inputs)
-        if hint == "homogeneous" and given:
-            labels = self.labels(given[0])
-            self.end(given[1:])
+        tensors = tensors_of(inputs)
+        if hint == "homogeneous" and tensors:
+            labels = self.labels(tensors[0])
+            self.end(tensors[1:])
             for out in tensors_of(outputs):
                 kept = labels
                 if out.shape != labels.shape:

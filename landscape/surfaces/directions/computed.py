@@ -36,12 +36,12 @@ def hessian(problem: Problem, *, count: int, seed: int, which: str = "LA") -> Di
     operator, generator = operator_of(problem), random.stream(seed, "surface eigenvectors")
     wanted = 1 if which == "BE" else count
     options: dict[str, Any] = {"which": which, "tol": _TOLERANCE, "relative_to": "spectrum", "generator": generator}
-    found = lanczos(operator.matvec, operator.like, wanted, **options)
-    vectors = scaled_to(orthogonalized([_signed(v) for v in found.vectors[:count]]), norm(problem.weights))
+    pairs = lanczos(operator.matvec, operator.like, wanted, **options)
+    vectors = scaled_to(orthogonalized([_signed(v) for v in pairs.vectors[:count]]), norm(problem.weights))
     facts = {
-        "eigenvalues": [float(v) for v in found.values[:count]],
-        "residuals": [float(r) for r in found.residuals[:count]],
-        "converged": bool(found.converged),
+        "eigenvalues": [float(v) for v in pairs.values[:count]],
+        "residuals": [float(r) for r in pairs.residuals[:count]],
+        "converged": bool(pairs.converged),
     }
     return Directions("hessian" if which == "LA" else "hessian-ends", tuple(vectors), problem.weights, WHOLE, facts)
 
@@ -149,7 +149,7 @@ def moments(problem: Problem, state: Mapping[str, Any]) -> tuple[Tensor, Tensor 
 def _collected(
     parameters: Parameters, held: Mapping[str, Mapping[str, Any]], keys: Sequence[str], like: Tensor
 ) -> Tensor | None:
-    found = []
+    pieces = []
     for slot in parameters:
         tensor = next((held[slot.name][k] for k in keys if held.get(slot.name, {}).get(k) is not None), None)
         if tensor is None:
@@ -159,8 +159,8 @@ def _collected(
                 f"the optimizer's state of {slot.name} has shape {tuple(tensor.shape)}, the parameter "
                 f"{tuple(slot.shape)}: it belongs to another network"
             )
-        found.append(tensor.reshape(-1))
-    return torch.cat(found).to(like)
+        pieces.append(tensor.reshape(-1))
+    return torch.cat(pieces).to(like)
 
 
 def _shifts(problem: Problem, checkpoints: Sequence[Tensor]) -> list[Tensor]:

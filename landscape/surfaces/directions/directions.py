@@ -102,10 +102,10 @@ def directions(
     if name in DRAWN:
         drawn = [_draw(problem.weights, seed, i) for i in range(count)]
         vectors, unit = DRAWN[name](problem, drawn, biases)
-        found = Directions(name, tuple(vectors), problem.weights, unit)
+        plane = Directions(name, tuple(vectors), problem.weights, unit)
     else:
-        found = _computed(name, problem, count, seed, checkpoints, optimizer)
-    return described(found, problem.parameters)
+        plane = _computed(name, problem, count, seed, checkpoints, optimizer)
+    return described(plane, problem.parameters)
 
 
 def _computed(
@@ -131,17 +131,17 @@ def _computed(
     return computed.optimizer(problem, count=count, seed=seed, state=optimizer)
 
 
-def described(found: Directions, parameters: Parameters) -> Directions:
+def described(plane: Directions, parameters: Parameters) -> Directions:
     """The directions with their norms, cosine and filter ratios among the facts."""
-    vectors, scale = found.vectors, norm(found.center)
+    vectors, scale = plane.vectors, norm(plane.center)
     facts: dict[str, Any] = {
         "weight_norm": float(scale),
         "norms": [float(norm(v) / scale) for v in vectors],
         "cosine": float(cosine(*vectors)) if len(vectors) == 2 else None,
-        "filter_ratios": [_ratios(parameters, v, found.center) for v in vectors],
-        "sha256": found.fingerprint(),
+        "filter_ratios": [_ratios(parameters, v, plane.center) for v in vectors],
+        "sha256": plane.fingerprint(),
     }
-    return replace(found, facts={**facts, **found.facts})
+    return replace(plane, facts={**facts, **plane.facts})
 
 
 # -- drawn directions ------------------------------------------------------------------------------------------------
@@ -207,13 +207,13 @@ def _orthogonal_in_blocks(rest: Tensor, earlier: Tensor, dims: list[int]) -> Ten
 
 def _ratios(parameters: Parameters, vector: Tensor, center: Tensor) -> dict[str, float]:
     """Smallest, median and largest ||filter of d|| / ||filter of w|| over the filters that move and are not zero."""
-    found = []
+    parts = []
     for slot, d, w in zip(parameters, parameters.unflatten(vector), parameters.unflatten(center), strict=True):
         if slot.kind == "weight":
             dims = _block_dims(slot, "filter")
             top, bottom = (torch.linalg.vector_norm(t, dim=dims, dtype=torch.float64) for t in (d, w))
-            found.append((top / bottom)[(bottom > 0) & (top > 0)])
-    ratios = torch.cat(found) if found else center.new_zeros(0)
+            parts.append((top / bottom)[(bottom > 0) & (top > 0)])
+    ratios = torch.cat(parts) if parts else center.new_zeros(0)
     if not ratios.numel():
         return {}
     return {"min": float(ratios.min()), "median": float(ratios.median()), "max": float(ratios.max())}
