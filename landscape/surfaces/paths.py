@@ -153,48 +153,48 @@ def path(
         if aligned:
             alignment = align(first, second, seed=seed)
             end, facts["alignment"] = alignment.weights.to(first.weights), alignment.facts
-        bend = None
+        bend, training = None, {}
         if curve != "linear":
+            training = {"epochs": epochs, "lr": lr, "momentum": momentum}
             bend, facts["training"] = trained_bend(
                 first, end, curve, epochs=epochs, lr=lr, momentum=momentum, seed=seed
             )
         t = np.linspace(0, 1, points)
         values = _evaluated({"": first, **(others or {})}, end, bend, curve, t)
-    loss, accuracy = values[..., 0], values[..., 1]
-    barriers = [barrier(t, row) for row in loss]
     scale = float(norm(first.weights))
     has_norm = bool(first._evaluator.batch_norms)
     return LossPath(
-        t=t,
-        loss=loss[0],
-        accuracy=accuracy[0],
-        other_loss=loss[1:] if others else None,
-        other_accuracy=accuracy[1:] if others else None,
+        **_along(t, values),
         bend=bend,
         others=list(others or {}),
         curve=curve,
-        barrier=barriers[0][0],
-        barrier_at=barriers[0][1],
-        accuracy_barrier=barrier(t, 1 - accuracy[0])[0],
-        other_barrier=[b for b, _ in barriers[1:]],
         distance=float(norm(end - first.weights)) / scale,
         length=_length(first.weights, end, bend, curve) / scale,
         aligned=aligned,
         facts=facts,
         checks=_checks(first, has_norm, facts),
-        arguments=plain(
-            {
-                "curve": curve,
-                "points": points,
-                "aligned": aligned,
-                "seed": seed,
-                **({"epochs": epochs, "lr": lr, "momentum": momentum} if bend is not None else {}),
-            }
-        ),
+        arguments=plain({"curve": curve, "points": points, "aligned": aligned, "seed": seed, **training}),
         cost=cost,
         seconds=time.monotonic() - started,
         provenance={**first.provenance(), "has_batch_norm": has_norm},
     )
+
+
+def _along(t: np.ndarray, values: np.ndarray) -> dict[str, Any]:
+    """Fields of the result that follow from loss and accuracy (dataset, t, 2)."""
+    loss, accuracy = values[..., 0], values[..., 1]
+    barriers = [barrier(t, row) for row in loss]
+    return {
+        "t": t,
+        "loss": loss[0],
+        "accuracy": accuracy[0],
+        "other_loss": loss[1:] if len(loss) > 1 else None,
+        "other_accuracy": accuracy[1:] if len(loss) > 1 else None,
+        "barrier": barriers[0][0],
+        "barrier_at": barriers[0][1],
+        "accuracy_barrier": barrier(t, 1 - accuracy[0])[0],
+        "other_barrier": [height for height, _ in barriers[1:]],
+    }
 
 
 def barrier(t: np.ndarray, loss: np.ndarray) -> tuple[float, float]:

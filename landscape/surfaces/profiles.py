@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -14,6 +15,7 @@ from landscape.problem.problem import Problem
 from landscape.progress import track
 from landscape.random import stream
 from landscape.results.result import Result, array, plain
+from landscape.surfaces.result import Surface
 from landscape.surfaces.surface import surface
 
 
@@ -139,21 +141,12 @@ def profiles(
         )
         choice = {"batch_size": one.choice["batch_size"]}
         surfaces.append(one)
-    losses = np.stack([np.stack([s.loss, *(() if s.other_loss is None else s.other_loss)]) for s in surfaces])
-    every = losses.reshape(-1, losses.shape[-1])
     one = surfaces[0]
     return Profiles(
-        x=one.x,
-        loss=every.mean(0),
-        low=np.quantile(every, 0.05, axis=0),
-        high=np.quantile(every, 0.95, axis=0),
-        losses=losses,
-        direction_deviation=_deviation(losses.mean(1)),
-        subset_deviation=_deviation(losses.mean(0)),
+        **_band(surfaces),
         unit=one.unit,
         directions=one.directions,
         radius=one.radius,
-        center_loss=float(every.mean(0)[one.x == 0][0]),
         facts={"seeds": [seed + i for i in range(draws)], "examples_a_subset": [p.examples for p in parts]},
         arguments=plain(
             {
@@ -171,6 +164,22 @@ def profiles(
         seconds=time.monotonic() - started,
         provenance=one.provenance | problem.provenance(),
     )
+
+
+def _band(surfaces: Sequence[Surface]) -> dict[str, Any]:
+    """Mean, band and deviations of lines over directions and datasets."""
+    losses = np.stack([np.stack([s.loss, *(() if s.other_loss is None else s.other_loss)]) for s in surfaces])
+    every, x = losses.reshape(-1, losses.shape[-1]), surfaces[0].x
+    return {
+        "x": x,
+        "loss": every.mean(0),
+        "low": np.quantile(every, 0.05, axis=0),
+        "high": np.quantile(every, 0.95, axis=0),
+        "losses": losses,
+        "direction_deviation": _deviation(losses.mean(1)),
+        "subset_deviation": _deviation(losses.mean(0)),
+        "center_loss": float(every.mean(0)[x == 0][0]),
+    }
 
 
 def _parts(problem: Problem, count: int, seed: int) -> list[Problem]:
