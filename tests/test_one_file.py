@@ -25,12 +25,12 @@ def house(tmp_path_factory):
     for name, text in FILES.items():
         (folder / name).write_text(text)
 
-    def call(*words):
+    def call(*words, status=0):
         environment = os.environ | {"PYTHONPATH": str(folder)}
         done = subprocess.run(
             [sys.executable, *map(str, words)], cwd=folder, env=environment, capture_output=True, text=True, check=False
         )
-        assert done.returncode == 0, done.stdout + done.stderr
+        assert done.returncode == status, done.stdout + done.stderr
         return done.stdout
 
     call.folder = folder
@@ -57,6 +57,7 @@ def test_help_explains_its_options(house):
     method = house("cli.py", "train", "guest-method", "--help")
     assert "--factor" in method
     assert "Of the gradient." in method
+    assert "Passes per step: 1 forward + 1 backward." in method
     listed = house("cli.py", "list", "measures", "--options")
     assert "power=1.0" in listed
     assert "to which the length is taken." in listed
@@ -106,18 +107,41 @@ def test_pages_and_types_are_made_of_it(house):
     assert '"guest_length",' in (house.folder / "landscape" / "__init__.pyi").read_text()
 
 
-def test_every_contract_runs_over_it(house):
-    names = (
-        "measure_contract",
-        "method_contract",
-        "method_costs",
-        "method_input",
-        "data_contract",
-        "models",
-        "figures",
-    )
+CONTRACTS = (
+    "measure_contract",
+    "method_contract",
+    "method_costs",
+    "method_input",
+    "data_contract",
+    "models",
+    "figures",
+)
+
+
+def contracts(house, names, *, status):
+    """What pytest says of the guests' tests in these files."""
     files = [f"tests/test_{name}.py" for name in names]
-    options = ("-p", "no:cacheprovider", "-k", "guest", "-x", "-rA")
-    passed = house("-m", "pytest", *options, *files)
+    return house("-m", "pytest", "-p", "no:cacheprovider", "-k", "guest", "-rA", *files, status=status)
+
+
+def test_every_contract_runs_over_it(house):
+    passed = contracts(house, CONTRACTS, status=0)
     for kind, name in NAMES.items():
         assert name in passed, f"no contract of {kind} ran over {name}"
+
+
+@pytest.mark.slow
+def test_contracts_catch_what_breaks_them(house):
+    wrong = {
+        "landscape/measures/guest_length.py": ("Source: brought by a test", "Brought by a test"),
+        "trainers/methods/guest_method.py": ('cost="1 forward', 'cost="2 forward'),
+    }
+    for name, change in wrong.items():
+        (house.folder / name).write_text(FILES[name].replace(*change))
+    try:
+        failed = contracts(house, ("measure_contract", "method_costs"), status=1)
+    finally:
+        for name in wrong:
+            (house.folder / name).write_text(FILES[name])
+    assert failed.count("FAILED tests/test_measure_contract.py") == 1
+    assert failed.count("FAILED tests/test_method_costs.py") == 3
