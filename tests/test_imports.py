@@ -49,3 +49,10 @@ def test_rooms_of_figures_import_down(room):
     for path in sorted((ROOT / "figures" / room).glob("*.py")):
         modules = [n.module or "" for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.ImportFrom)]
         assert not [m for m in modules if above and m.startswith(above)], path
+
+
+def test_results_know_no_other_room():
+    for path in sorted((ROOT / "landscape" / "results").glob("*.py")):
+        modules = [n.module or "" for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.ImportFrom)]
+        known = ("landscape.results", "landscape.errors", "landscape.files")
+        assert not [m for m in modules if m.startswith("landscape") and not m.startswith(known)], path

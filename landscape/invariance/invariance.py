@@ -6,6 +6,7 @@ A network is replaced by n others that compute the same function, random members
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -21,11 +22,14 @@ from landscape.errors import InputError
 from landscape.invariance import rescaling
 from landscape.invariance.measures import InvarianceOptions, Value, adaptive_ball, bias_treatments, measure, take
 from landscape.invariance.rescaling import Symmetries
+from landscape.invariance.rotations import candidates, rotated
 from landscape.problem.batches import Batch
+from landscape.problem.loss_name import loss_name
 from landscape.problem.problem import Problem
 from landscape.progress import Bar
 from landscape.random import stream
-from landscape.results.journal import Journal, key_of
+from landscape.results import digest
+from landscape.results.journal import Journal
 from landscape.results.result import Result, array, plain
 from landscape.sharpness.checks import check_weights
 
@@ -156,7 +160,7 @@ def rescaling_invariance(
         )
         generator = stream(seed, "rescaling")
         taus = [symmetries.sample(generator, low, high) for _ in range(transforms)]
-        journal.open(key_of(problem, {**arguments, "hints": dict(hints or {})}))
+        journal.open(_key_of(problem, {**arguments, "hints": dict(hints or {})}))
         run = _Run(problem, symmetries, taus, settings, reference, bar, journal)
         parts = run.all() if symmetries.dimension else _nothing(reference)
         rotations = run.rotations(seed) if symmetries.dimension else []
@@ -270,9 +274,9 @@ class _Run:
     def rotations(self, seed: int, draws: int = 10) -> list[dict[str, Any]]:
         """Pairs of linear layers between which a rotation passes unseen: by how much adaptive sharpness varies."""
         rows = []
-        for first, second in _candidates(self.symmetries):
+        for first, second in candidates(self.symmetries):
             generator = stream(seed, f"rotation of {first}")
-            points = [_rotated(self.problem, first, second, generator) for _ in range(draws)]
+            points = [rotated(self.problem, first, second, generator) for _ in range(draws)]
             worst = _change(self.problem.outputs(points[0]), self.reference)
             if worst > _tolerance(np.ones(1), torch.finfo(self.reference.dtype).eps):  # an activation lies between
                 continue
@@ -341,30 +345,8 @@ def _example(problem: Problem, most: int = 8) -> Batch:
     return batch.rows(0, min(most, batch.size))
 
 
-def _candidates(symmetries: Symmetries) -> list[tuple[str, str]]:
-    """Pairs of weight matrices where all that leaves the first enters the second alone."""
-    slots = {slot.name: slot for slot in symmetries.parameters}
-    pairs = []
-    for block in symmetries.blocks:
-        matrices = [n for n in block.incoming if n in slots and len(slots[n].shape) == 2]
-        if len(matrices) != 1 or len(block.outgoing) != 1 or len(block.incoming) > 2:
-            continue
-        first, second = matrices[0], block.outgoing[0]
-        shapes = slots[first].shape, slots[second].shape
-        if len(shapes[1]) == 2 and shapes[0][0] == shapes[1][1] == len(block.units):
-            pairs.append((first, second))
-    return pairs
-
-
-def _rotated(problem: Problem, first: str, second: str, generator: torch.Generator) -> Tensor:
-    """Weights with A -> Q A, a -> Q a, B -> B Q^T for a random rotation Q between layers A and B."""
-    tensors = {
-        s.name: t for s, t in zip(problem.parameters, problem.parameters.unflatten(problem.weights), strict=True)
-    }
-    width = tensors[first].shape[0]
-    q = torch.linalg.qr(torch.randn(width, width, generator=generator, dtype=torch.float64)).Q.to(tensors[first])
-    tensors[first], tensors[second] = q @ tensors[first], tensors[second] @ q.mT
-    bias = first.rpartition(".")[0] + ".bias"
-    if bias in tensors:
-        tensors[bias] = q @ tensors[bias]
-    return problem.parameters.flatten(list(tensors.values()))
+def _key_of(problem: Problem, arguments: dict[str, Any]) -> str:
+    """What rows belong to: the weights, buffers and sample of a problem, and what was asked."""
+    asked = json.dumps(arguments, sort_keys=True, default=str)
+    facts = (problem.batches.fingerprint(), problem.batch_norm, problem.parameters.names, loss_name(problem._loss))
+    return digest.of_parts([asked, problem.weights, *problem.model.buffers(), repr(problem.model), str(facts)])

@@ -8,9 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from landscape.files import AppendedFile, atomic
-from landscape.problem.loss_name import loss_name
-from landscape.problem.problem import Problem
-from landscape.results import digest
 
 
 class Journal:
@@ -69,13 +66,6 @@ class Journal:
             except json.JSONDecodeError:  # cut off by a kill
                 break
         return lines
-
-
-def key_of(problem: Problem, arguments: dict[str, Any]) -> str:
-    """What rows belong to: the weights, buffers and sample of a problem, and what was asked."""
-    asked = json.dumps(arguments, sort_keys=True, default=str)
-    facts = (problem.batches.fingerprint(), problem.batch_norm, problem.parameters.names, loss_name(problem._loss))
-    return digest.of_parts([asked, problem.weights, *problem.model.buffers(), repr(problem.model), str(facts)])
 
 
 def _line(content: dict[str, Any]) -> str:

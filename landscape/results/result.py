@@ -80,6 +80,10 @@ class Result:
         """Field -> value of those that hold arrays: the inverse of `named_arrays`."""
         return {f.name: arrays[f.name] for f in dataclasses.fields(cls) if f.name in arrays.values}
 
+    def vtk(self, title: str) -> str | None:
+        """The text of a VTK file; None for a result that is no surface over a plane."""
+        return None
+
     def save(self, path: str | Path, name: str = "result") -> None:
         """Write to an HDF5 file under the group `name`; other groups of the file stay. The file appears whole."""
         from landscape.results import hdf5

@@ -87,6 +87,12 @@ class Surface(Result):
         """Reasons not to believe the picture."""
         return [c["text"] for c in self.checks if not c["ok"]]
 
+    def vtk(self, title: str) -> str | None:
+        """The text of a VTK file; None for a line."""
+        from landscape.surfaces.vtk import vtk
+
+        return vtk(self, title) if len(self.axes) == 2 else None
+
     def caption(self) -> str:
         """What must be said under a figure: how it was computed."""
         samples = self.provenance.get("examples")
