@@ -15,7 +15,7 @@ from commands.options import OutputOptions, ProblemOptions, option
 from landscape.errors import InputError
 
 if TYPE_CHECKING:
-    from figures.page.analysis import Request
+    from figures.page.requests import Request
 
 
 @dataclass(frozen=True)
@@ -47,14 +47,14 @@ class MeasureOptions:
 
     def requests(self, seed: int, subsets: int) -> list[Request]:
         """The measures, and the surface where one is wanted."""
-        from figures.page import analysis
+        from figures.page import requests
 
-        names = [m for m in self.measures if m != analysis.SURFACE] or list(analysis.DEFAULT_MEASURES)
-        requests = analysis.requests(names, self.rho, k=self.k, seed=seed, subsets=subsets)
+        names = [m for m in self.measures if m != requests.SURFACE] or list(requests.DEFAULT_MEASURES)
+        wanted = requests.requests(names, self.rho, k=self.k, seed=seed, subsets=subsets)
         grid = 21 if self.grid is None else self.grid
-        if grid and (not self.measures or analysis.SURFACE in self.measures or self.grid):
-            requests.append(analysis.surface_request(grid, self.radius, seed))
-        return requests
+        if grid and (not self.measures or requests.SURFACE in self.measures or self.grid):
+            wanted.append(requests.surface_request(grid, self.radius, seed))
+        return wanted
 
 
 @click.command("analyze")
@@ -72,36 +72,29 @@ def command(
     checkpoint computed with the same settings is reused, also after an interruption.
     """
     from figures.drawing import static
-    from figures.page import analysis, differences, report, table
-    from landscape.results import digest
+    from figures.page import analysis, differences, measuring, report, table
+    from figures.page.store import Store
+    from landscape.files import write_json
 
     directory = output.directory(checkpoints[0].parent / "analysis" if len(checkpoints) == 1 else Path("comparison"))
     names = analysis.labels(checkpoints)
     # Measures are looked up before any checkpoint is read: a misspelled name costs nothing.
     measured.requests(problem.seed, 0)
     subjects = [problem.subject(path) for path in checkpoints]
-    subsets = analysis.subsets_for([s.problem for s in subjects]) if measured.subsets is None else measured.subsets
+    subsets = measuring.subsets_for([s.problem for s in subjects]) if measured.subsets is None else measured.subsets
     requests = measured.requests(problem.seed, subsets)
     options.check_writable(directory)
-    store = analysis.Store(
-        directory / "analysis.h5", {n: digest.of_file(p) for n, p in zip(names, checkpoints, strict=True)}
-    )
+    store = Store(directory / "analysis.h5", {n: s.sha256 for n, s in zip(names, subjects, strict=True)})
     again = shlex.join(["landscape", *sys.argv[1:]])
-    analyses = [
-        analysis.analyze(
-            subject,
-            name,
-            store,
-            requests,
-            prefix=f"{name}/" if len(checkpoints) > 1 else "",
-            command=again,
-        )
-        for subject, name in zip(subjects, names, strict=True)
-    ]
-    analysis.write_summary(directory / "summary.json", analyses)
+    analyses = []
+    for subject, name in zip(subjects, names, strict=True):
+        prefix = f"{name}/" if len(checkpoints) > 1 else ""
+        analyses.append(measuring.analyze(subject, name, store, requests, prefix=prefix, command=again))
+    summary = analysis.summarize(analyses)
+    write_json(directory / "summary.json", summary)
     static.write(analyses, directory / "figures")
     paired = differences.paired(analyses)
     report.write(analyses, directory / "report.html", command=again, differences=paired)
     if not output.as_json:
         table.show(analyses, differences=paired)
-    output.show(analysis.summarize(analyses), f"report: {directory / 'report.html'}")
+    output.show(summary, f"report: {directory / 'report.html'}")

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from landscape.formatting import number
+from landscape.surfaces.profiles import Profiles
+from landscape.surfaces.result import Surface
 
 if TYPE_CHECKING:
     from figures.page.analysis import Analysis
@@ -131,47 +133,39 @@ def grids(analyses: Sequence[Analysis]) -> list[Grid]:
     return [grid(a.surface, a.label) for a in analyses if a.surface is not None]
 
 
-def grid(surface: Any, label: str = "") -> Grid:
-    """A `Surface` result as a `Grid`."""
-    axes = tuple(np.asarray(a, dtype=float) for a in surface.axes)
-    loss = np.where(np.isfinite(surface.loss), np.asarray(surface.loss, dtype=float), np.nan)
-    done = getattr(surface, "done", None)
-    if done is not None:
-        loss = np.where(done, loss, np.nan)
-    kind = str(getattr(surface, "directions", "") or "")
-    unit = str(getattr(surface, "unit", "") or "").replace("||", "‖")
-    pattern = _AXES.get(kind, "direction {}") if len(axes) > 1 or kind not in _AXES else _AXES[kind].replace(" {}", "")
+def grid(surface: Surface | Profiles, label: str = "") -> Grid:
+    """A result as a `Grid`."""
+    axes = tuple(np.asarray(axis, dtype=float) for axis in surface.axes)
+    unit = surface.unit.replace("||", "‖")
+    pattern = _AXES.get(surface.directions, "direction {}")
+    if len(axes) == 1 and surface.directions in _AXES:
+        pattern = pattern.replace(" {}", "")
     names = tuple(pattern.format(i + 1) + (f" (× {unit})" if unit else "") for i in range(len(axes)))
-    center = float(getattr(surface, "center_loss", math.nan))
+    marks = getattr(surface, "marks", None)
     return Grid(
         label,
         axes,
-        loss,
+        np.where(np.isfinite(surface.loss) & surface.done, np.asarray(surface.loss, dtype=float), np.nan),
         names,
         unit,
-        center,
-        _caption(surface),
+        surface.center_loss,
+        surface.caption().replace("||", "‖"),
         checks=tuple(_checks(surface)),
-        marks=_marks(surface),
-        maps=_maps(surface),
+        marks=None if marks is None or len(marks) == 0 else np.asarray(marks, dtype=float),
+        maps=_maps(surface) if isinstance(surface, Surface) else {},
     )
 
 
-def _marks(surface: Any) -> np.ndarray | None:
-    marks = getattr(surface, "marks", None)
-    return None if marks is None or len(marks) == 0 else np.asarray(marks, dtype=float)
-
-
-def _maps(surface: Any) -> dict[str, np.ndarray]:
+def _maps(surface: Surface) -> dict[str, np.ndarray]:
     """Gradient norm and the honesty map (Li 2018, section 5): how much of the curvature the picture cannot show."""
     maps = {}
-    if getattr(surface, "gradient_norm", None) is not None:
+    if surface.gradient_norm is not None:
         maps["Gradient norm"] = np.asarray(surface.gradient_norm, dtype=float)
-    low, high = getattr(surface, "lambda_min", None), getattr(surface, "lambda_max", None)
-    if low is not None and high is not None:
+    if surface.lambda_min is not None and surface.lambda_max is not None:
         with np.errstate(divide="ignore", invalid="ignore"):
-            ratio = np.maximum(0.0, -np.asarray(low, dtype=float)) / np.abs(np.asarray(high, dtype=float))
-        maps["Negative against positive curvature"] = ratio
+            maps["Negative against positive curvature"] = np.maximum(0.0, -surface.lambda_min) / np.abs(
+                surface.lambda_max
+            )
     return maps
 
 
@@ -187,11 +181,7 @@ def shared_scale(drawn: Sequence[Grid]) -> Scale:
     return Scale(low, high, float(np.median(centers)) if centers else math.nan)
 
 
-def _caption(surface: Any) -> str:
-    return str(surface.caption()).replace("||", "‖")
-
-
-def _checks(surface: Any) -> Iterator[Check]:
+def _checks(surface: Surface | Profiles) -> Iterator[Check]:
     """What the surface says of itself, and how much of it is there."""
     pending = int(np.size(surface.done) - np.sum(surface.done))
     blank = int(np.sum(~np.isfinite(surface.loss))) - pending

@@ -1,0 +1,123 @@
+"""One checkpoint measured: what is asked for is computed once and kept; what is kept is not computed again."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+import landscape
+from figures.page.analysis import Analysis, read_history
+from figures.page.requests import SURFACE, Request
+from figures.page.store import Store
+from landscape import MEASURES
+from landscape.errors import InputError
+from landscape.problem.outputs import example_hits
+from landscape.problem.problem import Problem
+from landscape.results.result import Result
+from landscape.surfaces.result import Surface
+from trainers.rebuild import Subject
+
+SUBSETS, SUBSET_EXAMPLES = 8, 32
+KEPT_VECTOR_ENTRIES = 10_000_000
+"""Eigenvectors over this size (40 MB) are left out of the file: ask for them in Python."""
+
+
+def analyze(
+    subject: Subject,
+    label: str,
+    store: Store,
+    wanted: Sequence[Request],
+    *,
+    prefix: str = "",
+    command: str = "",
+) -> Analysis:
+    """Compute (or take from the store) the wanted measures of one checkpoint.
+
+    Args:
+        subject: the checkpoint brought back to life.
+        label: its name.
+        store: where results are kept.
+        wanted: measures; `surface` is one of them.
+        prefix: of the groups in the store, "" or "label/".
+        command: what the user typed.
+    """
+    problem = subject.problem
+    provenance = {**problem.provenance(), "checkpoint_sha256": subject.sha256, "sample_seed": subject.seed}
+    at = problem.evaluate()
+    if not at.loss.isfinite():
+        raise InputError(
+            f"{subject.path}: the loss over the sample is {float(at.loss)}: nothing can be measured around it"
+        )
+    computed: dict[str, Result] = {}
+    for request in wanted:
+        settings = {
+            "arguments": request.arguments,
+            "parameters": list(problem.parameters.names),
+            **{k: provenance[k] for k in ("loss", "sample_sha256", "batch_norm", "dtype")},
+            # The code of --model decides the value too, and cannot be seen.
+            "loss_at_weights": f"{float(at.loss):.4g}",
+        }
+        name = prefix + request.key
+        result = store.get(name, settings)
+        if result is None:
+            result = _compute(request, problem, store, name)
+            result = dataclasses.replace(result, provenance={**result.provenance, **provenance})
+            store.put(name, result, settings)
+        computed[request.key] = result
+    surface = computed.pop(SURFACE, None)
+    return Analysis(
+        label=label,
+        checkpoint=str(subject.path),
+        sha256=subject.sha256,
+        loss=float(at.loss),
+        accuracy=float(at.accuracy),
+        samples=problem.examples,
+        parameters=problem.dimension,
+        surface=surface if isinstance(surface, Surface) else None,
+        measures=computed,
+        examples=_examples(problem),
+        history=read_history(subject.path.parent / "history.csv"),
+        metadata=subject.metadata,
+        provenance=provenance,
+        command=command,
+    )
+
+
+def subsets_for(problems: Sequence[Problem]) -> int:
+    """Disjoint subsets for the intervals of sharpness: 8, or 0 for small samples and those that are streamed."""
+    large = all(p.batches.kept is not None and p.examples >= SUBSETS * SUBSET_EXAMPLES for p in problems)
+    return SUBSETS if large else 0
+
+
+def _examples(problem: Problem) -> dict[str, np.ndarray]:
+    """Loss and hit of each example in one forward pass; empty where the loss knows no single examples."""
+    losses: list[torch.Tensor] = []
+    hits: list[torch.Tensor | None] = []
+    try:
+        with torch.no_grad(), problem.bound():
+            for batch in problem.batches:
+                outputs = problem.forward(batch)
+                losses.append(problem.example_losses(outputs, batch).double())
+                hits.append(example_hits(outputs, batch.target))
+    except (InputError, RuntimeError, ValueError):
+        return {}
+    examples = {"loss": torch.cat(losses).cpu().numpy()}
+    right = [h for h in hits if h is not None]
+    if len(right) == len(hits):
+        examples["accuracy"] = torch.cat(right).double().cpu().numpy()
+    return examples
+
+
+def _compute(request: Request, problem: Problem, store: Store, name: str) -> Result:
+    if request.measure == SURFACE:
+        # Its points are journaled beside the file as they are finished: a killed analysis goes on within the surface.
+        store.claim()
+        return landscape.surface(problem, **request.arguments, file=store.path, name=name, replace_other=True)
+    result = MEASURES[request.measure](problem, **request.arguments)
+    vectors = getattr(result, "vectors", None)
+    if vectors is not None and vectors.numel() > KEPT_VECTOR_ENTRIES:
+        return dataclasses.replace(result, vectors=None)  # type: ignore[call-arg]
+    return result
