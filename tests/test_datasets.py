@@ -58,7 +58,7 @@ def test_a_malformed_argument_is_refused(text):
         ("toy2d", {"variance": -1}, "variances must not be negative"),
         ("toy2d", {"variance": float("nan")}, "is not of type float"),
         ("random-images:shape=32x32", {}, "three positive sizes"),
-        ("many-classes:n=100", {}, "an example a class"),
+        ("many-classes:n=100", {}, "an example per class"),
         ("digits", {"label_noise": 1.5}, "label noise 1.5"),
         ("npz", {}, "write npz:FILE"),
         ("npz:", {}, "write npz:FILE"),

@@ -1,4 +1,4 @@
-"""The datasets: one file a family, found by reading the files, so that listing them imports no torch.
+"""The datasets: one file per family, found by reading the files, so that listing them imports no torch.
 
 A loader is ``@register("name") def name(source, *, options) -> Arrays``; ``source`` says where files lie and which seed
 synthetic data are drawn from. Facts of the registration: ``download``, address and MD5 of every official file;

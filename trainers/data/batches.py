@@ -53,7 +53,7 @@ class TrainingBatches:
 
     Args:
         data: what to train on.
-        batch_size: examples a batch; the last one may be smaller.
+        batch_size: examples per batch; the last one may be smaller.
         generator: source of all draws.
         augment: crop and mirror the images.
         drop_last: leave out the last batch if it is not full.
@@ -101,7 +101,7 @@ class FixedBatches:
     Args:
         data: where the examples are.
         split: train or test.
-        batch_size: examples a batch; the last one may be smaller.
+        batch_size: examples per batch; the last one may be smaller.
         indices: which examples, in this order; None: all of them.
     """
 

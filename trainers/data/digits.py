@@ -27,7 +27,7 @@ def digits(source: Source) -> Arrays:
 
 @functools.cache
 def _split() -> list[np.ndarray]:
-    """Read and divided once a process: the text file takes as long as an epoch."""
+    """Read and divided once per process: the text file takes as long as an epoch."""
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 

@@ -108,15 +108,15 @@ def many_classes(
 
     Args:
         classes: number of classes.
-        n: number of training examples, at least one a class.
-        n_test: number of test examples, at least one a class.
+        n: number of training examples, at least one per class.
+        n_test: number of test examples, at least one per class.
         features: number of features.
         separation: distance of the class centers from the origin, in standard deviations of an example.
     """
     if classes < 2 or min(n, n_test) < classes or features < 2 or separation < 0:
         raise InputError(
             f"many-classes with classes={classes}, n={n}, n_test={n_test}, features={features}, "
-            f"separation={separation}: at least two classes, an example a class and two features are needed"
+            f"separation={separation}: at least two classes, an example per class and two features are needed"
         )
     centers = torch.randn(classes, features, generator=stream(source.seed, "many-classes-centers"))
     centers *= separation / torch.linalg.vector_norm(centers, dim=1, keepdim=True)

@@ -43,7 +43,7 @@ def in_model_order(state: dict[str, Any], model: nn.Module, decay_all: bool) -> 
 
 
 def inner_decay(settings: Settings, model: nn.Module) -> list[float] | None:
-    """L2 coefficients, one a parameter, of a decay that belongs to the perturbed loss; None: it is outside."""
+    """L2 coefficients, one per parameter, of a decay that belongs to the perturbed loss; None: it is outside."""
     if not settings.decay_inside:
         return None
     assert settings.weight_decay is not None

@@ -31,7 +31,7 @@ class Run:
         model: the trained network, in evaluation mode.
         method: what trained it.
         settings: with the defaults filled in.
-        history: one row an epoch, as in history.csv.
+        history: one row per epoch, as in history.csv.
         directory: where ckpt.pt, history.csv and config.json lie; None if nothing was written.
         epochs_trained: epochs that this call trained: 0 for a run that was finished before.
         passes: forward-plus-backward passes over the training set that the run cost.

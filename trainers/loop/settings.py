@@ -30,7 +30,7 @@ class Settings:
         budget_passes: train for this many forward-plus-backward passes over the training set: an SGD epoch is 1, a
             forward pass alone 1/3, a SAM epoch 2.
         budget_seconds: train for this many seconds, evaluation and saving not counted.
-        batch_size: examples a step, of all processes together.
+        batch_size: examples per step, of all processes together.
         base: optimizer that takes the gradient; adam and adamw bring their own.
         lr: highest learning rate; default 0.1 for sgd, 0.001 for adam and adamw.
         lr_min: learning rate at the end of the cosine.

@@ -12,7 +12,7 @@ from trainers.method.context import Pass
 
 
 def sum_over_processes(tensors: Sequence[Tensor]) -> None:
-    """Sum each tensor over all processes, in place, in one bucket a dtype."""
+    """Sum each tensor over all processes, in place, in one bucket per dtype."""
     for dtype in {t.dtype for t in tensors}:
         same = [t for t in tensors if t.dtype == dtype]
         bucket = torch.cat([t.reshape(-1) for t in same])

@@ -17,7 +17,7 @@ from landscape.errors import InputError
 _BatchNorm = nn.modules.batchnorm._BatchNorm
 MODULE_ATTRIBUTES = frozenset(vars(nn.Module()))
 ONE_VALUE = (
-    "a pass of one example through BatchNorm, which needs more than one value a channel to normalize with: "
+    "a pass of one example through BatchNorm, which needs more than one value per channel to normalize with: "
     "give a larger part of the batch (--k, --s, --gamma, --m) or a larger --batch-size"
 )
 
@@ -32,7 +32,7 @@ class SynchronizedBatchNorm(_BatchNorm):
         layer: a BatchNorm layer.
 
     Raises:
-        InputError: one value a channel on all processes together.
+        InputError: one value per channel on all processes together.
     """
 
     def __init__(self, layer: _BatchNorm) -> None:

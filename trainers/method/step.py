@@ -78,21 +78,21 @@ class Step:
         return torch.Generator(device).manual_seed(cpu.initial_seed())
 
     def gradients(self) -> list[Tensor]:
-        """The gradient of the last `backward`, one tensor a parameter; zeros where nothing was differentiated.
+        """The gradient of the last `backward`, one tensor per parameter; zeros where nothing was differentiated.
 
         The tensors stay valid and unchanged: the next `backward` makes new ones.
         """
         return [torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters]
 
     def leave(self, gradients: Sequence[Tensor]) -> None:
-        """Put a gradient, one tensor a parameter, in place of the last `backward`'s."""
+        """Put a gradient, one tensor per parameter, in place of the last `backward`'s."""
         for parameter, gradient in zip(self.parameters, gradients, strict=True):
             parameter.grad = gradient
 
     # -- parts of the batch ----------------------------------------------------------------------------------------
 
     def largest(self, values: Tensor, k: int) -> Rows:
-        """The k examples of the scope with the largest of `values` (one an example of this process; ties as topk)."""
+        """The k examples of the scope with the largest of `values` (one per example of this process; ties as topk)."""
         values = values.detach().float()
         values = self.everywhere(values) if self.shared else values
         return self._rows(torch.topk(values, k, sorted=False).indices, k)
@@ -191,7 +191,7 @@ class Step:
             return Pass(value, logits, batch.target)
         if value.shape != (batch.size,):
             raise InputError(
-                f"the loss returned shape {tuple(value.shape)} for {batch.size} examples: one value an example, "
+                f"the loss returned shape {tuple(value.shape)} for {batch.size} examples: one value per example, "
                 f"({batch.size},), or a mean-reduced scalar is needed"
             )
         return Pass(value.mean(), logits, batch.target, value)
@@ -245,7 +245,7 @@ class Step:
                 parameter.grad.add_(parameter.detach(), alpha=coefficient)
 
     def everywhere(self, values: Tensor) -> Tensor:
-        """Rows of all processes, one a process after the other: (n, ...) here -> (n of the global batch, ...)."""
+        """Rows of all processes, one process after the other: (n, ...) here -> (n of the global batch, ...)."""
         if self.task.world == 1:
             return values
         padded = values.new_zeros(max(self.sizes), *values.shape[1:])

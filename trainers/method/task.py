@@ -28,21 +28,21 @@ PRECISIONS = ("float32", "bfloat16", "float16")
 
 
 class Task:
-    """What is trained and how its passes are made; built once a run.
+    """What is trained and how its passes are made; built once per run.
 
     Args:
         model: the network, wrapped in DistributedDataParallel or not. Gradients are summed over the processes here,
             after the passes that need it: DDP's hooks would fire in every pass of a step.
-        loss: loss(outputs, targets) with one value an example (reduction="none"), or a mean-reduced scalar, which
+        loss: loss(outputs, targets) with one value per example (reduction="none"), or a mean-reduced scalar, which
             serves the methods that neither rank nor weigh examples. None: the model returns its own, `outputs.loss`.
         optimizer: the base optimizer, for methods that read its momentum.
         precision: "float32" (no autocast), "bfloat16" or "float16".
         scaler: a torch.amp.GradScaler. Methods see unscaled gradients; the one they leave is scaled again, as
             `scaler.step` expects it, and is nan if a gradient of any pass was not finite, so that the step is skipped.
-        decay: L2 coefficients that belong to the perturbed loss ("weight decay inside"), one a parameter tensor: each
+        decay: L2 coefficients that belong to the perturbed loss ("weight decay inside"), one per parameter tensor: each
             pass adds decay * w to the gradient. None leaves the decay to the optimizer ("outside").
         group_size: m of m-sharpness: the batch is divided into groups of m examples, each with its own perturbation.
-        synchronized: with several processes, one perturbation for the global batch (True) or one a process.
+        synchronized: with several processes, one perturbation for the global batch (True) or one per process.
         same_masks: dropout draws the same masks in every pass of a step, as the authors' JAX code of SAM does.
     """
 
@@ -62,7 +62,7 @@ class Task:
         if precision not in PRECISIONS:
             raise InputError(f"precision must be one of {', '.join(PRECISIONS)}, received {precision!r}")
         if group_size is not None and group_size < 1:
-            raise InputError(f"m must be at least 1 example a group, received {group_size}")
+            raise InputError(f"m must be at least 1 example per group, received {group_size}")
         network.require_whole(model)
         self.model, self.loss, self.optimizer = network.unwrapped(model), loss, optimizer
         self.layout = Parameters.of(self.model)

@@ -4,8 +4,8 @@ Paper: Zhuang, Gong, Yuan, Cui, Adam, Dvornek, Tatikonda, Duncan, Liu 2022, arXi
 google-research/big_vision (JAX), juntang-zhuang/GSAM (PyTorch, tested by its author on CIFAR-10 alone).
 Deviations from them: rho_t stays in [rho_min, rho], where the formula gives less than rho_min, even a negative radius,
 for the learning rates of a warm-up; a constant learning rate has rho_t = rho, as in the PyTorch code; no epsilon in
-norms; one perturbation and one decomposition for the whole batch unless m-groups or one a process are chosen (there:
-one a device). Not offered: element-wise radii.
+norms; one perturbation and one decomposition for the whole batch unless m-groups or one per process are chosen (there:
+one per device). Not offered: element-wise radii.
 """
 
 from __future__ import annotations

@@ -41,7 +41,7 @@ MEANS: dict[str, Callable[[float], float]] = {
     "linear2": lambda p: 0.5,
     "trigonometric": lambda p: 0.5,
 }
-"""Mean of the probability over the run: the expected passes a step are one more."""
+"""Mean of the probability over the run: the expected passes per step are one more."""
 
 
 @register(

@@ -3,7 +3,7 @@
 Paper: Du, Zhou, Feng, Tan, Zhou 2022, arXiv 2205.14083. Official implementation: AngusDujw/SAF.
 As in the code, not in the poster: the divergence carries tau^2. Both views of an example differ where images are
 augmented: the term rewards consistency too.
-Faults of the code that are not inherited: outputs filed under the next batch's indices; a store a process, although
+Faults of the code that are not inherited: outputs filed under the next batch's indices; a store per process, although
 examples change process every epoch (here every process files what all have seen); a store that is lost on resuming and
 entries that are read without having been written (here each entry knows its epoch, and one of another epoch counts as
 none); log(softmax) in half precision; outputs of mixed images filed under one of the two (here refused).

@@ -2,8 +2,8 @@
 
 Paper: Foret, Kleiner, Mobahi, Neyshabur 2020, arXiv 2010.01412. Official implementation: google-research/sam (JAX).
 Deviations from it: a zero gradient gives a zero perturbation instead of nan; weight decay is outside the perturbed loss
-unless chosen otherwise; one perturbation for the whole batch unless m-groups or one a process are chosen (there: one a
-device).
+unless chosen otherwise; one perturbation for the whole batch unless m-groups or one per process are chosen (there: one
+per device).
 """
 
 from __future__ import annotations

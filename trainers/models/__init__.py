@@ -1,6 +1,6 @@
 """The built-in networks: ``build_model("resnet20", classes=10, input_shape=(3, 32, 32), seed=0)``.
 
-One family a file, found by reading the files (see :mod:`landscape.registry`), so that listing them imports no torch.
+One file per family, found by reading the files (see :mod:`landscape.registry`), so that listing them imports no torch.
 A network is rebuilt from its name and its arguments, which are plain values; it records nothing itself. Every network
 is made of ``nn.Module`` layers only, each activation an instance of its own, so that hooks and ``torch.fx`` see them.
 
@@ -57,9 +57,9 @@ def count_parameters(model: nn.Module) -> int:
 
 
 def require_images(name: str, input_shape: tuple[int, ...], smallest: int) -> None:
-    """Raise InputError unless the input is an image of at least `smallest` pixels a side."""
+    """Raise InputError unless the input is an image of at least `smallest` pixels per side."""
     if len(input_shape) != 3 or min(input_shape[1:]) < smallest:
         raise InputError(
-            f"{name} takes images (channels, height, width) of at least {smallest} pixels a side, not {input_shape}: "
+            f"{name} takes images (channels, height, width) of at least {smallest} pixels per side, not {input_shape}: "
             "choose mlp for plain features"
         )
