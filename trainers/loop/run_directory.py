@@ -155,12 +155,12 @@ def read_history(path: str | Path) -> list[dict[str, Any]]:
     return [{k: _number(v) for k, v in row.items()} for row in csv.DictReader(whole.splitlines()) if None not in row]
 
 
-def _require_same(path: Path, stored: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
-    if stored["method"] != asked["method"]:
+def _require_same(path: Path, stored: Mapping[str, Any], requested: Mapping[str, Any]) -> None:
+    if stored["method"] != requested["method"]:
         raise InputError(
-            f"{path} holds a run of {_call(stored['method'])}, this is {_call(asked['method'])}: choose another --out"
+            f"{path} holds a run of {_call(stored['method'])}, this is {_call(requested['method'])}: choose another --out"
         )
-    before, now = stored["settings"], asked["settings"]
+    before, now = stored["settings"], requested["settings"]
     differing = [k for k in now if k not in FREE and k in before and before[k] != now[k]]
     if differing:
         name = differing[0]
