@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from landscape import random
+from landscape.ball.vectors import cosine
 from landscape.errors import InputError
 from landscape.invariance.rescaling import find
 from landscape.problem.outputs import logits_of
@@ -108,7 +109,7 @@ def align(first: Problem, second: Problem, *, seed: int = 0) -> Alignment:
             "no hidden units that can be permuted were found: alignment needs layers joined by ReLU-like activations"
         )
     target, moving = _named(first), {**_named(second), **_buffers(second)}
-    before = _cosine(first.weights, second.weights)
+    before = float(cosine(first.weights, second.weights))
     orders = {g.name: np.arange(g.units) for g in groups}
     generator, sweeps, changed = random.stream(seed, "order of alignment"), 0, True
     while changed and sweeps < _SWEEPS:
@@ -129,7 +130,7 @@ def align(first: Problem, second: Problem, *, seed: int = 0) -> Alignment:
         "moved": sum(int((o != np.arange(len(o))).sum()) for o in orders.values()),
         "sweeps": sweeps,
         "converged": not changed,
-        "cosine": [before, _cosine(first.weights, weights)],
+        "cosine": [before, float(cosine(first.weights, weights))],
         "output_change": _output_change(second, moving),
         "rejected": rejected,
     }
@@ -212,10 +213,6 @@ def _buffers(problem: Problem) -> Named:
 
 def _inner(first: Named, second: Named) -> float:
     return float(sum((first[n].double() * second[n].double()).sum() for n in first))
-
-
-def _cosine(a: Tensor, b: Tensor) -> float:
-    return float(torch.nn.functional.cosine_similarity(a.double(), b.double(), dim=0))
 
 
 def _output_change(problem: Problem, tensors: Named) -> float:
