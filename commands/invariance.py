@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class TestOptions:
+class RescalingOptions:
     """Which rescalings, and which measures at each."""
 
     transforms: int = option("Rescaled networks.", default=50)
@@ -40,7 +40,7 @@ class TestOptions:
         metavar="MODULE=KIND",
     )
 
-    def radii(self, untrained: bool) -> InvarianceOptions:
+    def settings(self, untrained: bool) -> InvarianceOptions:
         """Radii and effort; the ASAM report's experiments on the untrained network take 0.5 for both methods."""
         from landscape.invariance.measures import InvarianceOptions
 
@@ -60,7 +60,7 @@ class TestOptions:
 
 @click.command("invariance")
 @click.argument("checkpoint", required=False, type=click.Path(path_type=Path), metavar="[CKPT]")
-@options.group(TestOptions, "test")
+@options.group(RescalingOptions, "test")
 @options.problem(
     dtype={"default": "float64"},  # a test of invariance to rounding needs digits
     samples={
@@ -70,7 +70,7 @@ class TestOptions:
 @options.resume
 @options.output("Default: invariance/, beside the checkpoint where there is one.")
 def command(
-    checkpoint: Path | None, test: TestOptions, problem: ProblemOptions, output: OutputOptions, resume: bool
+    checkpoint: Path | None, test: RescalingOptions, problem: ProblemOptions, output: OutputOptions, resume: bool
 ) -> None:
     """Measure a network at random rescalings that leave its function as it is.
 
@@ -84,7 +84,7 @@ def command(
     from landscape.results.journal import Journal
     from landscape.results.result import plain
 
-    radii, hints = test.radii(untrained=checkpoint is None), test.kinds()
+    settings, hints = test.settings(untrained=checkpoint is None), test.kinds()
     directory = output.directory((checkpoint.parent if checkpoint else Path()) / "invariance")
     loss, title, facts = _trained(checkpoint, problem) if checkpoint else _untrained(problem)
     options.check_writable(directory)
@@ -95,7 +95,7 @@ def command(
         low=test.low,
         high=test.high,
         seed=problem.seed,
-        settings=radii,
+        settings=settings,
         hints=hints,
         journal=journal,
     )

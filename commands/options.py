@@ -56,7 +56,9 @@ class Positive(click.types.FloatParamType):
         """The number; anything else is refused."""
         number = super().convert(value, param, ctx)
         if not 0 < number < math.inf:
-            raise InputError(f"{param.opts[-1] if param else 'the number'} must be positive, received {number}")
+            raise InputError(
+                f"{param.opts[-1] if param else 'the number'} must be positive and finite, received {number}"
+            )
         return number
 
 
