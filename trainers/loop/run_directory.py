@@ -158,7 +158,8 @@ def read_history(path: str | Path) -> list[dict[str, Any]]:
 def _require_same(path: Path, stored: Mapping[str, Any], requested: Mapping[str, Any]) -> None:
     if stored["method"] != requested["method"]:
         raise InputError(
-            f"{path} holds a run of {_call(stored['method'])}, this is {_call(requested['method'])}: choose another --out"
+            f"{path} holds a run of {_call(stored['method'])}, this is {_call(requested['method'])}: "
+            "choose another --out"
         )
     before, now = stored["settings"], requested["settings"]
     differing = [k for k in now if k not in FREE and k in before and before[k] != now[k]]
