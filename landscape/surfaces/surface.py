@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
@@ -14,17 +13,15 @@ import numpy as np
 from torch import Tensor
 
 from landscape import processes
-from landscape.errors import InputError
 from landscape.problem.problem import Problem
 from landscape.results import hdf5
-from landscape.surfaces import picture_checks, stored
-from landscape.surfaces.directions.directions import RADII, Directions
+from landscape.surfaces import picture_checks, plan, stored
+from landscape.surfaces.directions.directions import Directions
 from landscape.surfaces.directions.directions import directions as draw
 from landscape.surfaces.grid import quantities
-from landscape.surfaces.grid.axes import axes as axes_of
-from landscape.surfaces.grid.choice import choose
 from landscape.surfaces.grid.evaluation import Choice, GridEvaluation
 from landscape.surfaces.grid.journal import Journal
+from landscape.surfaces.grid.precision import precision_errors
 from landscape.surfaces.grid.quantities import Quantity
 from landscape.surfaces.grid.tiles import Tiles
 from landscape.surfaces.result import Surface
@@ -107,7 +104,7 @@ def surface(
         "curvature": curvature,
         "precision": precision,
     }
-    _check(arguments)
+    plan.check(arguments)
     problems = {"": problem, **(others or {})}
     ready = directions if isinstance(directions, Directions) else None
     identity = processes.agree(stored.identity_of(problems, arguments, ready, checkpoints, optimizer))
@@ -130,61 +127,10 @@ def surface(
         processes.broadcast(vector)
     header = journal.header if journal else None
     if header is None:
-        header = processes.agree(_header(problems, plane, arguments, batch_size, points_per_launch))
+        header = processes.agree(plan.header(problems, plane, arguments, batch_size, points_per_launch))
         if journal and processes.rank() == 0:
             journal.begin(header, plane)
     return _computed(problems, plane, header, arguments, identity, journal, save)
-
-
-# -- arguments -------------------------------------------------------------------------------------------------------
-
-
-def _check(arguments: Mapping[str, Any]) -> None:
-    dimensions, radius = arguments["dimensions"], arguments["radius"]
-    if dimensions not in (1, 2):
-        raise InputError(f"a surface has 1 or 2 dimensions, received {dimensions}")
-    if radius is not None and not (radius > 0 and math.isfinite(radius)):
-        raise InputError(f"radius must be a positive number, received {radius}")
-    if radius is not None and arguments["ranges"] is not None:
-        raise InputError("radius and ranges were both given: give one of them")
-
-
-def _spans(plane: Directions, arguments: Mapping[str, Any]) -> list[tuple[float, float]]:
-    """(low, high) of every axis."""
-    ranges, radius = arguments["ranges"], arguments["radius"]
-    if ranges is not None:
-        if len(ranges) != len(plane):
-            raise InputError(f"{len(ranges)} ranges for {len(plane)} directions: give (low, high) for each")
-        return [(float(low), float(high)) for low, high in ranges]
-    if radius is None and plane.ranges is not None:
-        return list(plane.ranges)
-    radius = float(RADII.get(plane.unit, 1.0) if radius is None else radius)
-    return [(-radius, radius)] * len(plane)
-
-
-def _header(
-    problems: Mapping[str, Problem],
-    plane: Directions,
-    arguments: Mapping[str, Any],
-    batch_size: int | None,
-    points_per_launch: int | None,
-) -> dict[str, Any]:
-    """Axes and choice: what a resumed run keeps."""
-    spans = _spans(plane, arguments)
-    axes = axes_of(arguments["grid"], spans, spacing=arguments["spacing"], center=arguments["center"])
-    choice = choose(
-        problems,
-        plane.center,
-        plane.vectors,
-        math.prod(len(a) for a in axes),
-        batch_size=batch_size,
-        points_per_launch=points_per_launch,
-        precision=arguments["precision"],
-    )
-    return {"axes": [a.tolist() for a in axes], "choice": asdict(choice)}
-
-
-# -- computation -----------------------------------------------------------------------------------------------------
 
 
 def _computed(
@@ -223,7 +169,7 @@ def _computed(
         raise
     surface = _filled(empty, tiles, wanted)
     if choice.precision != "native":
-        errors = _precision_errors(problem, evaluation, plane, axes)
+        errors = precision_errors(problem, evaluation, plane, axes)
         surface = replace(surface, facts={**surface.facts, "precision_error": errors})
     surface = replace(surface, checks=picture_checks.check(surface, problem, evaluation))
     save(surface)
@@ -245,7 +191,7 @@ def _empty(problem: Problem, plane: Directions, axes: Sequence[np.ndarray], argu
         residuals=None if plane.residuals is None else plane.residuals.cpu().numpy(),
         unit=plane.unit,
         directions=plane.name,
-        radius=max(abs(v) for span in _spans(plane, arguments) for v in span),
+        radius=max(abs(v) for span in plan.spans(plane, arguments) for v in span),
         facts=plane.facts,
         complete=False,
         arguments=dict(arguments),
@@ -271,25 +217,6 @@ def _filled(empty: Surface, tiles: Tiles, wanted: Sequence[Quantity]) -> Surface
         seconds=cost.pop("seconds"),
         cost=cost,
     )
-
-
-def _precision_errors(
-    problem: Problem, evaluation: GridEvaluation, plane: Directions, axes: Sequence[np.ndarray]
-) -> list[dict[str, Any]]:
-    """Loss in the native precision beside the surface's, at the center and at the corners."""
-    points = [(0.0,) * len(axes), *itertools.product(*((float(a[0]), float(a[-1])) for a in axes))]
-    choice = replace(evaluation.choice, precision="native", points_per_launch=1)
-    native = GridEvaluation({"": problem}, plane.center, plane.vectors, choice)
-    rows = []
-    for point, here, there in zip(points, _losses(evaluation, points), _losses(native, points), strict=True):
-        error = abs(here - there) / max(abs(there), 1e-12)
-        rows.append({"point": list(point), "loss": here, "native": there, "relative_error": error})
-    return rows
-
-
-def _losses(evaluation: GridEvaluation, points: Sequence[Sequence[float]]) -> list[float]:
-    with evaluation.opened():
-        return evaluation(points)[:, 0, 0].tolist()
 
 
 def _save(path: Path, name: str, surface: Surface) -> None:

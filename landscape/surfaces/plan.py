@@ -1,0 +1,59 @@
+"""What a surface's arguments come to: ranges, axes, and how its points are evaluated."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from landscape.errors import InputError
+from landscape.problem.problem import Problem
+from landscape.surfaces.directions.directions import RADII, Directions
+from landscape.surfaces.grid.axes import axes as axes_of
+from landscape.surfaces.grid.choice import choose
+
+
+def check(arguments: Mapping[str, Any]) -> None:
+    """Raise InputError for arguments that no surface can have."""
+    dimensions, radius = arguments["dimensions"], arguments["radius"]
+    if dimensions not in (1, 2):
+        raise InputError(f"a surface has 1 or 2 dimensions, received {dimensions}")
+    if radius is not None and not (radius > 0 and math.isfinite(radius)):
+        raise InputError(f"radius must be a positive number, received {radius}")
+    if radius is not None and arguments["ranges"] is not None:
+        raise InputError("radius and ranges were both given: give one of them")
+
+
+def spans(plane: Directions, arguments: Mapping[str, Any]) -> list[tuple[float, float]]:
+    """(low, high) of every axis."""
+    ranges, radius = arguments["ranges"], arguments["radius"]
+    if ranges is not None:
+        if len(ranges) != len(plane):
+            raise InputError(f"{len(ranges)} ranges for {len(plane)} directions: give (low, high) for each")
+        return [(float(low), float(high)) for low, high in ranges]
+    if radius is None and plane.ranges is not None:
+        return list(plane.ranges)
+    radius = float(RADII.get(plane.unit, 1.0) if radius is None else radius)
+    return [(-radius, radius)] * len(plane)
+
+
+def header(
+    problems: Mapping[str, Problem],
+    plane: Directions,
+    arguments: Mapping[str, Any],
+    batch_size: int | None,
+    points_per_launch: int | None,
+) -> dict[str, Any]:
+    """Axes and choice: what a resumed run keeps."""
+    axes = axes_of(arguments["grid"], spans(plane, arguments), spacing=arguments["spacing"], center=arguments["center"])
+    choice = choose(
+        problems,
+        plane.center,
+        plane.vectors,
+        math.prod(len(a) for a in axes),
+        batch_size=batch_size,
+        points_per_launch=points_per_launch,
+        precision=arguments["precision"],
+    )
+    return {"axes": [a.tolist() for a in axes], "choice": asdict(choice)}
