@@ -14,7 +14,6 @@ from commands.options import OutputOptions, ProblemOptions, option
 from landscape.errors import InputError
 
 if TYPE_CHECKING:
-    from landscape.invariance.invariance import Invariance
     from landscape.invariance.measures import InvarianceOptions
     from landscape.problem.problem import Problem
 
@@ -78,6 +77,7 @@ def command(
     the plane. With one: your network. Writes invariance.h5, invariance.json and figures/ to one directory.
     """
     from figures.drawing import invariance as drawing
+    from figures.page.terminal import invariance_text
     from landscape.files import write_json
     from landscape.invariance.invariance import rescaling_invariance
     from landscape.results import hdf5
@@ -104,52 +104,7 @@ def command(
     write_json(directory / "invariance.json", summary)
     journal.finish()
     drawing.draw(result, directory / "figures", title=title)
-    output.show(summary, text(result, title), f"written to {directory}")
-
-
-def text(result: Invariance, title: str) -> str:
-    """The result as the terminal shows it."""
-    groups = result.groups
-    if not result.names:
-        return "\n".join([f"{title}: no rescaling symmetry was found, so there is nothing to test", *groups["notes"]])
-    a = result.arguments
-    lines = [
-        f"{title}: {groups['dimension']} free factors, {a['transforms']} transforms, tau in [{a['low']:g}, "
-        f"{a['high']:g}), seed {a['seed']}; outputs change by {result.output_changes.max():.1e} (relative)",
-        *(f"note: {note}" for note in groups["notes"]),
-        *(f"note: {b['name']}: the outputs change by {b['residual']:.1e}; not used" for b in groups["rejected"]),
-        "",
-        f"{'measure':48} {'rho':>6} {'spread':>9}  verdict",
-    ]
-    for name, rho in zip(result.names, result.rho, strict=True):
-        radius = "" if rho != rho else f"{rho:g}"
-        lines.append(f"{name:48} {radius:>6} {result.spread(name):9.1e}  {result.verdict(name)}")
-    return "\n".join([*lines, "", *_biases(result), "", *_not_claimed(result)])
-
-
-def _biases(result: Invariance) -> list[str]:
-    """What the biases do: the function, and the spread of adaptive sharpness under each treatment."""
-    treatments = list(result.biases[0]["relative_spread"])
-    header = f"{'transform of':24} {'outputs':>9}" + "".join(f" {t:>14}" for t in treatments)
-    rows = ["element-wise adaptive sharpness: relative spread by treatment of the biases", header]
-    for row in result.biases:
-        cells = "".join(f" {row['relative_spread'][t]:14.1e}" for t in treatments)
-        rows.append(f"{row['transform']:24} {row['function_residual']:9.1e}{cells}")
-    return rows
-
-
-def _not_claimed(result: Invariance) -> list[str]:
-    lines = [
-        "not claimed: element-wise measures are invariant under positive diagonal rescaling only,",
-        "             filter-wise and layer-wise ones are not invariant under it (see above)",
-    ]
-    for r in result.rotations:
-        lines.append(
-            f"rotating what passes from layer {r['layers'][0]} to layer {r['layers'][1]} (no activation between them), "
-            f"{r['draws']} times: outputs {r['function_residual']:.1e}"
-        )
-        lines += [f"  {name:46} {'':6} {value:9.1e}" for name, value in r["relative_spread"].items()]
-    return lines
+    output.show(summary, invariance_text(result, title), f"written to {directory}")
 
 
 def _trained(checkpoint: Path, chosen: ProblemOptions) -> tuple[Problem, str, dict[str, Any]]:

@@ -40,6 +40,7 @@ def command(
     """
     import landscape
     from figures.drawing import loss_path as drawing
+    from figures.page.terminal import path_text
     from landscape.files import write_json
 
     directory = output.directory(first.parent / "path")
@@ -60,4 +61,4 @@ def command(
     summary = {"checkpoints": {str(s.path): s.sha256 for s in (start, end)}, "path": result.summary()}
     write_json(directory / "path.json", summary)
     drawing.write(result, directory / "figures", (first, second))
-    output.show(summary, drawing.described(result), f"written to {directory}")
+    output.show(summary, path_text(result), f"written to {directory}")

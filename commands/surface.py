@@ -94,6 +94,7 @@ def command(
     with what is there. Under torchrun the points are shared among its processes.
     """
     from figures.drawing import surface as drawing
+    from figures.page.terminal import surface_text
     from landscape.files import write_json
     from landscape.results import hdf5
 
@@ -127,7 +128,7 @@ def command(
         from figures.page.analysis import labels
 
         animation.write(results["surface"], directory / "figures" / "trajectory.gif", labels(checkpoints))
-    lines = [drawing.described(name, r) for name, r in results.items()]
+    lines = [surface_text(name, r) for name, r in results.items()]
     output.show(summary, *lines, f"written to {directory}")
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from figures.drawing import style
+from figures.page.analysis import labels
 from landscape.formatting import number
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 def write(result: Any, directory: str | Path, ends: Sequence[Path] = ()) -> list[Path]:
     """Draw the path; returns the files written."""
     notes = [result.caption(), *(f"! {w}" for w in result.warnings)]
-    figure = style.footnote(draw(result, [_short(p) for p in ends]), *notes)
+    figure = style.footnote(draw(result, labels(ends)), *notes)
     return style.save(figure, Path(directory) / "path", {**result.arguments, **result.provenance}, title="path")
 
 
@@ -76,21 +77,3 @@ def _barrier(panel: Any, result: Any) -> None:
         fontsize=6.5,
         bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.8, "alpha": 0.8},
     )
-
-
-def described(result: Any) -> str:
-    """A few lines for the terminal."""
-    lines = [
-        f"barrier {number(result.barrier)} at t = {number(result.barrier_at, 3)}; loss {number(float(result.loss[0]))} "
-        f"at the first, {number(float(result.loss[-1]))} at the second",
-        f"  {result.caption()}",
-    ]
-    if "alignment" in result.facts:
-        a = result.facts["alignment"]
-        cosines = " to ".join(number(c, 3) for c in a["cosine"])
-        lines.append(f"  aligned: {a['moved']} of {a['units']} units moved, cosine of the weights {cosines}")
-    return "\n".join([*lines, *(f"  !  {w}" for w in result.warnings)])
-
-
-def _short(path: Path) -> str:
-    return path.resolve().parent.name if path.name == "ckpt.pt" else path.stem

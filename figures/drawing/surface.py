@@ -133,14 +133,5 @@ def notes(results: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def described(name: str, result: Any) -> str:
-    """A few lines for the terminal: range, caption, checks."""
-    finite = result.loss[np.isfinite(result.loss)]
-    span = f"{finite.min():.4g} to {finite.max():.4g}" if finite.size else "nowhere finite"
-    lines = [f"{name}: loss {span}, center {result.center_loss:.4g}", f"  {result.caption()}"]
-    lines += [f"  {'ok' if c['ok'] else '! '} {c['text']}" for c in getattr(result, "checks", ())]
-    return "\n".join(lines)
-
-
 def _rows(values: Any) -> Any:
     return () if values is None else values

@@ -1,0 +1,83 @@
+"""Surfaces, paths and invariance tests in a few lines for the terminal."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from landscape.formatting import number
+
+if TYPE_CHECKING:
+    from landscape.invariance.invariance import Invariance
+    from landscape.surfaces.paths import LossPath
+    from landscape.surfaces.profiles import Profiles
+    from landscape.surfaces.result import Surface
+
+
+def surface_text(name: str, result: Surface | Profiles) -> str:
+    """Range of the loss, caption, checks."""
+    finite = result.loss[np.isfinite(result.loss)]
+    span = f"{finite.min():.4g} to {finite.max():.4g}" if finite.size else "nowhere finite"
+    lines = [f"{name}: loss {span}, center {result.center_loss:.4g}", f"  {result.caption()}"]
+    lines += [f"  {'ok' if c['ok'] else '! '} {c['text']}" for c in result.checks]
+    return "\n".join(lines)
+
+
+def path_text(result: LossPath) -> str:
+    """The barrier, caption, alignment, warnings."""
+    lines = [
+        f"barrier {number(result.barrier)} at t = {number(result.barrier_at, 3)}; loss {number(float(result.loss[0]))} "
+        f"at the first, {number(float(result.loss[-1]))} at the second",
+        f"  {result.caption()}",
+    ]
+    if "alignment" in result.facts:
+        a = result.facts["alignment"]
+        cosines = " to ".join(number(c, 3) for c in a["cosine"])
+        lines.append(f"  aligned: {a['moved']} of {a['units']} units moved, cosine of the weights {cosines}")
+    return "\n".join([*lines, *(f"  !  {w}" for w in result.warnings)])
+
+
+def invariance_text(result: Invariance, title: str) -> str:
+    """Every measure's spread and verdict, what the biases do, and what is not claimed."""
+    groups = result.groups
+    if not result.names:
+        return "\n".join([f"{title}: no rescaling symmetry was found, so there is nothing to test", *groups["notes"]])
+    a = result.arguments
+    lines = [
+        f"{title}: {groups['dimension']} free factors, {a['transforms']} transforms, tau in [{a['low']:g}, "
+        f"{a['high']:g}), seed {a['seed']}; outputs change by {result.output_changes.max():.1e} (relative)",
+        *(f"note: {note}" for note in groups["notes"]),
+        *(f"note: {b['name']}: the outputs change by {b['residual']:.1e}; not used" for b in groups["rejected"]),
+        "",
+        f"{'measure':48} {'rho':>6} {'spread':>9}  verdict",
+    ]
+    for name, rho in zip(result.names, result.rho, strict=True):
+        radius = "" if rho != rho else f"{rho:g}"
+        lines.append(f"{name:48} {radius:>6} {result.spread(name):9.1e}  {result.verdict(name)}")
+    return "\n".join([*lines, "", *_biases(result), "", *_not_claimed(result)])
+
+
+def _biases(result: Invariance) -> list[str]:
+    """What the biases do: the function, and the spread of adaptive sharpness under each treatment."""
+    treatments = list(result.biases[0]["relative_spread"])
+    header = f"{'transform of':24} {'outputs':>9}" + "".join(f" {t:>14}" for t in treatments)
+    rows = ["element-wise adaptive sharpness: relative spread by treatment of the biases", header]
+    for row in result.biases:
+        cells = "".join(f" {row['relative_spread'][t]:14.1e}" for t in treatments)
+        rows.append(f"{row['transform']:24} {row['function_residual']:9.1e}{cells}")
+    return rows
+
+
+def _not_claimed(result: Invariance) -> list[str]:
+    lines = [
+        "not claimed: element-wise measures are invariant under positive diagonal rescaling only,",
+        "             filter-wise and layer-wise ones are not invariant under it (see above)",
+    ]
+    for r in result.rotations:
+        lines.append(
+            f"rotating what passes from layer {r['layers'][0]} to layer {r['layers'][1]} (no activation between them), "
+            f"{r['draws']} times: outputs {r['function_residual']:.1e}"
+        )
+        lines += [f"  {name:46} {'':6} {value:9.1e}" for name, value in r["relative_spread"].items()]
+    return lines
