@@ -23,14 +23,14 @@
   }
   function colors() {
     const style = getComputedStyle(root);
-    const found = {};
-    for (const name of ["paper", "text", "muted", "line", "accent", "hover"]) found[name] = style.getPropertyValue(`--${name}`).trim();
-    found.grid = found.line;
+    const palette = {};
+    for (const name of ["paper", "text", "muted", "line", "accent", "hover"]) palette[name] = style.getPropertyValue(`--${name}`).trim();
+    palette.grid = palette.line;
     for (let i = 0; i < 16; i++) {
-      found[`series${i}`] = style.getPropertyValue(`--s${i}`).trim();
-      found[`band${i}`] = found[`series${i}`] + "33";
+      palette[`series${i}`] = style.getPropertyValue(`--s${i}`).trim();
+      palette[`band${i}`] = palette[`series${i}`] + "33";
     }
-    return found;
+    return palette;
   }
 
   // -- specifications ------------------------------------------------------------------------------------------
