@@ -84,6 +84,8 @@ def command(
     subsets = measuring.subsets_for([s.problem for s in subjects]) if measured.subsets is None else measured.subsets
     requests = measured.requests(problem.seed, subsets)
     options.check_writable(directory)
+    for name, subject in zip(names, subjects, strict=True):
+        options.show_plan(subject.problem, name, measuring.vectors_needed(requests))
     store = Store(directory / "analysis.h5", {n: s.sha256 for n, s in zip(names, subjects, strict=True)})
     again = shlex.join(["landscape", *sys.argv[1:]])
     analyses = []

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from landscape.errors import InputError, unknown
-from landscape.progress import shown
+from landscape.progress import is_shown, shown
 
 if TYPE_CHECKING:
     import torch
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from trainers.rebuild import Subject
 
 F = TypeVar("F", bound=Callable[..., Any])
+LOSSES = ("own", "cross-entropy", "mse", "bce", "nll")
+"""Those of `landscape.problem.losses.NAMED`, which needs torch."""
 
 _DEVICE = "cpu, cuda, cuda:1, ...; default: cuda where there is one."
 _DATA_DIR = "Where data files lie; default $LANDSCAPE_DATA."
@@ -120,7 +122,15 @@ class ProblemOptions:
         "For a foreign checkpoint: module:callable that returns the nn.Module, or torchvision:NAME."
     )
     data: str | None = option("A built-in data set, npz:FILE, or module:callable that returns batches.")
-    loss: str | None = option("module:callable, called as loss(outputs, targets); default cross-entropy.")
+    loss: str | None = option(
+        "cross-entropy, mse, bce, nll, own (what the model returns), or module:callable, called as loss(outputs, "
+        "targets) with what the model returned; default cross-entropy of class labels.",
+        metavar="NAME",
+    )
+    objective: str | None = option(
+        "In place of --loss: module:callable, called as objective(model, batch); returns loss or (loss, weight).",
+        metavar="MODULE:CALLABLE",
+    )
     split: str = option(None, type=click.Choice(["train", "test"]), default="train")
     samples: int | None = option("Examples of the fixed sample; default 4096, or all.", type=int)
     batch_size: int | None = option("Default: by the kind of network.", type=int)
@@ -150,7 +160,8 @@ class ProblemOptions:
                 data_dir=self.data_dir,
             ),
             model=resolve_model(self.model),
-            loss=import_callable(self.loss, "--loss") if self.loss else None,
+            loss=resolve_loss(self.loss),
+            objective=import_callable(self.objective, "--objective") if self.objective else None,
             batch_norm=self.batch_norm,
             parameters=self.parameters,
             dtype=getattr(torch, self.dtype),
@@ -192,6 +203,19 @@ def output(help: str) -> Callable[[F], F]:
     """--quiet and the options of `OutputOptions`, which the command gets as `output`; `help`: where results go."""
     grouped = group(OutputOptions, "output", {"out": {"help": help}})
     return lambda command: grouped(quiet(command))
+
+
+def show_plan(problem: Problem, label: str, vectors: int | None) -> None:
+    """Say on standard error what curvature will take of the memory, unless --quiet; None where none is computed.
+
+    Raises:
+        InputError: it does not fit; the nearest setting that does is named.
+    """
+    if vectors is not None:
+        plan = problem.plan(vectors=vectors)
+        plan.require()
+        if is_shown():
+            click.echo(f"{label}: {plan}", err=True)
 
 
 # -- texts become objects ----------------------------------------------------------------------------------------------
@@ -236,6 +260,19 @@ def import_callable(text: str, flag: str) -> Callable[..., Any]:
     if not callable(value):
         raise InputError(f"{flag} {text!r}: {module} has no callable {name!r}")
     return value
+
+
+def resolve_loss(text: str | None) -> str | Callable[..., Any] | None:
+    """The name of a loss, or what `module:callable` names.
+
+    Raises:
+        InputError: no such loss; see `import_callable`.
+    """
+    if text is None or text in LOSSES:
+        return text
+    if ":" not in text:
+        raise unknown("loss", text, [*LOSSES, "module:callable"])
+    return import_callable(text, "--loss")
 
 
 def resolve_model(text: str | None) -> Callable[..., Any] | None:

@@ -95,6 +95,7 @@ def command(
     """
     from figures.drawing import surface as drawing
     from figures.page.terminal import surface_text
+    from landscape.curvature.krylov import LEAST_BEYOND
     from landscape.files import write_json
     from landscape.results import hdf5
 
@@ -105,6 +106,9 @@ def command(
     with options.processes(problem.device) as (device, rank):
         problem = dataclasses.replace(problem, device=str(device))
         subjects = [problem.subject(path) for path in checkpoints]
+        for subject in subjects:
+            curved = grid.curvature or grid.directions == "hessian"
+            options.show_plan(subject.problem, str(subject.path), 2 + LEAST_BEYOND if curved else None)
         options.check_writable(directory)
         file = directory / "surface.h5"
         if grid.band:

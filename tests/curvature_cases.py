@@ -79,7 +79,7 @@ def dense_hessian(problem, w=None):
 
     def mean_loss(flat):
         named = dict(zip(layout.names, layout.unflatten(flat), strict=True))
-        return problem._loss(torch.func.functional_call(model, named, (x,)), y).mean()
+        return problem.objective.loss(torch.func.functional_call(model, named, (x,)), y).mean()
 
     training = model.training
     model.eval()

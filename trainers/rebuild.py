@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from landscape import checkpoint
 from landscape.errors import InputError
-from landscape.problem.batches import as_batch
+from landscape.problem.batches import Reader
+from landscape.problem.losses import NAMED
 from landscape.problem.problem import Problem
 from landscape.random import stream
 from landscape.results import digest
@@ -85,7 +86,8 @@ def subject(
     sample: Sample | None = None,
     *,
     model: Callable[[], nn.Module] | None = None,
-    loss: Callable[[Any, Any], Tensor] | None = None,
+    loss: str | Callable[[Any, Any], Tensor] | None = None,
+    objective: Callable[[nn.Module, Any], Any] | None = None,
     batch_norm: str = "frozen",
     parameters: Sequence[str] = (),
     dtype: torch.dtype = torch.float32,
@@ -97,8 +99,10 @@ def subject(
         path: a checkpoint of this toolkit, or with `model` any file that holds a state dict.
         sample: the examples; default 4,096 of the training set that the checkpoint names.
         model: returns the architecture of a foreign checkpoint.
-        loss: called as loss(outputs, targets); default cross-entropy without label smoothing or weight decay, whatever
-            the training added, so that methods can be compared.
+        loss: a name ("own", "cross-entropy", "mse", "bce", "nll") or called as loss(outputs, targets); default
+            cross-entropy of class labels without label smoothing or weight decay, whatever the training added, so that
+            methods can be compared.
+        objective: called as objective(model, batch), in place of a loss.
         batch_norm: policy, see Problem.
         parameters: shell patterns; default all.
         dtype: of the analysis.
@@ -112,17 +116,38 @@ def subject(
     if content is None and sample.data is None:
         raise InputError(f"{path} is analyzed with --model: give its data too, --data NAME or module:callable")
     network = _model(path, content, model).to(device, dtype).eval()
+    if objective is not None and loss is not None:
+        raise InputError("--objective computes the loss by itself: give it without --loss")
     problem = Problem(
         network,
-        loss or nn.functional.cross_entropy,
-        _batches(content, sample, network, device),
+        None if objective is not None else _loss(loss),
+        _batches(content, sample, network, device, whole=objective is not None),
+        objective=objective,
         parameters=list(parameters) or None,
         batch_norm=batch_norm,
     )
+    if loss is None and objective is None:
+        _require_labels(problem)
     if sample.batch_size and callable(sample.data):
         problem = problem.rebatched(sample.batch_size)
     _require_finite(path, problem)
     return Subject(path, digest.of_file(path), network, problem, _metadata(content), sample.seed)
+
+
+def _loss(loss: str | Callable[[Any, Any], Tensor] | None) -> Callable[[Any, Any], Tensor] | None:
+    if loss is None:
+        return nn.functional.cross_entropy
+    return NAMED[loss] if isinstance(loss, str) else loss
+
+
+def _require_labels(problem: Problem) -> None:
+    """Raise InputError where targets that nobody called probabilities would be taken for such."""
+    target = next(iter(problem.batches)).target
+    if isinstance(target, Tensor) and target.is_floating_point():
+        raise InputError(
+            "the targets are numbers, not class labels: say what they are, --loss mse, --loss bce, --loss "
+            "cross-entropy (probabilities of classes) or --loss module:callable"
+        )
 
 
 def _require_finite(path: Path, problem: Problem) -> None:
@@ -160,10 +185,10 @@ def _model(path: Path, content: dict[str, Any] | None, build: Callable[[], nn.Mo
 
 
 def _batches(
-    content: dict[str, Any] | None, sample: Sample, network: nn.Module, device: torch.device | str
+    content: dict[str, Any] | None, sample: Sample, network: nn.Module, device: torch.device | str, whole: bool
 ) -> Iterable[Any]:
     if callable(sample.data):
-        return _limited(sample.data(), sample.size)
+        return _limited(sample.data(), sample.size, Reader(network.forward, whole=whole))
     if sample.data is not None:
         name, arguments = parse_name(sample.data)
     else:
@@ -199,13 +224,13 @@ def _batch_size(network: nn.Module) -> int:
     return DEFAULT_SAMPLES if plain else 256
 
 
-def _limited(batches: Iterable[Any], size: int | None) -> Iterable[Any]:
+def _limited(batches: Iterable[Any], size: int | None, read: Reader) -> Iterable[Any]:
     if size is None:
         return batches
     kept, count = [], 0
     for raw in batches:
         kept.append(raw)
-        count += as_batch(raw).size
+        count += read(raw).size
         if count >= size:
             break
     return kept

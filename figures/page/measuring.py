@@ -13,6 +13,7 @@ from figures.page.analysis import Analysis, read_history
 from figures.page.requests import SURFACE, Request
 from figures.page.store import Store
 from landscape import MEASURES
+from landscape.curvature.krylov import LEAST_BEYOND
 from landscape.errors import InputError
 from landscape.problem.outputs import example_hits
 from landscape.problem.problem import Problem
@@ -87,9 +88,17 @@ def analyze(
 
 
 def subsets_for(problems: Sequence[Problem]) -> int:
-    """Disjoint subsets for the intervals of sharpness: 8, or 0 for small samples and those that are streamed."""
-    large = all(p.batches.kept is not None and p.examples >= SUBSETS * SUBSET_EXAMPLES for p in problems)
-    return SUBSETS if large else 0
+    """Disjoint subsets for the intervals of sharpness: 8, or 0 for small samples and those that cannot be divided."""
+    large = all(p.examples >= SUBSETS * SUBSET_EXAMPLES and p.undividable is None for p in problems)
+    return SUBSETS if large and all(p.batches.whole() is not None for p in problems) else 0
+
+
+def vectors_needed(wanted: Sequence[Request]) -> int | None:
+    """Vectors of the smallest basis that the wanted curvature works in; None where no Hessian product is wanted."""
+    curvature = [r for r in wanted if r.measure != SURFACE and "chunk_size" in r.arguments]
+    if not any(r.arguments.get("hvp", "double-backward") == "double-backward" for r in curvature):
+        return None
+    return max(r.arguments.get("k", 0) for r in curvature) + LEAST_BEYOND
 
 
 def _examples(problem: Problem) -> dict[str, np.ndarray]:
@@ -97,10 +106,11 @@ def _examples(problem: Problem) -> dict[str, np.ndarray]:
     losses: list[torch.Tensor] = []
     hits: list[torch.Tensor | None] = []
     try:
-        with torch.no_grad(), problem.bound():
+        share = problem.examples / problem.weight
+        with problem.values():
             for batch in problem.batches:
                 outputs = problem.forward(batch)
-                losses.append(problem.example_losses(outputs, batch).double())
+                losses.append(problem.example_losses(outputs, batch).detach().double() * share)
                 hits.append(example_hits(outputs, batch.target))
     except (InputError, RuntimeError, ValueError):
         return {}

@@ -19,7 +19,7 @@ import landscape
 from figures.page.grids import Check, grids
 from figures.page.invariance_table import invariance_tables
 from figures.page.plots import plots
-from figures.page.rows import Differences, Row, rows
+from figures.page.rows import Differences, Row, notes, rows
 from figures.page.specification import Plot
 from landscape.files import atomic
 from landscape.formatting import count, duration, number, percent
@@ -101,6 +101,7 @@ def render(analyses: Sequence[Analysis], *, command: str = "", differences: Diff
         title=_title(analyses),
         subtitle=_subtitle(analyses),
         tiles=_tiles(analyses[0]) if len(analyses) == 1 else [],
+        notes=notes(analyses),
         checkpoints=[_checkpoint(a) for a in analyses],
         rows=table,
         sections=[*names, Section("provenance", "Provenance", "", [], [], [])],
@@ -186,7 +187,7 @@ def _name(entry: Any) -> str:
 def _tiles(a: Analysis) -> list[dict[str, str]]:
     split = str(a.provenance.get("split") or "")
     tiles = [
-        {"name": "Loss", "value": number(a.loss), "note": "mean over the examples"},
+        {"name": "Loss", "value": number(a.loss), "note": f"mean over {a.provenance.get('weighing', 'examples')}"},
         {"name": "Accuracy", "value": percent(a.accuracy), "note": ""},
         {"name": "Examples", "value": count(a.samples), "note": f"{split} set" if split else ""},
         {"name": "Parameters", "value": count(a.parameters), "note": str(a.provenance.get("dtype") or "")},

@@ -79,6 +79,15 @@ class Row:
         return "–" if cell is None else signed(cell.short)
 
 
+def notes(analyses: Sequence[Analysis]) -> list[str]:
+    """What a reader of the numbers has to know of L, with the checkpoints that it concerns where there are several."""
+    concerned: dict[str, list[str]] = {}
+    for a in analyses:
+        for note in a.provenance.get("notes") or ():
+            concerned.setdefault(str(note), []).append(a.label)
+    return [note if len(analyses) == 1 else f"{', '.join(labels)}: {note}" for note, labels in concerned.items()]
+
+
 def rows(analyses: Sequence[Analysis], differences: Differences | None = None) -> list[Row]:
     """Every row of the table over `analyses`, in the order in which the first checkpoint has them.
 

@@ -10,7 +10,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from figures.page.rows import BOUND, INTERVAL, Cell, Differences, Row, rows
+from figures.page.rows import BOUND, INTERVAL, Cell, Differences, Row, notes, rows
 from landscape.formatting import count, signed
 
 if TYPE_CHECKING:
@@ -33,11 +33,12 @@ def render(analyses: Sequence[Analysis], *, differences: Differences | None = No
     head.append(f"  {about}" + (f", BatchNorm {policy}" if policy else ""), style="dim")
     shown = rows(analyses, differences)
     kinds = dict.fromkeys(c.kind for r in shown for c in r.cells if c and c.error_text)
+    below = [Text(f"! {note}", style="yellow") for note in notes(analyses)]
     if len(analyses) == 1:
-        return Group(head, _single(shown), *([Text(_scope(kinds), style="dim")] if kinds else []))
+        return Group(head, _single(shown), *([Text(_scope(kinds), style="dim")] if kinds else []), *below)
     error = f"; ±: {' or '.join(kinds)}" if kinds else ""
     foot = Text(f"Δ: difference from {first.label}, * where its error leaves out zero{error}", style="dim")
-    return Group(head, _compared(shown, [a.label for a in analyses]), foot, Text(_scope(kinds), style="dim"))
+    return Group(head, _compared(shown, [a.label for a in analyses]), foot, Text(_scope(kinds), style="dim"), *below)
 
 
 def show(analyses: Sequence[Analysis], *, differences: Differences | None = None) -> None:

@@ -23,6 +23,8 @@ from landscape.progress import Bar
 Matvec = Callable[[Tensor], Tensor]
 ENDS = ("LA", "SA", "LM", "BE")
 _SHARE_OF_FREE = 0.25
+LEAST_BEYOND = 8
+"""Vectors of the smallest basis beside the k that are wanted."""
 _SYMMETRIC = 0.01
 """Asymmetry up to which products count as a symmetric matrix's, relative to its norm. Measured: 1e-7 by double backward
 in float32, up to 2e-3 by central differences of smooth networks, 0.1 and more with kinks; 0.05 with a wrong one."""
@@ -363,8 +365,14 @@ def _mixed(vectors: Tensor, like: Tensor, generator: torch.Generator, share: flo
 
 
 def _room(like: Tensor, k: int, which: str) -> int:
-    least = (2 * k if which == "BE" else k) + 8
-    return max(int(_SHARE_OF_FREE * free_memory(like.device) / (like.numel() * like.element_size())), least)
+    least = (2 * k if which == "BE" else k) + LEAST_BEYOND
+    fitting = free_memory(like.device) / (like.numel() * like.element_size())
+    if least > fitting:
+        raise InputError(
+            f"k={k} needs a basis of {least} vectors of {like.numel():,} numbers, {int(fitting)} fit in what is free: "
+            "give a smaller k, or restrict parameters"
+        )
+    return max(int(_SHARE_OF_FREE * fitting), least)
 
 
 def check_request(k: int, d: int, tol: float) -> None:

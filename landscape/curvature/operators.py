@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from landscape.ball.scaling import Scaling
-from landscape.curvature.products.compiled_product import CompiledProduct
 from landscape.curvature.products.differences import DifferenceProduct
 from landscape.curvature.products.gauss_newton import MATRICES, GaussNewtonGraph
 from landscape.curvature.products.hessian_graph import HessianGraph
@@ -18,7 +17,7 @@ from landscape.errors import InputError, unknown
 from landscape.problem.parameters import Parameters
 from landscape.problem.problem import Problem
 
-HVPS = ("double-backward", "compiled", "differences")
+HVPS = ("double-backward", "differences")
 
 
 @dataclass(frozen=True)
@@ -85,8 +84,7 @@ def hessian(
         problem: L.
         w: where (default: the weights of the Problem).
         parameters: shell pattern(s): the diagonal block of these parameters.
-        hvp: "double-backward", "compiled" (one program by torch.compile, see `CompiledProduct`) or "differences" for
-            models without second derivative (see `DifferenceProduct`).
+        hvp: "double-backward", or "differences" for models without second derivative (see `DifferenceProduct`).
         chunk_size: examples in a chunk; None chooses.
         memory: bytes that kept graphs may take; None is half of the free memory, 0 keeps none.
     """
@@ -97,11 +95,7 @@ def hessian(
     if hvp != "double-backward":
         if parameters is not None:
             _at_own_weights(w)
-        other: DifferenceProduct | CompiledProduct
-        if hvp == "differences":
-            other = DifferenceProduct(problem, w)
-        else:
-            other = CompiledProduct(problem, w, chunk_size=chunk_size)
+        other = DifferenceProduct(problem, w)
         return Operator("hessian", other.product, problem.weights, other.facts)
     graph = HessianGraph(problem, w, chunk_size=chunk_size, memory=memory)
     if parameters is not None:
@@ -155,7 +149,7 @@ def build(
         raise unknown("matrix", matrix, ("hessian", *MATRICES))
     rule = Scaling.of(*scaling)
     chosen = positions(problem, parameters) if parameters is not None else None
-    diagonal = rule.diagonal(problem.parameters, problem._at(w))
+    diagonal = rule.diagonal(problem.parameters, problem.at(w))
     if diagonal is not None and chosen is not None:
         pieces = problem.parameters.unflatten(diagonal)
         diagonal = torch.cat([pieces[i].reshape(-1) for i in chosen])
@@ -172,7 +166,7 @@ def block(graph: HessianGraph, tensors: Sequence[int]) -> Operator:
     The second backward pass runs between the block's tensors alone. Reading a block's entries off a full product
     would give the block's rows of the whole Hessian instead, whose eigenvalues are others.
     """
-    like = torch.cat([graph.leaves[i].detach().reshape(-1) for i in tensors])
+    like = torch.cat([graph.leaves[i].detach().reshape(-1) for i in tensors]).to(graph.graphs.problem.weights)
 
     def hint() -> Tensor:
         pieces = graph.graphs.problem.parameters.unflatten(graph.gradient)

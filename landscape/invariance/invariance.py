@@ -24,7 +24,6 @@ from landscape.invariance.measures import InvarianceOptions, Value, adaptive_bal
 from landscape.invariance.rescaling import Symmetries
 from landscape.invariance.rotations import candidates, rotated
 from landscape.problem.batches import Batch
-from landscape.problem.loss_name import loss_name
 from landscape.problem.problem import Problem
 from landscape.progress import Bar
 from landscape.random import stream
@@ -332,7 +331,7 @@ def _deterministic_outputs(problem: Problem) -> Tensor:
     first, second = problem.outputs(), problem.outputs()
     change = _change(second, first)
     if not change <= 100 * torch.finfo(first.dtype).eps:
-        causes = "; ".join(problem.notes) or "randomness or state in the model"
+        causes = "; ".join(problem.random_causes) or "randomness or state in the model"
         raise InputError(
             f"two evaluations of the outputs differ by {change:.1e} relative ({causes}): an invariance test would mean "
             "nothing; make the model and the batches deterministic"
@@ -342,11 +341,11 @@ def _deterministic_outputs(problem: Problem) -> Tensor:
 
 def _example(problem: Problem, most: int = 8) -> Batch:
     batch = next(iter(problem.batches))
-    return batch.rows(0, min(most, batch.size))
+    return batch.rows(0, min(most, batch.size)) if batch.sliceable else batch
 
 
 def _key_of(problem: Problem, arguments: dict[str, Any]) -> str:
     """What rows belong to: the weights, buffers and sample of a problem, and what was asked."""
     asked = json.dumps(arguments, sort_keys=True, default=str)
-    facts = (problem.batches.fingerprint(), problem.batch_norm, problem.parameters.names, loss_name(problem._loss))
+    facts = (problem.batches.fingerprint(), problem.batch_norm, problem.parameters.names, problem.loss_name)
     return digest.of_parts([asked, problem.weights, *problem.model.buffers(), repr(problem.model), str(facts)])

@@ -49,7 +49,7 @@ def adaptive_top_eigenvalues(
         scaling: elementwise, filterwise, layerwise or asam-official.
         biases: scaled, unscaled or fixed.
         verify: spend some more products on looking for missed eigenvalues.
-        hvp: "double-backward", "compiled" (torch.compile), or "differences" for models without second derivative.
+        hvp: "double-backward", or "differences" for models without second derivative.
         max_hvps: products allowed; then converged is False.
         seed: draws the start vector.
 

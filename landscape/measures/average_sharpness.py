@@ -144,7 +144,7 @@ def _average(problem: Problem, noise: Noise, setting: BallOptions, bar: Bar) -> 
         loss = group.loss()
         check_loss(loss)
         losses, bad = noise.rises(group, setting.radii, f"noise of group {index}", bar)
-        rises, share = (losses - loss).cpu().numpy(), group.examples / problem.examples
+        rises, share = (losses - loss).cpu().numpy(), group.weight / problem.weight
         total += share * float(loss)
         value = value + share * rises.mean(axis=0)
         with np.errstate(invalid="ignore"):  # an infinite rise has no variance: nan says so

@@ -137,6 +137,6 @@ def _norms(
         h = (g if scale is None else g * scale).double()
         pieces = [h, *problem.parameters.unflatten(h)]
         norms = torch.stack([torch.stack([torch.linalg.vector_norm(t, p) for t in pieces]) for p in orders])
-        share = group.examples / problem.examples
+        share = group.weight / problem.weight
         total, table = total + share * float(loss), table + share * norms.cpu().numpy()
     return total, table

@@ -103,9 +103,8 @@ def top_eigenvalues(
         scaling: T of T H T: identity, elementwise, filterwise, layerwise or asam-official.
         biases: of T: scaled, unscaled or fixed.
         parameters: shell pattern: the block of these parameters alone.
-        hvp: "double-backward", "compiled" (torch.compile: a minute once, then faster), or "differences" for models
-            without second derivative; their relative error is estimated and kept in the provenance, the bounds do not
-            cover it.
+        hvp: "double-backward", or "differences" for models without second derivative; their relative error is
+            estimated and kept in the provenance, the bounds do not cover it.
         max_hvps: products allowed; then converged is False.
         basis: vectors kept at once; None is as many as fit in a quarter of the free memory (then thick restart).
         chunk_size: examples differentiated at once; None chooses.

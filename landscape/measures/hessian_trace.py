@@ -133,7 +133,7 @@ def trace(
         if w is not None:
             raise InputError("parameters= restricts the model at its own weights: give either w or parameters")
         problem = problem.restricted(parameters)
-    diagonal = Scaling.of(scaling).diagonal(problem.parameters, problem._at(w))
+    diagonal = Scaling.of(scaling).diagonal(problem.parameters, problem.at(w))
     squares = None if method in ("hutch++", "hutchinson") else _squares(problem, w, method, diagonal, chunk_size)
     if squares is not None and (method == "exact" or squares.obstacle is None):
         return _exact(problem, squares, diagonal)

@@ -1,35 +1,36 @@
-"""What is looked at when a Problem is made: is the loss a function of the weights, the same one at every call?"""
+"""What is looked at when a Problem is made: is the loss one function of the weights, the same at every call?"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
 
 from landscape.curvature.products import second_derivative
 from landscape.errors import InputError
 from landscape.problem.batches import Batch
-from landscape.problem.outputs import logits_of
+from landscape.problem.outputs import logits_in
 
 if TYPE_CHECKING:
     from landscape.problem.problem import Problem
 
 
 def require_function_of_weights(problem: Problem, batch: Batch) -> None:
-    """One forward pass at copies of the weights, with a graph that saves nothing.
+    """One forward pass at copies of the weights, with its graph.
 
     Raises:
         InputError: forward() writes to a parameter, or reaches one past its module and would keep the old one.
     """
     leaves = [t.detach().clone().requires_grad_() for t in problem.leaves()]
-    nothing_saved = torch.autograd.graph.saved_tensors_hooks(lambda t: None, lambda t: t)  # the memory of a forward
     try:
-        with torch.enable_grad(), problem.bound_tensors(leaves), nothing_saved:
-            loss = problem.batch_loss(problem.forward(batch), batch)
-    except Exception:
-        return  # no derivative (the first one asked for will say why), or one that forward() itself takes
+        loss = _graphed(problem, batch, leaves)
+    except InputError:
+        return  # no derivative: the first one asked for will say why
     names = problem.parameters.names
     for name, leaf in zip(names, leaves, strict=True):
         if leaf._version:
@@ -47,21 +48,123 @@ def require_function_of_weights(problem: Problem, batch: Batch) -> None:
             )
 
 
+def require_one_function(problem: Problem, batch: Batch) -> None:
+    """Compare the loss without a graph, with one, and with the attention kernels of second derivatives.
+
+    All under the same random state. Where only the attention kernels differ by more than rounding, every pass takes
+    those that can be differentiated twice from here on.
+
+    Raises:
+        InputError: a pass without a graph computes something else; the module is named.
+    """
+    tolerance = _rounding(problem)
+    with _Attention() as seen:
+        plain = _plain(problem, batch)
+    try:
+        graphed = _graphed(problem, batch)
+    except InputError:
+        return  # no derivative: the first one asked for will say why
+    if not _agree(plain, graphed, tolerance) and _agree(plain, _plain(problem, batch), tolerance):
+        raise InputError(
+            f"the loss is {float(graphed):.6g} with a graph of derivatives and {float(plain):.6g} without one: "
+            f"{_first_difference(problem, batch, tolerance)} computes something else under torch.no_grad() (a fast "
+            "path?); make both the same"
+        )
+    if seen.attention:
+        with sdpa_kernel(SDPBackend.MATH):
+            problem.evaluator.math_attention = not _agree(_plain(problem, batch), graphed, tolerance)
+
+
+class _Attention(TorchFunctionMode):
+    """Sees whether fused attention is called."""
+
+    attention = False
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function is torch.nn.functional.scaled_dot_product_attention:
+            self.attention = True
+        return function(*args, **(kwargs or {}))
+
+
+def _plain(problem: Problem, batch: Batch) -> Tensor:
+    with torch.random.fork_rng(), problem.values():
+        return problem.batch_loss(problem.forward(batch), batch).detach().double()
+
+
+def _graphed(problem: Problem, batch: Batch, leaves: Sequence[Tensor] | None = None) -> Tensor:
+    """The loss with its graph; nothing is saved for a backward pass unless forward() itself takes derivatives."""
+
+    def run(context: contextlib.AbstractContextManager[Any]) -> Tensor:
+        bound = problem.bound_tensors(problem.leaves() if leaves is None else leaves)
+        with torch.random.fork_rng(), torch.enable_grad(), bound, context:
+            return problem.batch_loss(problem.forward(batch), batch).double()
+
+    try:
+        return run(torch.autograd.graph.saved_tensors_hooks(lambda t: None, lambda t: t))
+    except InputError:
+        return run(contextlib.nullcontext())
+
+
+def _rounding(problem: Problem) -> float:
+    """What the coarsest dtype among the weights, or that of autocast, leaves undecided of a loss."""
+    dtypes = [s.dtype for s in problem.parameters] + [problem.evaluator.autocast or problem.weights.dtype]
+    return min(max(1e3 * max(torch.finfo(d).eps for d in dtypes), 1e-10), 0.05)
+
+
+def _agree(one: Tensor, other: Tensor, tolerance: float) -> bool:
+    if not bool(one.isfinite() & other.isfinite()):
+        return bool(one.isfinite() == other.isfinite())
+    return bool((one - other).abs() <= tolerance * (0.01 + one.abs()))
+
+
+def _first_difference(problem: Problem, batch: Batch, tolerance: float) -> str:
+    """The module whose output is the first to differ between a pass without a graph and one with it."""
+    runs: list[dict[str, Tensor]] = []
+    for run in (_plain, _graphed):
+        outputs: dict[str, Tensor] = {}
+        with contextlib.ExitStack() as stack:
+            for name, module in problem.model.named_modules():
+                stack.callback(module.register_forward_hook(_keep(name, outputs)).remove)
+            run(problem, batch)
+        runs.append(outputs)
+    for name, value in runs[0].items():
+        other = runs[1].get(name)
+        scale = float(value.abs().max()) if value.numel() else 0.0
+        if (
+            other is None
+            or other.shape != value.shape
+            or float((value - other).abs().max()) > tolerance * (0.01 + scale)
+        ):
+            return f"the module {name!r}" if name else "the model"
+    return "the loss"
+
+
+def _keep(name: str, outputs: dict[str, Tensor]) -> Any:
+    def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
+        first = output[0] if isinstance(output, tuple) and output else output
+        if isinstance(first, Tensor) and name not in outputs and first.is_floating_point():
+            outputs[name] = first.detach().double()
+
+    return hook
+
+
 def random_causes(problem: Problem, batch: Batch) -> Iterator[str]:
     """Why L(w) may differ from call to call or with the division into batches, in words for the user."""
     if problem.batches.reread_differs():
         fate = "its first pass is kept" if problem.batches.kept is not None else "every evaluation will see other data"
         yield f"the loader gives other batches each time (shuffling, augmentation): {fate}; pass shuffle=False"
 
-    def probe() -> Tensor:
-        with torch.no_grad(), problem.bound():
+    def probe() -> Sequence[Tensor]:
+        with problem.values():
             outputs = problem.forward(batch)
-            problem.batch_loss(outputs, batch)
-            return logits_of(outputs).detach().clone()
+            logits = logits_in(outputs)
+            loss = problem.batch_loss(outputs, batch).detach()
+            return [loss.clone()] if logits is None else [loss.clone(), logits.detach().clone()]
 
-    evaluator, first, second = problem._evaluator, probe(), probe()
+    evaluator, first, second = problem.evaluator, probe(), probe()
     # Atomic additions on a GPU reorder sums: differences of rounding are no random operation.
-    if not torch.allclose(first, second, rtol=1e-5, atol=1e-6, equal_nan=True):
+    same = (torch.allclose(a, b, rtol=1e-5, atol=1e-6, equal_nan=True) for a, b in zip(first, second, strict=True))
+    if not all(same):
         yield _random_cause(problem.model, evaluator.evaluation_mode)
     if not evaluator.evaluation_mode and any(m.training for m in evaluator.batch_norms):
         yield "BatchNorm is in training mode: L(w) depends on how the examples are divided into batches"

@@ -3,18 +3,51 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import checkpoint
 
 from landscape.errors import InputError
 from landscape.problem.parameters import Parameters
 
 POLICIES = ("frozen", "batch", "recalibrate")
+_WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 _BATCH_NORM = nn.modules.batchnorm._BatchNorm
+
+
+def unwrapped(model: Any) -> nn.Module:
+    """The network inside torch.compile, DataParallel and DistributedDataParallel.
+
+    Raises:
+        InputError: no module.
+    """
+    if isinstance(model, type):
+        raise InputError(f"model is the class {model.__name__}: an instance is needed, {model.__name__}(...)")
+    while isinstance(model, nn.Module):
+        if type(model).__name__ == "OptimizedModule":
+            model = model._orig_mod
+        elif isinstance(model, _WRAPPERS):
+            model = model.module
+        else:
+            return model
+    raise InputError(
+        f"model is a {type(model).__name__}: an nn.Module is needed; for a function of the module's outputs give the "
+        "module, and objective=f(model, batch) or loss=f(outputs, targets)"
+    )
+
+
+def copied(model: nn.Module) -> nn.Module:
+    """A deep copy, also of modules whose hooks left a computed tensor behind (weight_norm by hooks)."""
+    with _computed_attributes(model):
+        for module in model.modules():
+            for name in _computed(module):
+                vars(module)[name] = vars(module)[name].detach()
+        return copy.deepcopy(model)
 
 
 class Evaluator:
@@ -30,6 +63,13 @@ class Evaluator:
         batch_norm: "frozen" (running statistics), "batch" (statistics of each batch) or "recalibrate" (running
             statistics estimated anew at the weights in question, see `recalibrated`).
         evaluation_mode: False keeps the model's own training flags (then dropout stays as random as it was).
+
+    Attributes:
+        autocast: the dtype of the autocast region in which the Problem was made, None outside of one; every pass runs
+            in the same.
+        math_attention: attention runs through its MATH backend in every pass, not only in those that are
+            differentiated twice: set where the backends compute different functions (see `checks`).
+        graph_inside: forward() takes derivatives without asking for a graph, so that no pass may go without one.
     """
 
     def __init__(
@@ -38,6 +78,11 @@ class Evaluator:
         if batch_norm not in POLICIES:
             raise InputError(f"batch_norm must be one of {', '.join(POLICIES)}, received {batch_norm!r}")
         self.model, self.policy, self.evaluation_mode = model, batch_norm, evaluation_mode
+        self._device = next(model.parameters()).device.type
+        self.autocast = torch.get_autocast_dtype(self._device) if torch.is_autocast_enabled(self._device) else None
+        self.math_attention = self.graph_inside = False
+        self._compiled = any(_is_compiled(m) for m in model.modules())
+        self._sparse = [m for m in model.modules() if isinstance(m, nn.Embedding | nn.EmbeddingBag) and m.sparse]
         self.batch_norms = [m for m in model.modules() if isinstance(m, _BATCH_NORM)]
         owners: dict[int, list[tuple[dict, str]]] = {}
         for module in model.modules():
@@ -49,6 +94,13 @@ class Evaluator:
         self._buffers: list[tuple[dict[str, Any], str]] = [
             (m._buffers, n) for m in model.modules() for n, b in m._buffers.items() if b is not None
         ]
+
+    def rebound(self, model: nn.Module, parameters: Parameters, batch_norm: str | None = None) -> Evaluator:
+        """The same way of evaluating other parameters, a copy of the model, or another BatchNorm policy."""
+        other = Evaluator(model, parameters, batch_norm or self.policy, evaluation_mode=self.evaluation_mode)
+        other.autocast, other.math_attention = self.autocast, self.math_attention
+        other.graph_inside = self.graph_inside
+        return other
 
     @contextlib.contextmanager
     def bound(self, tensors: Sequence[Tensor], statistics: Sequence[Tensor] | None = None) -> Iterator[None]:
@@ -68,13 +120,42 @@ class Evaluator:
             for i, (buffers, name) in enumerate(self._buffers):
                 buffers[name] = buffers[name].clone() if statistics is None else statistics[i]
             self._set_flags(modules)
-            with _reentrant_checkpoints_refused():
+            with self._one_function():
                 yield
         finally:
             for slots, name, original in saved:
                 slots[name] = original
             for module, flag in zip(modules, flags, strict=True):
                 module.training = flag
+
+    def without_graph(self) -> contextlib.AbstractContextManager[None]:
+        """No graph of derivatives, unless forward() needs one inside."""
+        return torch.enable_grad() if self.graph_inside else torch.no_grad()
+
+    @contextlib.contextmanager
+    def _one_function(self) -> Iterator[None]:
+        """What makes passes with a graph and without one compute the same."""
+        fast_path = torch.backends.mha.get_fastpath_enabled()
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(_reentrant_checkpoints_refused())
+            stack.enter_context(_computed_attributes(self.model))
+            if fast_path:
+                # It returns zeros at padded positions, and only without a graph.
+                torch.backends.mha.set_fastpath_enabled(False)
+                stack.callback(torch.backends.mha.set_fastpath_enabled, True)
+            if self.autocast is not None or torch.is_autocast_enabled(self._device):
+                enabled = self.autocast is not None
+                stack.enter_context(torch.autocast(self._device, self.autocast, enabled=enabled))
+            for module in self._sparse:
+                # The same function; a sparse gradient has no flat vector and no second derivative.
+                stack.callback(setattr, module, "sparse", module.sparse)
+                module.sparse = False
+            if self.math_attention:
+                stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+            if self._compiled:
+                # A compiled function has no second derivative.
+                stack.enter_context(torch.compiler.set_stance("force_eager"))
+            yield
 
     def _set_flags(self, modules: Sequence[nn.Module]) -> None:
         if self.evaluation_mode:
@@ -91,7 +172,7 @@ class Evaluator:
         """
         momenta = [norm.momentum for norm in self.batch_norms]
         try:
-            with torch.no_grad(), self.bound(tensors):
+            with self.without_graph(), self.bound(tensors):
                 for norm in self.batch_norms:
                     norm.momentum, norm.training = None, True
                     norm.reset_running_stats()
@@ -127,3 +208,24 @@ def _reentrant_checkpoints_refused() -> Iterator[None]:
         yield
     finally:
         checkpoint.CheckpointFunction = original  # type: ignore[misc]
+
+
+def _is_compiled(module: nn.Module) -> bool:
+    return type(module).__name__ == "OptimizedModule" or getattr(module, "_compiled_call_impl", None) is not None
+
+
+def _computed(module: nn.Module) -> list[str]:
+    """Attributes that are tensors with a graph behind them: what a hook computed from parameters."""
+    return [k for k, v in vars(module).items() if isinstance(v, Tensor) and v.grad_fn is not None]
+
+
+@contextlib.contextmanager
+def _computed_attributes(model: nn.Module) -> Iterator[None]:
+    """Plain attributes that hold tensors are as they were after the context (weight_norm by hooks writes one)."""
+    hooked = [m for m in model.modules() if m._forward_pre_hooks]
+    saved = [(m, {k: v for k, v in vars(m).items() if isinstance(v, Tensor)}) for m in hooked]
+    try:
+        yield
+    finally:
+        for module, attributes in saved:
+            vars(module).update(attributes)

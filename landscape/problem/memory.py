@@ -1,11 +1,25 @@
-"""How much memory is free: what is kept between computations is decided by it."""
+"""How much memory is free, and what a computation will take of it."""
 
 from __future__ import annotations
 
+import math
 import os
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
+
+if TYPE_CHECKING:
+    from landscape.problem.problem import Problem
+
+
+def size(count: float) -> str:
+    """Bytes in the unit that fits them: "3.2 GiB"."""
+    units = ("bytes", "KiB", "MiB", "GiB", "TiB")
+    power = min(max(int(math.log2(max(count, 1)) // 10), 0), len(units) - 1)
+    return f"{count / 1024**power:.3g} {units[power]}"
+
 
 _LAPTOP = 4e9
 _CGROUP = Path("/sys/fs/cgroup")
@@ -40,3 +54,77 @@ def _container() -> float:
         return float(limit) - float(used)
     except (ValueError, OSError):  # no limit ("max"), or no control group
         return float("inf")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What curvature of a Problem needs in memory, in bytes, beside what is free.
+
+    Attributes:
+        dimension: d.
+        vectors: vectors of length d that are held.
+        vector_bytes: of all of them.
+        chunk_size: examples in a chunk.
+        chunks: how many there are.
+        chunk_bytes: the graph of a first derivative of one chunk: what a product needs at least.
+        graphs_bytes: the graphs of all chunks, kept between products as far as they fit in half of what is free.
+        free_bytes: what can still be allocated.
+        fitting_vectors: vectors that would fit.
+    """
+
+    dimension: int
+    vectors: int
+    vector_bytes: float
+    chunk_size: int
+    chunks: int
+    chunk_bytes: float
+    graphs_bytes: float
+    free_bytes: float
+    fitting_vectors: int
+
+    @property
+    def needed_bytes(self) -> float:
+        """Vectors and one graph: the least that works."""
+        return self.vector_bytes + self.chunk_bytes
+
+    def require(self) -> None:
+        """Raise InputError where the least does not fit, with the nearest setting that does."""
+        if self.needed_bytes > self.free_bytes:
+            from landscape.errors import InputError
+
+            raise InputError(
+                f"{self}; that does not fit: hold at most {self.fitting_vectors} vectors (a smaller k), or restrict "
+                "parameters"
+            )
+
+    def __str__(self) -> str:
+        vectors = f"{self.vectors} vectors of {size(self.vector_bytes / self.vectors)}, " if self.vectors else ""
+        chunk = f"{self.chunks} chunk{'s' if self.chunks > 1 else ''} of {self.chunk_size} examples"
+        graphs = f" ({size(self.graphs_bytes)} where all are kept)" if self.chunks > 1 else ""
+        return (
+            f"d = {self.dimension:,}: {vectors}{chunk} with a graph of {size(self.chunk_bytes)} each{graphs}; "
+            f"{size(self.free_bytes)} are free"
+        )
+
+
+def plan(problem: Problem, *, vectors: int = 0) -> Plan:
+    """The plan of `vectors` vectors and of Hessian-vector products at the weights; see `Plan`."""
+    from landscape.curvature.products import chunks, second_derivative
+
+    leaves = problem.leaves()
+    with second_derivative.twice_differentiable(problem.model), problem.bound_tensors(leaves):
+        footprint = second_derivative.named(lambda: chunks.footprint(problem, leaves))
+    sizes = chunks.chosen(problem, footprint).batches.sizes
+    free, one = free_memory(problem.weights.device), problem.dimension * problem.weights.element_size()
+    graph = footprint.bytes(max(sizes))
+    return Plan(
+        dimension=problem.dimension,
+        vectors=vectors,
+        vector_bytes=float(vectors * one),
+        chunk_size=max(sizes),
+        chunks=len(sizes),
+        chunk_bytes=graph,
+        graphs_bytes=sum(footprint.bytes(s) for s in sizes),
+        free_bytes=free,
+        fitting_vectors=max(int((free - graph) // one), 0),
+    )

@@ -6,6 +6,7 @@ only where a model is evaluated.
 
 from __future__ import annotations
 
+import copy
 import difflib
 import fnmatch
 from collections.abc import Callable, Iterator, Sequence
@@ -37,6 +38,7 @@ class Slot:
         kind: "weight" (two or more dimensions), "bias" (of any layer), "norm" (scale of a normalization layer) or
             "other" (tokens, embeddings of position, learned scales: one-dimensional or not part of a known layer).
         filter_axis: the output dimension of a weight; its slices are the filters (one output row of a Linear).
+        dtype: of the model's own tensor.
     """
 
     name: str
@@ -44,6 +46,7 @@ class Slot:
     start: int
     kind: str
     filter_axis: int = 0
+    dtype: torch.dtype = torch.float32
 
     @property
     def stop(self) -> int:
@@ -88,13 +91,25 @@ class Parameters:
         if lazy:
             raise InputError(f"the parameter {lazy[0]!r} has no shape yet: run one batch through the model first")
         if not named:
-            raise InputError("the model has no trainable parameter: set requires_grad=True on those to be analyzed")
+            quantized = next((n for n, m in model.named_modules() if "quantized" in type(m).__module__), None)
+            raise InputError(
+                "the model has no trainable parameter: set requires_grad=True on those to be analyzed"
+                if quantized is None
+                else f"the model's weights are quantized ({quantized}) and have no gradient: give the network before "
+                "quantization"
+            )
+        wrong = next(((n, p.dtype) for n, p in named if p.is_complex() or not p.is_floating_point()), None)
+        if wrong:
+            raise InputError(
+                f"the parameter {wrong[0]!r} is of {wrong[1]}: weights must be real floating-point numbers (store a "
+                "complex one as real and imaginary parts, torch.view_as_real)"
+            )
         chosen, kinds = _match([n for n, _ in named], pattern), dict(_kinds(model))
         slots, start = [], 0
         for name, parameter in named:
             if name in chosen:
                 kind, axis = kinds.get(name, ("other", 0))
-                slots.append(Slot(name, parameter.shape, start, kind, axis))
+                slots.append(Slot(name, parameter.shape, start, kind, axis, parameter.dtype))
                 start += parameter.numel()
         return cls(tuple(slots))
 
@@ -107,6 +122,11 @@ class Parameters:
     def names(self) -> tuple[str, ...]:
         """Dotted names in order."""
         return tuple(s.name for s in self.slots)
+
+    @property
+    def mixed(self) -> bool:
+        """Whether the model's tensors are of several dtypes; the flat vector is then of the widest."""
+        return len({s.dtype for s in self.slots}) > 1
 
     def __iter__(self) -> Iterator[Slot]:
         return iter(self.slots)
@@ -124,6 +144,11 @@ class Parameters:
             raise InputError(f"a flat vector of shape ({self.dimension},) is needed, this one is {tuple(flat.shape)}")
         pieces = flat.split([s.shape.numel() for s in self.slots])
         return [p.view(s.shape) for p, s in zip(pieces, self.slots, strict=True)]
+
+    def typed(self, flat: Tensor) -> list[Tensor]:
+        """The tensors that the model computes with: `unflatten`, each in its own dtype where they differ."""
+        tensors = self.unflatten(flat)
+        return [t.to(s.dtype) for t, s in zip(tensors, self.slots, strict=True)] if self.mixed else tensors
 
     def read(self, model: nn.Module) -> Tensor:
         """The model's present weights as a new flat vector (d,)."""
@@ -172,7 +197,31 @@ def _kinds(model: nn.Module) -> Iterator[tuple[str, tuple[str, int]]]:
 def _kind(module: nn.Module, name: str, parameter: Tensor) -> str:
     if "bias" in name:
         return "bias"
-    if isinstance(module, NORM_LAYERS):
+    if isinstance(module, NORM_LAYERS) or (parameter.dim() == 1 and normalizes(module)):
         return "norm"
     # A token or a position embedding has a leading dimension of one: it has no output dimension to slice along.
     return "weight" if parameter.dim() >= 2 and not (parameter.shape[0] == 1 and parameter.dim() == 3) else "other"
+
+
+def normalizes(module: nn.Module) -> bool:
+    """Whether a module of one's own is a normalization, by what it does: four times the input, the same output.
+
+    Looked at are modules of the user's that hold vectors of one length alone; a copy of the module is called.
+    """
+    vectors = list(module.parameters())
+    if type(module).__module__.startswith("torch.") or any(True for _ in module.children()) or not vectors:
+        return False
+    if any(p.dim() != 1 or len(p) != len(vectors[0]) or not p.is_floating_point() for p in vectors):
+        return False
+    first = vectors[0]
+    x = torch.linspace(-1, 1, 3 * len(first), dtype=torch.float64).sin().view(3, -1).mul(1e3).to(first)
+    try:
+        with torch.no_grad(), torch.random.fork_rng():
+            clone = copy.deepcopy(module).eval()
+            for p in clone.parameters():
+                p.fill_(1.0)
+            once, again = clone(x), clone(4 * x)
+    except Exception:  # another signature, another shape: no normalization of one vector
+        return False
+    same = isinstance(once, Tensor) and once.shape == x.shape and bool(once.isfinite().all())
+    return same and bool(once.abs().max() > 0) and torch.allclose(once.float(), again.float(), rtol=1e-2, atol=1e-3)

@@ -1,4 +1,4 @@
-"""Problem: the function L(w) of a model, a loss and a fixed set of batches."""
+"""Problem: the function L(w) of a model, an objective and a fixed set of batches."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import copy
 import platform
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -15,10 +15,11 @@ from torch import Tensor, nn
 
 from landscape.curvature.products import second_derivative
 from landscape.errors import InputError, NonDeterministicWarning
-from landscape.problem import checks as problem_checks
-from landscape.problem.batches import Batch, Batches
-from landscape.problem.evaluator import Evaluator
-from landscape.problem.loss_name import loss_name
+from landscape.problem import additivity, checks
+from landscape.problem.batches import Batch, Batches, Reader, source_of
+from landscape.problem.evaluator import Evaluator, copied, unwrapped
+from landscape.problem.memory import Plan, plan
+from landscape.problem.objective import Objective, Pair
 from landscape.problem.outputs import count_hits, logits_of
 from landscape.problem.parameters import Parameters
 
@@ -42,18 +43,39 @@ class Evaluation:
     accuracy: Tensor
 
 
-class Problem:
-    """The loss L(w) = sum_i l(f_w(x_i), y_i) / n over a fixed set of n examples, at the model's weights or any other.
+@dataclass
+class _Shared:
+    """What a Problem and those derived from it know together."""
 
-    Batches are weighted by their number of examples, so unequal ones sum exactly to L(w); sums accumulate in float64
-    and stay on the device. The model is evaluated in evaluation mode with the stated BatchNorm policy and is left
-    bit-identical: weights, buffers, training flags, requires_grad.
+    passes: Passes = field(default_factory=Passes)
+    notes: list[str] = field(default_factory=list)
+    random: list[str] = field(default_factory=list)
+    division: list[str | None] = field(default_factory=list)
+
+
+class Problem:
+    """The function L(w) = sum_b c_b l_b(w) / sum_b c_b over fixed batches, at the model's weights or any other.
+
+    l_b is the loss of batch b and c_b its weight: what the loss of a batch divides by. For torch's losses (modules and
+    functionals) that is known: the number of elements, of targets that are not ignored, the sum of their class
+    weights; for the loss that a model returns it is found out by what makes parts of batches add up (examples,
+    unignored labels, shifted or not). L, its derivatives and `losses` are then those of all examples at once, however
+    they are divided into batches. For any other loss c_b is the number of examples, unless `weight` says more, and of
+    an `objective` what it returns, or 1. Batches are divided anew only where parts were seen to add up in values and
+    gradients; else L is that of these batches, and `notes` says so.
+
+    Sums accumulate in float64 and stay on the device. The model is evaluated in evaluation mode with the stated
+    BatchNorm policy, without torch's inference fast paths, under the autocast region in which the Problem was made, and
+    is left bit-identical: weights, buffers, training flags, requires_grad.
 
     Args:
-        model: any nn.Module on one device.
-        loss: called as loss(outputs, targets); returns a mean-reduced scalar or one value an example. None takes
-            `outputs.loss` of models that compute it themselves.
-        batches: any iterable of tensors, tuples (inputs, targets) or dicts; see `landscape.problem.batches.as_batch`.
+        model: any nn.Module on one device; torch.compile, DataParallel and DistributedDataParallel are looked through.
+        loss: called as loss(outputs, targets) with what the model returned; returns a mean-reduced scalar or one value
+            an example. One of torch's losses gets the `.logits` of an output that has them. None takes the loss that
+            the model returns.
+        batches: any iterable of batches, or a Dataset; see `landscape.problem.batches.Reader` for what a batch may be.
+        weight: called as weight(batch) with an item of `batches`: c_b.
+        objective: called as objective(model, batch) in place of a loss; returns the loss, or (loss, weight).
         parameters: shell pattern(s) of the parameters that make up w; the others stay as they are.
         batch_norm: "frozen", "batch" or "recalibrate" (statistics estimated at each w on the first
             `recalibration_examples`).
@@ -61,20 +83,47 @@ class Problem:
             (Andriushchenko 2023, arXiv 2302.07011): without it, scaling up the last layer changes every sharpness.
         evaluation_mode: False keeps the model's own training flags.
         distributed: sum over the processes of torch.distributed; each holds its own share of the examples.
-        check: look at one batch: whether two evaluations agree (else NonDeterministicWarning, naming the cause), and
-            whether the loss follows the weights.
+        check: look at one batch: whether two evaluations agree (else NonDeterministicWarning, naming the cause),
+            whether passes with and without a graph compute the same, and whether the loss follows the weights.
+
+    Attributes:
+        model: the network itself.
+        weights: the model's weights, (d,); of the widest dtype where the model's tensors have several.
+        batches: the fixed batches.
+        examples: how many there are, over all processes.
+        weight: sum of c_b, over all processes.
+        passes: work done so far, in examples.
+        notes: what a reader of any result has to know.
 
     Raises:
-        InputError: no trainable parameter, no example, a loss of another shape, a sum-reduced loss; a forward pass that
-            writes to a parameter or reaches one past the module that holds it.
+        InputError: what is given is no module, no loss or no batches; no trainable parameter, complex ones; no example,
+            weights that are negative or all zero; a loss of another shape, targets that do not fit the outputs; a
+            forward pass that writes to a parameter or reaches one past the module that holds it; passes with and
+            without a graph that compute different functions.
+
+    Examples:
+        >>> import torch
+        >>> from torch import nn
+        >>> import landscape
+        >>> batches = [(torch.ones(3, 2), torch.tensor([0, 1, 1]))]
+        >>> problem = landscape.Problem(nn.Linear(2, 2), nn.CrossEntropyLoss(), batches)
+        >>> problem.gradient().shape
+        torch.Size([6])
+        >>> def objective(model, batch):
+        ...     return model(batch).square().mean(), len(batch)
+        >>> problem = landscape.Problem(nn.Linear(2, 2), batches=[torch.ones(3, 2)], objective=objective)
+        >>> problem.hvp(problem.weights).shape
+        torch.Size([6])
     """
 
     def __init__(
         self,
         model: nn.Module,
-        loss: LossFunction | None,
-        batches: Iterable[Any],
+        loss: LossFunction | None = None,
+        batches: Iterable[Any] = (),
         *,
+        weight: Callable[[Any], float] | None = None,
+        objective: Callable[[nn.Module, Any], Any] | None = None,
         parameters: str | Sequence[str] | None = None,
         batch_norm: str = "frozen",
         logit_normalization: bool = False,
@@ -83,20 +132,25 @@ class Problem:
         distributed: bool = False,
         check: bool = True,
     ) -> None:
-        if getattr(loss, "reduction", "mean") == "sum":
-            raise InputError("the loss has reduction='sum': a mean-reduced loss or one value an example is needed")
-        self.model, self.batch_norm = model, batch_norm
-        self.parameters = Parameters.of(model, parameters)
-        self.weights = self.parameters.read(model)
-        self.batches = Batches(batches, self.weights.device, self.weights.dtype, keep_target=loss is None)
-        self.passes = Passes()
-        self.notes: list[str] = []
+        self.objective = Objective.of(loss, objective, weight)
+        if logit_normalization and (self.objective.own or self.objective.function is not None):
+            raise InputError("logit_normalization needs a loss(outputs, targets): give one")
+        self.model, self.batch_norm = unwrapped(model), batch_norm
+        self.parameters = Parameters.of(self.model, parameters)
+        self.weights = self.parameters.read(self.model)
+        self.evaluator = Evaluator(self.model, self.parameters, batch_norm, evaluation_mode=evaluation_mode)
+        self._shared = _Shared()
         self.logit_normalization, self.recalibration_examples = logit_normalization, recalibration_examples
-        self._loss, self._distributed = loss, distributed
-        self._evaluator = Evaluator(model, self.parameters, batch_norm, evaluation_mode=evaluation_mode)
-        self.examples = self._total_examples()
-        if check:
-            self._check()
+        self.distributed = distributed
+        whole = objective is not None
+        reader = Reader(self.model.forward, keep_target=self.objective.own, whole=whole)
+        dtype = None if self.parameters.mixed else self.weights.dtype
+        source = source_of(batches, own_targets=not whole)
+        self.batches = Batches.read(source, reader, self.weights.device, dtype, self.objective.weigh)
+        self.calibration_batches = self.batches
+        self.examples, self.weight = self.batches.examples, self.batches.weight
+        self._settle(check)
+        self._total()
 
     # -- what L is -----------------------------------------------------------------------------------------------
 
@@ -105,35 +159,64 @@ class Problem:
         """Number of entries d of w."""
         return self.parameters.dimension
 
+    @property
+    def passes(self) -> Passes:
+        """Work done so far, in examples."""
+        return self._shared.passes
+
+    @property
+    def notes(self) -> list[str]:
+        """What a reader of any result has to know."""
+        return self._shared.notes
+
+    @property
+    def random_causes(self) -> list[str]:
+        """The notes that say why two evaluations of L(w) may differ."""
+        return self._shared.random
+
     def loss(self, w: Tensor | None = None) -> Tensor:
         """L(w), a 0-dim float64 tensor on the device. Cost: one forward pass."""
-        total = self._zero()
-        with torch.inference_mode(), self.bound(w):
-            for batch in self.batches:
-                total += self.batch_loss(self.forward(batch), batch).double() * batch.size
-        return self._sum(total) / self.examples
+        total = self.zero()
+        with self.values(w):
+            for batch in self.weighted_batches():
+                total += self.batch_loss(self.forward(batch), batch).detach().double() * batch.weight
+        return self.summed(total) / self.weight
 
     def evaluate(self, w: Tensor | None = None) -> Evaluation:
         """L(w) and the accuracy. Cost: one forward pass."""
-        total, hits = self._zero(), self._zero()
-        with torch.inference_mode(), self.bound(w):
+        total, hits = self.zero(), self.zero()
+        with self.values(w):
             for batch in self.batches:
                 outputs = self.forward(batch)
-                total += self.batch_loss(outputs, batch).double() * batch.size
+                if batch.weight:
+                    total += self.batch_loss(outputs, batch).detach().double() * batch.weight
                 right = count_hits(outputs, batch.target)
                 hits += torch.nan if right is None else right
-        both = self._sum(torch.stack([total, hits])) / self.examples
-        return Evaluation(both[0], both[1])
+        both = self.summed(torch.stack([total, hits]))
+        return Evaluation(both[0] / self.weight, both[1] / self.examples)
 
     def outputs(self, w: Tensor | None = None) -> Tensor:
-        """f_w(x_i) of all examples, concatenated: shape (n, ...). Cost: one forward pass."""
-        with torch.no_grad(), self.bound(w):
-            return torch.cat([logits_of(self.forward(batch)) for batch in self.batches])
+        """f_w(x_i) of all examples, concatenated: shape (n, ...). Cost: one forward pass.
+
+        Of a model that returns several tensors the logits, or the first.
+
+        Raises:
+            InputError: an objective function, which shows no outputs.
+        """
+        with self.values(w):
+            return torch.cat([self.batch_outputs(batch).detach() for batch in self.batches])
 
     def losses(self, w: Tensor | None = None) -> Tensor:
-        """l(f_w(x_i), y_i) of each example: shape (n,), float64. Cost: one forward pass."""
-        with torch.no_grad(), self.bound(w):
-            return torch.cat([self.example_losses(self.forward(batch), batch).double() for batch in self.batches])
+        """What each example adds to L, times n: shape (n,), float64; their mean is L(w). Cost: one forward pass.
+
+        Without class weights and ignored targets that is l(f_w(x_i), y_i).
+
+        Raises:
+            InputError: the loss knows no single examples, or theirs do not add up to it.
+        """
+        with self.values(w):
+            parts = [self.example_losses(self.forward(batch), batch).detach().double() for batch in self.batches]
+        return torch.cat(parts) * (self.examples / self.weight)
 
     def gradient(self, w: Tensor | None = None) -> Tensor:
         """Gradient of L at w: (d,). Cost: one forward and one backward pass."""
@@ -141,16 +224,16 @@ class Problem:
 
     def loss_and_gradient(self, w: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """L(w) and its gradient (d,). Cost: one forward and one backward pass."""
-        leaves, total = self.leaves(w), self._zero()
+        leaves, total = self.leaves(w), self.zero()
         with torch.enable_grad(), self.bound_tensors(leaves):
-            for batch in self.batches:
+            for batch in self.weighted_batches():
                 loss = self.batch_loss(self.forward(batch), batch)
                 self._differentiable(loss)
-                (loss * (batch.size / self.examples)).backward(inputs=leaves)
+                (loss * self.share(batch)).backward(inputs=leaves)
                 self.passes.backward += batch.size
-                total += loss.detach().double() * batch.size
+                total += loss.detach().double() * batch.weight
         gradient = self.parameters.flatten([torch.zeros_like(t) if t.grad is None else t.grad for t in leaves])
-        return self._sum(total) / self.examples, self._sum(gradient)
+        return self.summed(total) / self.weight, self.summed(gradient)
 
     def hvp(self, v: Tensor, w: Tensor | None = None) -> Tensor:
         """Hessian of L at w times v: (d,), by double backward. Cost: one Hessian-vector product (about 4 forwards).
@@ -164,69 +247,109 @@ class Problem:
 
     def _hvp(self, v: Tensor, w: Tensor | None) -> Tensor:
         leaves, result = self.leaves(w), torch.zeros_like(self.weights)
-        pieces = self.parameters.unflatten(v.to(self.weights))
+        pieces = self.parameters.typed(v.to(self.weights))
         with torch.enable_grad(), second_derivative.twice_differentiable(self.model), self.bound_tensors(leaves):
-            for batch in self.batches:
+            for batch in self.weighted_batches():
                 loss = self.batch_loss(self.forward(batch), batch)
                 second_derivative.require(loss)
                 gradients = self.first_derivative(loss, leaves, batch)
                 result += self.parameters.flatten(self.second_derivative(gradients, leaves, pieces, batch))
-        return self._sum(result)
+        return self.summed(result)
+
+    def plan(self, *, vectors: int = 0) -> Plan:
+        """What a computation needs in memory beside what is free; see `landscape.problem.memory.Plan`.
+
+        Args:
+            vectors: vectors of length d that will be held (a Krylov basis).
+
+        Cost: forward and backward passes over up to 24 examples.
+        """
+        return plan(self, vectors=vectors)
 
     # -- the parts that analyzers build on -----------------------------------------------------------------------
 
     def leaves(self, w: Tensor | None = None) -> list[Tensor]:
-        """Views of w in the model's shapes, each a leaf of automatic differentiation.
+        """Views of w in the model's shapes and dtypes, each a leaf of automatic differentiation.
 
         The flat vector itself never takes part: the backward of slicing it would cost a copy of it a slice.
         """
-        return [t.detach().requires_grad_() for t in self.parameters.unflatten(self._at(w))]
+        return [t.detach().requires_grad_() for t in self.parameters.typed(self.at(w))]
 
     @contextlib.contextmanager
     def bound(self, w: Tensor | None = None) -> Iterator[None]:
         """Within the context the model computes at w (by default: at the weights of the Problem)."""
-        with self.bound_tensors(self.parameters.unflatten(self._at(w))):
+        with self.bound_tensors(self.parameters.typed(self.at(w))):
+            yield
+
+    @contextlib.contextmanager
+    def values(self, w: Tensor | None = None) -> Iterator[None]:
+        """`bound` for passes whose derivatives nobody takes: without a graph, unless forward() itself needs one."""
+        with self.evaluator.without_graph(), self.bound(w):
             yield
 
     @contextlib.contextmanager
     def bound_tensors(self, tensors: Sequence[Tensor]) -> Iterator[None]:
         """Within the context the model computes with these tensors, statistics by the BatchNorm policy."""
         statistics = None
-        if self.batch_norm == "recalibrate" and self._evaluator.batch_norms:
-            statistics = self._evaluator.recalibrated(tensors, self._calibration_passes())
-        with self._evaluator.bound(tensors, statistics):
+        if self.batch_norm == "recalibrate" and self.evaluator.batch_norms:
+            statistics = self.evaluator.recalibrated(tensors, self._calibration_passes())
+        with self.evaluator.bound(tensors, statistics):
             yield
+
+    def weighted_batches(self) -> Iterator[Batch]:
+        """The batches with c_b > 0: the others' losses (0/0 where all targets are ignored) are no part of L."""
+        return (batch for batch in self.batches if batch.weight)
+
+    def share(self, batch: Batch) -> float:
+        """c_b / sum of c_b."""
+        return batch.weight / self.weight
+
+    def weighed(self, batch: Batch) -> Batch:
+        """The batch with its c_b."""
+        return batch if batch.weight == batch.weight else replace(batch, weight=self.objective.weigh(None, batch))
 
     def forward(self, batch: Batch) -> Any:
         """The model's outputs on a batch (within `bound`); normalized logits where that was asked for."""
         self.passes.forward += batch.size
-        outputs = self.model(*batch.args, **batch.kwargs)
+        outputs = self.objective.forward(self.model, batch)
+        if isinstance(outputs, Pair) and outputs.weight is not None:
+            self._same_weight(outputs, batch)
         if not self.logit_normalization:
             return outputs
         logits = logits_of(outputs)
         centered = logits - logits.mean(dim=-1, keepdim=True)
         return centered / torch.linalg.vector_norm(centered, dim=-1, keepdim=True).clamp(min=1e-12)
 
+    def batch_outputs(self, batch: Batch) -> Tensor:
+        """The tensor that stands for the model's outputs on a batch (within `bound`), see `outputs`."""
+        if self.objective.function is not None:
+            raise InputError(
+                "an objective function shows no outputs of the model: give Problem a loss(outputs, targets)"
+            )
+        return logits_of(self.forward(batch))
+
     def batch_loss(self, outputs: Any, batch: Batch) -> Tensor:
-        """Mean loss of a batch, a 0-dim tensor in the graph of the outputs."""
-        value = self._raw_loss(outputs, batch)
+        """l_b: the mean loss of a batch, a 0-dim tensor in the graph of the outputs."""
+        value = self.objective.value(outputs, batch)
         return value if value.dim() == 0 else value.mean()
 
     def example_losses(self, outputs: Any, batch: Batch) -> Tensor:
-        """Loss of each example of a batch: (size,), in the graph of the outputs; also for a mean-reduced loss."""
-        value = self._raw_loss(outputs, batch)
-        if value.dim() == 1:
-            return value
-        if self._loss is None:
-            raise InputError("this model returns only its mean loss: give Problem a loss to get one value an example")
-        loss, logits = self._loss, logits_of(outputs)
-        return torch.func.vmap(lambda o, t: loss(o.unsqueeze(0), t.unsqueeze(0)))(logits, batch.target)
+        """What each example of a batch adds to c_b l_b: (size,), in the graph of the outputs.
+
+        Raises:
+            InputError: the loss knows no single examples, or theirs do not add up to it.
+        """
+        if not self.objective.exact and self.undividable is not None:
+            raise InputError(
+                f"there is no one value an example ({self.undividable}): give Problem a loss that returns one"
+            )
+        return self.objective.example_losses(outputs, batch)
 
     def first_derivative(self, loss: Tensor, leaves: Sequence[Tensor], batch: Batch) -> list[Tensor | None]:
         """Gradient of the batch's share of L, with its graph: one tensor a leaf, None where the loss ignores it."""
         self._differentiable(loss)
         self.passes.backward += batch.size
-        share = loss * (batch.size / self.examples)
+        share = loss * self.share(batch)
         return list(torch.autograd.grad(share, leaves, create_graph=True, allow_unused=True))
 
     def second_derivative(
@@ -254,44 +377,93 @@ class Problem:
         yield cost
         cost.update({k: (v - getattr(before, k)) / self.examples for k, v in asdict(self.passes).items()})
 
+    @contextlib.contextmanager
+    def uncounted(self) -> Iterator[None]:
+        """Passes within the context are not counted: tries that belong to no result."""
+        before = asdict(self.passes)
+        try:
+            yield
+        finally:
+            vars(self.passes).update(before)
+
+    # -- other problems of the same function ---------------------------------------------------------------------
+
+    @property
+    def undividable(self) -> str | None:
+        """Why the batches may not be divided anew or merged, in words; None where L provably stays as it is.
+
+        Tried out once, see `landscape.problem.additivity`.
+        """
+        if not self._shared.division:
+            reason = additivity.obstacle(self)
+            self._shared.division.append(reason)
+            if reason is not None and len(self.batches) > 1 and not self.objective.exact:
+                self.notes.append(f"L is that of these {len(self.batches)} batches, never divided anew: {reason}")
+        return self._shared.division[0]
+
     def with_batches(self, batches: Sequence[Batch]) -> Problem:
         """The same model, loss and weights over other batches; passes are counted together."""
         other = copy.copy(self)
-        other.batches = Batches.of(batches)
-        other.examples = other._total_examples()
+        other.batches = other.calibration_batches = self.batches.of(batches)
+        other.examples, other.weight = other.batches.examples, other.batches.weight
+        other._total()
         return other
 
     def rebatched(self, size: int) -> Problem:
-        """The same L(w) computed in batches of `size` examples."""
-        return self.with_batches(self.batches.split(size))
+        """The same L(w) computed in batches of `size` examples.
+
+        Raises:
+            InputError: the batches cannot be divided without changing L.
+        """
+        if self.undividable is not None:
+            raise InputError(
+                f"batches of {size} would be another function ({self.undividable}): keep the batches as given"
+            )
+        other = self.with_batches(self.batches.split(size))
+        other.calibration_batches = self.calibration_batches
+        return other
 
     def restricted(self, pattern: str | Sequence[str]) -> Problem:
         """The same loss as a function of the parameters that match the pattern alone, the others at their weights."""
         other = copy.copy(self)
         other.parameters = Parameters.of(self.model, pattern)
         other.weights = other.parameters.read(self.model)
-        other._evaluator = Evaluator(
-            self.model, other.parameters, self.batch_norm, evaluation_mode=self._evaluator.evaluation_mode
-        )
+        other.evaluator = self.evaluator.rebound(self.model, other.parameters)
         return other
 
     def relocated(self, w: Tensor, buffers: Mapping[str, Tensor] | None = None) -> Problem:
         """The same loss and batches for a copy of the model that holds the weights w (d,) and these named buffers."""
         other = copy.copy(self)
-        other.model, other.weights = copy.deepcopy(self.model), self._at(w).clone()
+        other.model, other.weights = copied(self.model), self.at(w).clone()
         self.parameters.write(other.model, other.weights)
         held = dict(other.model.named_buffers())
         for name, tensor in (buffers or {}).items():
             held[name].data.copy_(tensor)
-        mode = self._evaluator.evaluation_mode
-        other._evaluator = Evaluator(other.model, self.parameters, self.batch_norm, evaluation_mode=mode)
+        other.evaluator = self.evaluator.rebound(other.model, self.parameters)
         return other
 
+    def with_batch_norm(self, policy: str) -> Problem:
+        """The same loss with another BatchNorm policy."""
+        other = copy.copy(self)
+        other.batch_norm = policy
+        other.evaluator = self.evaluator.rebound(self.model, self.parameters, policy)
+        return other
+
+    @property
+    def loss_name(self) -> str:
+        """What tells L from that of another loss; the weights of the batches count where they are not their sizes."""
+        even = all(
+            c * self.examples == s * self.weight for c, s in zip(self.batches.weights, self.batches.sizes, strict=True)
+        )
+        return self.objective.name if even else f"{self.objective.name} weighed by {self.objective.weighing}"
+
     def provenance(self) -> dict[str, Any]:
-        """What was computed on what: sample, BatchNorm policy, dtype, device, versions."""
+        """What was computed on what: sample, weights of the batches, BatchNorm policy, dtype, device, versions."""
         return {
-            "loss": loss_name(self._loss),
+            "loss": self.loss_name,
             "examples": self.examples,
+            "weighing": self.objective.weighing,
+            "weight": self.weight,
             "sample_sha256": self.batches.fingerprint(),
             "batch_norm": self.batch_norm,
             "logit_normalization": self.logit_normalization,
@@ -302,31 +474,31 @@ class Problem:
             "notes": list(self.notes),
         }
 
-    # -- inner ---------------------------------------------------------------------------------------------------
-
-    def _at(self, w: Tensor | None) -> Tensor:
+    def at(self, w: Tensor | None) -> Tensor:
+        """W as a flat vector (d,) like the weights; the weights themselves for None."""
         if w is None:
             return self.weights
         if w.shape != self.weights.shape:
             raise InputError(f"w must be a flat vector of shape ({self.dimension},), received {tuple(w.shape)}")
         return w.to(self.weights)
 
-    def _raw_loss(self, outputs: Any, batch: Batch) -> Tensor:
-        if self._loss is None:
-            return outputs.loss
-        value = self._loss(logits_of(outputs), batch.target)
-        if value.dim() == 0 or value.shape == (batch.size,):
-            return value
-        raise InputError(
-            f"the loss returned shape {tuple(value.shape)} for {batch.size} examples: a mean-reduced scalar or one "
-            f"value an example, ({batch.size},), is needed"
-        )
+    def zero(self) -> Tensor:
+        """A 0-dim float64 tensor on the device."""
+        return torch.zeros((), dtype=torch.float64, device=self.weights.device)
+
+    def summed(self, value: Tensor) -> Tensor:
+        """The value summed over the processes."""
+        if self.distributed:
+            torch.distributed.all_reduce(value)
+        return value
+
+    # -- inner ---------------------------------------------------------------------------------------------------
 
     def _calibration_passes(self) -> Iterator[None]:
         seen = 0
-        for batch in self.batches:
+        for batch in self.calibration_batches:
             # A short last batch would weigh as much as a full one in the cumulative average.
-            if seen and batch.size < self.batches.sizes[0]:
+            if seen and batch.size < self.calibration_batches.sizes[0]:
                 continue
             self.forward(batch)
             seen += batch.size
@@ -338,26 +510,87 @@ class Problem:
         if not loss.requires_grad:
             raise InputError("the loss does not depend on the chosen parameters through differentiable operations")
 
-    def _zero(self) -> Tensor:
-        return torch.zeros((), dtype=torch.float64, device=self.weights.device)
+    def _same_weight(self, outputs: Pair, batch: Batch) -> None:
+        weight = outputs.weight
+        on_host = not (
+            isinstance(weight, Tensor) and (weight.is_cuda or torch._C._functorch.is_functorch_wrapped_tensor(weight))
+        )
+        if on_host and batch.weight == batch.weight and outputs.number(batch) != batch.weight:
+            raise InputError(
+                f"the objective returned the weight {outputs.number(batch):g} for {batch} and {batch.weight:g} before: "
+                "c_b must be the same at every w"
+            )
 
-    def _sum(self, value: Tensor) -> Tensor:
-        if self._distributed:
-            torch.distributed.all_reduce(value)
-        return value
+    def _settle(self, check: bool) -> None:
+        """Evaluate the first batch: what its loss is, and what c_b is where only evaluating shows it."""
+        with self.uncounted(), torch.random.fork_rng():
+            first = next(self.weighted_batches(), None)
+            if first is None:
+                raise self._weightless()
+            outputs = self._look(first)
+            if isinstance(outputs, Pair) and outputs.weight is not None:
+                self._weigh_by_objective()
+            if self.objective.own and (known := additivity.own_denominator(self)) is not None:
+                self.objective.learn(*known)
+                self.batches.reweighed([known[1](b) for b in self.batches])
+            if check:
+                self._check(next(self.weighted_batches(), first))
+        self.weight = self.batches.weight
 
-    def _total_examples(self) -> int:
-        count = torch.tensor(self.batches.examples, dtype=torch.float64, device=self.weights.device)
-        return int(self._sum(count))
+    def _look(self, first: Batch) -> Any:
+        """The outputs of the first batch; where forward() takes derivatives without asking for a graph it gets one."""
 
-    def _check(self) -> None:
-        """Look at the first batch; what makes L random is a warning and a note of the Problem's provenance."""
-        counted = copy.copy(self.passes)
-        with torch.random.fork_rng():
-            batch = next(iter(self.batches))
-            problem_checks.require_function_of_weights(self, batch)
-            causes = list(problem_checks.random_causes(self, batch))
-        self.passes = counted
+        def outputs_seen() -> Any:
+            with self.values():
+                outputs = self.forward(replace(first, weight=torch.nan))
+                self.objective.look(outputs, first, self.batches.kept or [first])
+                return outputs
+
+        try:
+            return outputs_seen()
+        except InputError as error:
+            if "does not require grad" not in str(error.__cause__):
+                raise
+            self.evaluator.graph_inside = True
+            return outputs_seen()
+
+    def _weigh_by_objective(self) -> None:
+        self.batches.reweighed([torch.nan] * len(self.batches))
+        with self.values():
+            pairs = ((self.forward(replace(b, weight=torch.nan)), b) for b in self.batches)
+            self.batches.reweighed([pair.number(b) for pair, b in pairs])
+        self.objective.weighing = "the weights that the objective returns"
+
+    def _check(self, batch: Batch) -> None:
+        """Look at one batch; what makes L random is a warning and a note of the Problem's provenance."""
+        checks.require_function_of_weights(self, batch)
+        causes = list(checks.random_causes(self, batch))
+        checks.require_one_function(self, batch)
         for cause in causes:
             self.notes.append(cause)
-            warnings.warn(cause, NonDeterministicWarning, stacklevel=4)
+            self.random_causes.append(cause)
+            warnings.warn(cause, NonDeterministicWarning, stacklevel=5)
+        if self.parameters.mixed:
+            dtypes = sorted({str(s.dtype).removeprefix("torch.") for s in self.parameters})
+            self.notes.append(
+                f"the model computes in {', '.join(dtypes)}, each layer in its own; w is held in "
+                f"{str(self.weights.dtype).removeprefix('torch.')}, dots and sums are float64"
+            )
+        if not self.objective.exact and self.objective.function is None and not causes:
+            _ = self.undividable
+
+    def _total(self) -> None:
+        """Number of examples and weight over all processes."""
+        both = torch.tensor(
+            [self.batches.examples, self.batches.weight], dtype=torch.float64, device=self.weights.device
+        )
+        examples, weight = self.summed(both).tolist()
+        self.examples, self.weight = int(examples), weight
+        if not weight > 0:
+            raise self._weightless()
+
+    def _weightless(self) -> InputError:
+        return InputError(
+            f"the weights of all batches are 0 ({self.objective.weighing}): no target counts; check the labels and "
+            "ignore_index"
+        )

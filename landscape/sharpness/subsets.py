@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator
 from numbers import Integral
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from landscape.errors import InputError
 from landscape.problem.batches import Batch
@@ -40,8 +38,9 @@ def check_division(problem: Problem, m: int | None, subsets: int) -> None:
     if m is not None and m > smallest:
         where = f" in each of {subsets} subsets" if subsets else ""
         raise InputError(f"m={m}: there are only {smallest} examples{where}; give m <= {smallest}")
-    if problem.batches.whole() is None:
-        raise InputError("m and subsets: the examples do not fit in memory or differ in shape; give fewer, or neither")
+    if problem.undividable is not None or problem.batches.whole() is None:
+        reason = problem.undividable or "the batches differ in shape"
+        raise InputError(f"m and subsets divide the examples anew, and {reason}: give neither")
 
 
 def in_groups(problem: Problem, m: int | None) -> Iterator[Problem]:
@@ -51,7 +50,9 @@ def in_groups(problem: Problem, m: int | None) -> Iterator[Problem]:
         return
     largest = max(problem.batches.sizes)
     for batch in problem.batches.split(m):
-        yield problem.with_batches(_pieces(batch, largest))
+        pieces = problem.batches.of(_pieces(batch, largest)).kept or []
+        if any(p.weight for p in pieces):  # a group of which no target counts has no loss
+            yield problem.with_batches(pieces)
 
 
 def disjoint_subsets(problem: Problem, count: int, seed: int) -> Iterator[Problem]:
@@ -61,7 +62,7 @@ def disjoint_subsets(problem: Problem, count: int, seed: int) -> Iterator[Proble
     largest = max(problem.batches.sizes)
     for index in torch.randperm(whole.size, generator=stream(seed, "subsets")).tensor_split(count):
         rows = index.to(problem.weights.device)
-        yield problem.with_batches(_pieces(_select(whole, rows), largest))
+        yield problem.with_batches(_pieces(whole.select(rows), largest))
 
 
 def sample_bias(values: np.ndarray, center: np.ndarray) -> np.ndarray:
@@ -70,11 +71,6 @@ def sample_bias(values: np.ndarray, center: np.ndarray) -> np.ndarray:
     The excess falls as 1/n, so k subsets of n/k examples exceed the limit k times as far: (mean - center) / (k - 1).
     """
     return (values.mean(axis=0) - center) / (len(values) - 1)
-
-
-def _select(batch: Batch, rows: Tensor) -> Batch:
-    part = batch.map(lambda t: t[rows] if t.dim() and t.shape[0] == batch.size else t)
-    return dataclasses.replace(part, size=len(rows))
 
 
 def _pieces(batch: Batch, size: int) -> list[Batch]:

@@ -18,7 +18,6 @@ from landscape import random
 from landscape.ball.vectors import cosine
 from landscape.errors import InputError
 from landscape.invariance.rescaling import find
-from landscape.problem.outputs import logits_of
 from landscape.problem.problem import Problem
 
 Named = dict[str, Tensor]
@@ -224,13 +223,13 @@ def _output_change(problem: Problem, tensors: Named) -> float:
 def outputs_at(problem: Problem, tensors: Mapping[str, Tensor]) -> Tensor:
     """Outputs on the first 16 examples with these weights and buffers."""
     batch = next(iter(problem.batches))
-    few, passes = batch.rows(0, _EXAMPLES), problem.passes.forward
+    few, passes = batch.rows(0, _EXAMPLES) if batch.sliceable else batch, problem.passes.forward
     with (
         torch.no_grad(),
-        problem._evaluator.bound(
+        problem.evaluator.bound(
             [tensors[n] for n in problem.parameters.names], [tensors[n] for n in _buffers(problem)]
         ),
     ):
-        found = logits_of(problem.forward(few)).detach().double()
+        found = problem.batch_outputs(few).detach().double()
     problem.passes.forward = passes
     return found

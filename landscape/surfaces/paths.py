@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -16,7 +15,6 @@ from torch import Tensor
 from landscape import random
 from landscape.ball.vectors import norm
 from landscape.errors import InputError
-from landscape.problem.evaluator import Evaluator
 from landscape.problem.problem import Problem
 from landscape.progress import track
 from landscape.results.result import Result, array, plain
@@ -162,7 +160,7 @@ def path(
         t = np.linspace(0, 1, points)
         values = _evaluated({"": first, **(others or {})}, end, bend, curve, t)
     scale = float(norm(first.weights))
-    has_norm = bool(first._evaluator.batch_norms)
+    has_norm = bool(first.evaluator.batch_norms)
     return LossPath(
         **_along(t, values),
         bend=bend,
@@ -223,12 +221,9 @@ def trained_bend(
 
     Cost: `epochs` forward and backward passes.
     """
-    training = copy.copy(problem)
-    if problem._evaluator.batch_norms:
-        training._evaluator = Evaluator(problem.model, problem.parameters, "batch")
-        training.batch_norm = "batch"
+    training = problem.with_batch_norm("batch") if problem.evaluator.batch_norms else problem
     generator, shape = random.stream(seed, "training of a bend"), CURVES[curve]
-    start, batches = problem.weights, list(problem.batches)
+    start, batches = problem.weights, list(problem.weighted_batches())
     bend, velocity = (start + end) / 2, torch.zeros_like(start)
     total, step, history = epochs * len(batches), 0, []
     for _ in track(range(epochs), f"{curve} curve"):
@@ -239,9 +234,9 @@ def trained_bend(
             loss, gradient = training.with_batches([batches[i]]).loss_and_gradient(point)
             velocity.mul_(momentum).add_(gradient, alpha=m)
             bend = bend - 0.5 * lr * (1 + math.cos(math.pi * step / total)) * velocity
-            sums += loss * batches[i].size
+            sums += loss * batches[i].weight
             step += 1
-        history.append(float(sums) / problem.examples)
+        history.append(float(sums) / problem.weight)
     if not bool(torch.isfinite(bend).all()):
         raise InputError(f"the bend diverged (losses by epoch {history[-3:]}): use a smaller lr than {lr}")
     return bend, {"epochs": epochs, "steps": step, "loss_by_epoch": history}

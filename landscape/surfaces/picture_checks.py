@@ -58,7 +58,7 @@ def check(surface: Surface, problem: Problem, evaluation: GridEvaluation) -> lis
 
 
 def _deterministic(surface: Surface, problem: Problem, evaluation: GridEvaluation) -> Iterator[Check]:
-    for note in problem.notes:
+    for note in problem.random_causes:
         yield Check("determinism", False, note)
     index = surface.center
     if index is None:
@@ -71,7 +71,7 @@ def _deterministic(surface: Surface, problem: Problem, evaluation: GridEvaluatio
     if difference > 1e-5:
         text = f"the loss at the center changed by {difference:.1g} (relative) when it was evaluated again"
         yield Check("determinism", False, text, difference)
-    elif not problem.notes:
+    elif not problem.random_causes:
         yield Check("determinism", True, "the loss at the center is the same when evaluated again", difference)
 
 
@@ -210,9 +210,9 @@ def _cosine(surface: Surface) -> Iterator[Check]:
 
 
 def _batch_norm(surface: Surface, problem: Problem) -> Iterator[Check]:
-    if not problem._evaluator.evaluation_mode and any(m.training for m in problem.model.modules()):
+    if not problem.evaluator.evaluation_mode and any(m.training for m in problem.model.modules()):
         yield Check("mode", False, "the network is in training mode: dropout and batch statistics are part of L(w)")
-    if problem._evaluator.batch_norms and problem.batch_norm == "frozen":
+    if problem.evaluator.batch_norms and problem.batch_norm == "frozen":
         # At another checkpoint the center's statistics are simply wrong; near the center they are a choice.
         if surface.marks is not None:
             text = "other checkpoints are drawn with the center's BatchNorm statistics: use the policy recalibrate"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -185,8 +185,8 @@ def _band(surfaces: Sequence[Surface]) -> dict[str, Any]:
 def _parts(problem: Problem, count: int, seed: int) -> list[Problem]:
     """Disjoint random parts of the examples, each in batches of the first batch's size."""
     whole = problem.batches.whole()
-    if whole is None:
-        raise InputError("these batches cannot be divided anew: they do not fit in memory or their shapes differ")
+    if problem.undividable is not None or whole is None:
+        raise InputError(f"data subsets divide the examples anew: {problem.undividable or 'their shapes differ'}")
     if count > whole.size:
         raise InputError(f"{count} subsets of {whole.size} examples: at most one a example")
     order = torch.randperm(whole.size, generator=stream(seed, "data subsets"))
@@ -194,8 +194,7 @@ def _parts(problem: Problem, count: int, seed: int) -> list[Problem]:
     parts = []
     for chosen in order.tensor_split(count):
         rows = chosen.sort().values.to(problem.weights.device)
-        part = whole.map(lambda t, rows=rows: t[rows] if t.dim() and t.shape[0] == whole.size else t)  # type: ignore[misc]
-        part = replace(part, size=len(rows))
+        part = whole.select(rows)
         parts.append(problem.with_batches([part.rows(i, i + size) for i in range(0, len(rows), size)]))
     return parts
 

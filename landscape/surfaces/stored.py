@@ -9,7 +9,6 @@ from typing import Any
 from torch import Tensor
 
 from landscape.errors import InputError
-from landscape.problem.loss_name import loss_name
 from landscape.problem.problem import Problem
 from landscape.results import digest, hdf5
 from landscape.results.result import plain
@@ -49,7 +48,7 @@ def identity_of(
             **hashes,
             # The same weights compute something else with other activations.
             "model_sha256": digest.of_parts([repr(problem.model)]),
-            "loss": loss_name(problem._loss),
+            "loss": problem.loss_name,
             "logit_normalization": problem.logit_normalization,
             "batch_norm": problem.batch_norm,
             "parameters": list(problem.parameters.names),

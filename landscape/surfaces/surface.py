@@ -195,7 +195,7 @@ def _empty(problem: Problem, plane: Directions, axes: Sequence[np.ndarray], argu
         facts=plane.facts,
         complete=False,
         arguments=dict(arguments),
-        provenance={**problem.provenance(), "has_batch_norm": bool(problem._evaluator.batch_norms)},
+        provenance={**problem.provenance(), "has_batch_norm": bool(problem.evaluator.batch_norms)},
     )
 
 

@@ -10,7 +10,6 @@ from torch import Tensor
 from landscape import random
 from landscape.errors import InputError
 from landscape.problem.batches import Batch
-from landscape.problem.outputs import logits_of
 from landscape.problem.problem import Problem
 
 
@@ -42,13 +41,12 @@ class OutputCurvature:
                 'method="hutch++"'
             )
         self.outputs = outputs.detach().requires_grad_()
-        self.share = batch.size / problem.examples
         with torch.enable_grad():
-            loss = problem.batch_loss(self.outputs, batch) * self.share
+            loss = problem.batch_loss(self.outputs, batch) * problem.share(batch)
             self.slope = torch.autograd.grad(loss, self.outputs, create_graph=True, allow_unused=True)[0]
         if self.slope is None:
             raise InputError("the loss does not depend on the model's outputs")
-        self._examples = problem.examples
+        self._problem, self._batch = problem, batch
 
     def product(self, u: Tensor) -> Tensor:
         """B u for u of the outputs' shape."""
@@ -67,19 +65,25 @@ class OutputCurvature:
                 raise InputError("the loss couples the examples of a batch: it has no matrix of one example's outputs")
 
     def softmax_scale(self) -> Tensor | None:
-        """Factor c (n, 1) with B = c (diag p - p p'), the Hessian of cross-entropy; None for another loss.
+        """Factors c (n, 1) with B_i = c_i (diag p_i - p_i p_i'), the Hessian of cross-entropy; None for another loss.
 
-        Found out by products, not by the name of the loss.
+        c_i is the example's share of L: its class weight over the sum of all. Found out by products, not by the name of
+        the loss.
         """
         if self.outputs.dim() != 2 or self.outputs.shape[1] < 2:
             return None
         p = torch.softmax(self.outputs.detach(), dim=1)
         probe = random.normal(self.outputs.reshape(-1).detach(), random.stream(0, "softmax")).view_as(p)
-        expected = (p * probe - p * (p * probe).sum(1, keepdim=True)) / self._examples
+        unit, product = p * probe - p * (p * probe).sum(1, keepdim=True), self.product(probe)
+        # Saturated examples have no curvature to compare: theirs is the share that the others show.
+        largest = (product * unit).sum(1).abs().argmax()
+        common = (product[largest] * unit[largest]).sum() / unit[largest].square().sum().clamp(min=1e-30)
+        own = (product * unit).sum(1, keepdim=True) / unit.square().sum(1, keepdim=True).clamp(min=1e-30)
+        saturated = unit.square().sum(1, keepdim=True) < 1e-10
+        share = torch.where(saturated, common, own)
         tolerance = 1e3 * torch.finfo(p.dtype).eps
-        difference = (self.product(probe) - expected).abs().amax()
-        fits = bool(difference <= tolerance * probe.abs().amax() / self._examples)
-        return torch.full_like(p[:, :1], 1 / self._examples) if fits else None
+        fits = (product - share * unit).abs().amax() <= tolerance * probe.abs().amax() * share.abs().amax()
+        return share if bool(fits) and bool((share >= 0).all()) else None
 
     def roots(self) -> list[Root]:
         """Square roots of B: for cross-entropy diag(sqrt p) - p sqrt(p)', else by eigendecomposition."""
@@ -114,7 +118,10 @@ class OutputCurvature:
     def score(self) -> Root:
         """Gradient of each example's loss at its outputs: the column of the empirical Fisher matrix."""
         assert self.slope is not None
-        return Root(1.0, self.slope.detach().mul(self._examples**0.5).unsqueeze(0))
+        with torch.no_grad():
+            shares = self._problem.objective.shares(self._batch).to(self.slope) / self._problem.weight
+        root = shares.clamp(min=1e-300).rsqrt() * (shares > 0)
+        return Root(1.0, (self.slope.detach() * root.view(-1, *[1] * (self.slope.dim() - 1))).unsqueeze(0))
 
     def sampled(self, drawn: Tensor) -> Root:
         """Scores at targets drawn from the model's own distribution (for another loss than cross-entropy: S xi).
@@ -139,4 +146,4 @@ class OutputCurvature:
 
 def outputs_of(problem: Problem, batch: Batch) -> Tensor:
     """The tensor of outputs on a batch, with its graph (within `problem.bound_tensors`)."""
-    return logits_of(problem.forward(batch))
+    return problem.objective.compared(problem.forward(batch))

@@ -23,7 +23,6 @@ from landscape.curvature.exact.output_curvature import OutputCurvature, Root, ou
 from landscape.curvature.products import chunks, second_derivative
 from landscape.errors import InputError
 from landscape.problem.batches import Batch
-from landscape.problem.memory import free_memory
 from landscape.problem.problem import Problem
 
 Roots = Callable[[OutputCurvature], Sequence[Root]]
@@ -69,20 +68,25 @@ def ggn_squares(
     Raises:
         InputError: outputs of another shape, or examples that influence each other (batch statistics).
     """
+    if not all(b.sliceable for b in problem.batches):
+        raise InputError(
+            "the exact trace needs batches whose tensors all have the examples first, these hold something else (a "
+            'graph, a list); estimate it: method="hutch++"'
+        )
     leaves = problem.leaves(w)
     columns_of = roots or OutputCurvature.roots
     # The same attention kernels as everywhere in curvature; the fused ones cannot be vectorized over examples.
     with second_derivative.twice_differentiable(problem.model), problem.bound_tensors(leaves), torch.enable_grad():
         taps = _Taps(problem, leaves)
-        obstacle = taps.calibrate(next(iter(problem.batches)), columns_of)
+        obstacle = taps.calibrate(next(problem.weighted_batches()), columns_of)
         if only_equal and obstacle is not None:
             return None
         chunked = _chunked(problem, leaves, taps, chunk_size)
         total = [torch.zeros(x.shape if diagonal else (), dtype=torch.float64, device=x.device) for x in leaves]
-        for batch in chunked.batches:
+        for batch in chunked.weighted_batches():
             for i, value in taps.squares(batch, columns_of, diagonal):
                 total[i] += value
-    total = [problem._sum(t) for t in total]
+    total = [problem.summed(t) for t in total]
     return Squares(total, obstacle, tuple(problem.parameters.names[i] for i in sorted(taps.uncovered)))
 
 
@@ -113,7 +117,8 @@ class _Taps:
             What keeps the network from being piecewise multi-affine, None where nothing does.
         """
         passes = (self.problem.passes.forward, self.problem.passes.backward)
-        pair = batch.rows(0, min(2, batch.size))
+        counting = self.problem.objective.shares(batch).nonzero().flatten()[:2]
+        pair = self.problem.weighed(batch.select(counting.to(self.leaves[0].device)))
         outputs, seen = self._forward(pair)
         curvature = OutputCurvature(self.problem, outputs, pair)
         curvature.check_separable()
@@ -217,15 +222,10 @@ class _Taps:
 
 def _chunked(problem: Problem, leaves: Sequence[Tensor], taps: _Taps, size: int | None) -> Problem:
     """The examples in chunks whose gradients of all columns fit."""
-    if problem.batches.whole() is None:
-        return problem
     found = chunks.footprint(problem, leaves)
-    if size is None:
-        # All columns of all layers are held at once, besides the graph; a quarter of the memory is the bound.
-        memory = 0.25 * free_memory(problem.weights.device)
-        fitting = int(memory / (found.per_example + 3 * taps.columns * taps.output_bytes))
-        size = max(min(max(chunks.cached(problem, found.largest), 1), fitting), 1)
-    return chunks.chosen(problem, found, size)
+    # All columns of all layers are held at once, besides the graph.
+    columns = chunks.Footprint(found.fixed, found.per_example + 3 * taps.columns * taps.output_bytes, found.largest)
+    return chunks.chosen(problem, columns, size)
 
 
 def _whole_model(
@@ -237,7 +237,7 @@ def _whole_model(
         for i in positions
     ]
     for k in range(batch.size):
-        outputs = outputs_of(problem, batch.rows(k, k + 1))
+        outputs = outputs_of(problem, problem.weighed(batch.rows(k, k + 1)))
         for column in root.columns[:, k : k + 1]:
             own = [leaves[i] for i in positions]
             found = torch.autograd.grad(outputs, own, column, retain_graph=True, allow_unused=True)

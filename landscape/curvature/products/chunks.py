@@ -1,4 +1,4 @@
-"""How the examples are divided for derivatives: what a graph costs is measured on a few examples, then chosen."""
+"""How examples are divided for derivatives: the cost of a graph is measured on a few of them, then a rule decides."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from landscape.problem.batches import Batch, Batches
-from landscape.problem.memory import free_memory
+from landscape.errors import InputError
+from landscape.problem import memory
+from landscape.problem.batches import Batch
 
 if TYPE_CHECKING:
     from landscape.problem.problem import Problem
@@ -21,6 +22,9 @@ _PROBE = 16
 # activation each), an MLP as one batch of 2,000 (4 kB each); on a GPU only launch overhead asks for large chunks.
 _CACHE = {"cpu": 16 * 2**20}
 _DEFAULT_CACHE = 512 * 2**20
+# Largest graph of a chunk: a rule of the arguments, so that numbers repeat; what is free only refuses.
+_GRAPH = {"cpu": 2**30}
+_DEFAULT_GRAPH = 4 * 2**30
 _SHARE_OF_FREE = 0.5
 
 
@@ -32,14 +36,11 @@ class Footprint:
         fixed: what does not grow with the number of examples.
         per_example: what grows with it.
         largest: the largest single tensor, per example.
-        additive: whether the loss of a batch is the size-weighted mean of its parts' (not with batch statistics,
-            class weights, ignored targets): only then may the examples be divided anew.
     """
 
     fixed: float
     per_example: float
     largest: float
-    additive: bool
 
     def bytes(self, examples: int) -> float:
         """Memory of the graph of `examples` examples."""
@@ -49,80 +50,75 @@ class Footprint:
 def footprint(problem: Problem, leaves: Sequence[Tensor]) -> Footprint:
     """Measure what the graph of a first derivative holds, on up to 16 examples of the first batch.
 
-    Cost: forward and backward passes over 24 examples.
+    A batch that cannot be sliced is measured whole. Cost: forward and backward passes over up to 24 examples.
     """
-    batch = next(iter(problem.batches))
-    passes = (problem.passes.forward, problem.passes.backward)
-    many = min(_PROBE, batch.size)
-    few = max(many // 2, 1)
-    try:
-        large = _held(problem, leaves, batch.rows(0, many))
-        small = _held(problem, leaves, batch.rows(0, few))
-        rest = _held(problem, leaves, batch.rows(few, many)) if many > few else small
-    finally:
-        problem.passes.forward, problem.passes.backward = passes
-    slope = (large[0] - small[0]) / (many - few) if many > few else large[0] / many
-    parts = (small[2] * few + rest[2] * (many - few)) / many
-    tolerance = 50 * torch.finfo(leaves[0].dtype).eps * (1 + large[2].abs())
-    return Footprint(
-        fixed=max(small[0] - slope * few, 0.0),
-        per_example=max(slope, 1.0),
-        largest=large[1] / many,
-        additive=bool((large[2] - parts).abs() <= tolerance) and not weighs(problem),
-    )
+    batch = next(problem.weighted_batches())
+    with problem.uncounted():
+        if not batch.sliceable or batch.size == 1 or problem.undividable is not None:
+            held, largest = _held(problem, leaves, batch)
+            return Footprint(0.0, max(held / batch.size, 1.0), largest / batch.size)
+        many = min(_PROBE, batch.size)
+        few = max(many // 2, 1)
+        large, small = (_held(problem, leaves, problem.weighed(batch.rows(0, n))) for n in (many, few))
+    slope = max((large[0] - small[0]) / (many - few), 1.0)
+    return Footprint(max(small[0] - slope * few, 0.0), slope, large[1] / many)
 
 
-def weighs(problem: Problem) -> bool:
-    """Whether a batch's mean divides by something else than its size: class weights, ignored targets.
+def chosen(problem: Problem, footprint: Footprint, size: int | None = None) -> Problem:
+    """The same L(w) over chunks of a good size: `size`, or the one that fits cache and graph, the same every time.
 
-    A few examples need not show it: data sorted by class, targets that are rarely ignored.
+    The user's batches stay where L would change with their division, whatever size is asked for.
+
+    Raises:
+        InputError: a chunk whose graph does not fit in memory; the size that does is named.
     """
-    loss = problem._loss
-    if loss is None or getattr(loss, "reduction", "mean") == "none":
-        return False
-    ignored = getattr(loss, "ignore_index", -100)  # torch's default, of the function too
-    targets = (b.target for b in problem.batches)
-    return getattr(loss, "weight", None) is not None or any(
-        isinstance(t, Tensor) and not t.is_floating_point() and bool((t == ignored).any()) for t in targets
-    )
-
-
-def chosen(problem: Problem, found: Footprint, size: int | None = None) -> Problem:
-    """The same L(w) over chunks of a good size: `size`, or the one that fits cache and memory.
-
-    The user's batches stay where the loss is not additive over examples or the examples cannot be divided.
-    """
-    if not found.additive or problem.batches.whole() is None:
+    sizes, weight = problem.batches.sizes, problem.weight
+    target = size
+    if target is None:
+        count = -(-problem.batches.examples // fitting(problem, footprint))
+        target = -(-problem.batches.examples // count)
+    as_given = all(s == target for s in sizes[:-1]) and sizes[-1] <= target and (len(sizes) > 1 or sizes[0] <= target)
+    if as_given or problem.undividable is not None:
+        _require_room(problem, footprint, max(sizes))
         return problem
-    if size is None:
-        device = problem.weights.device
-        memory = 0.25 * free_memory(device) - found.fixed
-        fitting = max(min(cached(problem, found.largest), int(memory / found.per_example)), 1)
-        count = -(-problem.batches.examples // fitting)
-        size = -(-problem.batches.examples // count)
-    sizes = problem.batches.sizes
-    if all(s == size for s in sizes[:-1]) and sizes[-1] <= size and (len(sizes) > 1 or sizes[0] == size):
-        return problem
-    # A copy with the number of examples as it is: `rebatched` would count anew over all processes, of which another may
-    # keep its batches.
+    _require_room(problem, footprint, target)
+    # A copy with the weight of all as it is: `rebatched` would sum anew over all processes, of which another may keep
+    # its batches.
     other = copy.copy(problem)
-    other.batches = Batches.of(problem.batches.split(size))
+    other.batches, other.weight = problem.batches.of(problem.batches.split(target)), weight
     return other
 
 
-def cached(problem: Problem, largest: float) -> int:
-    """Examples whose largest activation fits the cache."""
-    return int(_CACHE.get(problem.weights.device.type, _DEFAULT_CACHE) / max(largest, 1.0))
+def fitting(problem: Problem, footprint: Footprint) -> int:
+    """Examples whose largest activation fits the cache and whose graph stays below the bound."""
+    kind = problem.weights.device.type
+    cached = _CACHE.get(kind, _DEFAULT_CACHE) / max(footprint.largest, 1.0)
+    graph = (_GRAPH.get(kind, _DEFAULT_GRAPH) - footprint.fixed) / footprint.per_example
+    return max(int(min(cached, graph)), 1)
 
 
 def budget(problem: Problem) -> float:
     """Bytes that kept graphs may take: half of what is free now."""
-    return _SHARE_OF_FREE * free_memory(problem.weights.device)
+    return _SHARE_OF_FREE * memory.free_memory(problem.weights.device)
 
 
-def _held(problem: Problem, leaves: Sequence[Tensor], batch: Batch) -> tuple[int, int, Tensor]:
-    """(bytes that the graph holds, bytes of the largest tensor with a row an example, loss) of a batch."""
-    known = {t.untyped_storage().data_ptr() for t in [*leaves, *batch.tensors()]}
+def _require_room(problem: Problem, footprint: Footprint, size: int) -> None:
+    free, needed = memory.free_memory(problem.weights.device), footprint.bytes(size)
+    if needed <= free:
+        return
+    fits = int((_SHARE_OF_FREE * free - footprint.fixed) / footprint.per_example)
+    if fits < 1:
+        remedy = "restrict parameters, or take forward-only measures"
+    else:
+        remedy = f"give batches of at most {fits}" if problem.undividable else f"give chunk_size={fits}"
+    raise InputError(
+        f"the graph of {size} examples takes {memory.size(needed)}, {memory.size(free)} are free: {remedy}"
+    )
+
+
+def _held(problem: Problem, leaves: Sequence[Tensor], batch: Batch) -> tuple[int, int]:
+    """(bytes that the graph holds, bytes of the largest tensor with a row an example) of a batch."""
+    known = {t.untyped_storage().data_ptr() for t in [*leaves, *batch.tensors()] if not t.is_sparse}
     held: dict[int, Tensor] = {}
     largest = 0
 
@@ -139,4 +135,4 @@ def _held(problem: Problem, leaves: Sequence[Tensor], batch: Batch) -> tuple[int
         gradients = problem.first_derivative(loss, leaves, batch)
     total = sum(t.untyped_storage().nbytes() for key, t in held.items() if key not in known)
     del gradients
-    return total, largest, loss.detach().double()
+    return total, largest

@@ -24,7 +24,7 @@ class DifferenceProduct:
 
     def __init__(self, problem: Problem, w: Tensor | None = None, *, step: float | None = None) -> None:
         self._problem = problem
-        self._w = problem._at(w).detach().clone()
+        self._w = problem.at(w).detach().clone()
         relative = step or torch.finfo(self._w.dtype).eps ** (1 / 3)
         self.step = relative * (1 + float(torch.linalg.vector_norm(self._w, dtype=torch.float64)))
         self.relative_error: float | None = None

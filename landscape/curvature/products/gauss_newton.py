@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -66,7 +67,7 @@ class GaussNewtonGraph:
     def product(self, v: Tensor) -> Tensor:
         """J' B J v: (d,)."""
         problem = self.graphs.problem
-        pieces = problem.parameters.unflatten(v.to(problem.weights))
+        pieces = problem.parameters.typed(v.to(problem.weights))
         result = torch.zeros_like(problem.weights)
         with self.graphs.open():
             for batch, (outputs, u, pulled, middle), _ in self.graphs.each(self._build):
@@ -76,7 +77,7 @@ class GaussNewtonGraph:
                 problem.passes.hvp += batch.size
                 zeros = [torch.zeros_like(x) if g is None else g for g, x in zip(found, self.leaves, strict=True)]
                 result += problem.parameters.flatten(zeros)
-        return problem._sum(result)
+        return problem.summed(result)
 
     def facts(self) -> dict[str, Any]:
         """What was chosen and measured."""
@@ -125,7 +126,7 @@ def _rank_one(root: Root) -> Middle:
 def _depends_on_targets(problem: Problem, curvature: OutputCurvature, batch: Batch) -> bool:
     if not isinstance(batch.target, Tensor):
         return True
-    rolled = Batch(batch.args, batch.kwargs, batch.target.roll(1, 0), batch.size)
+    rolled = replace(batch, target=batch.target.roll(1, 0))
     other = OutputCurvature(problem, curvature.outputs, rolled)
     probe = random.normal(curvature.outputs.detach().reshape(-1), random.stream(0, "targets")).view_as(
         curvature.outputs

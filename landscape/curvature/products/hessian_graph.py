@@ -69,8 +69,8 @@ class HessianGraph:
         problem = self.graphs.problem
         chosen = list(range(len(self.leaves))) if block is None else list(block)
         leaves = [self.leaves[i] for i in chosen]
-        parts = v.to(leaves[0]).split([x.numel() for x in leaves])
-        pieces = [p.view(leaf.shape) for p, leaf in zip(parts, leaves, strict=True)]
+        parts = v.to(self.graphs.problem.weights).split([x.numel() for x in leaves])
+        pieces = [p.view(leaf.shape).to(leaf.dtype) for p, leaf in zip(parts, leaves, strict=True)]
         result: Tensor | None = None
         with self.graphs.open():
             for batch, (_, gradients), kept in self.graphs.each(self._differentiate):
@@ -78,10 +78,10 @@ class HessianGraph:
                 found = second_derivative.named(
                     functools.partial(problem.second_derivative, own, leaves, pieces, batch, retain_graph=kept)
                 )
-                flat = torch.cat([f.reshape(-1) for f in found])
+                flat = torch.cat([f.reshape(-1) for f in found]).to(problem.weights)
                 result = flat if result is None else result.add_(flat)
         assert result is not None
-        return problem._sum(result)
+        return problem.summed(result)
 
     def facts(self) -> dict[str, Any]:
         """What was chosen and measured."""
@@ -94,16 +94,16 @@ class HessianGraph:
             losses, total = [], torch.zeros_like(problem.weights)
             with self.graphs.open():
                 for batch, (loss, gradients), _ in self.graphs.each(self._differentiate):
-                    losses.append(loss * batch.size)
+                    losses.append(loss * batch.weight)
                     pairs = zip(gradients, self.leaves, strict=True)
                     total += problem.parameters.flatten(
                         [torch.zeros_like(x) if g is None else g.detach() for g, x in pairs]
                     )
-            value = float(problem._sum(torch.stack(losses).sum()) / problem.examples)
+            value = float(problem.summed(torch.stack(losses).sum()) / problem.weight)
             if not math.isfinite(value):
                 self.graphs.release()
                 raise _not_finite(self.graphs.original, self.leaves)
-            self._known = value, problem._sum(total)
+            self._known = value, problem.summed(total)
         return self._known
 
     def _differentiate(self, batch: Batch, _start: int) -> tuple[Tensor, Gradients]:
@@ -120,7 +120,7 @@ def _not_finite(problem: Problem, leaves: Sequence[Tensor]) -> InputError:
     start = 0
     with torch.no_grad(), problem.bound_tensors(leaves):
         for i, batch in enumerate(problem.batches):
-            value = float(problem.batch_loss(problem.forward(batch), batch))
+            value = float(problem.batch_loss(problem.forward(batch), batch)) if batch.weight else 0.0
             if not math.isfinite(value):
                 return InputError(
                     f"the loss is {value} on batch {i} (examples {start} to {start + batch.size - 1}): curvature needs "

@@ -67,7 +67,7 @@ class KeptGraphs(Generic[G]):
         `build` gets the batch and the position of its first example.
         """
         stop = 0
-        for i, batch in enumerate(self.problem.batches):
+        for i, batch in enumerate(self.problem.weighted_batches()):
             start, stop = stop, stop + batch.size
             if i in self._graphs:
                 yield batch, self._graphs[i], True

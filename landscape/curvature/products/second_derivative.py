@@ -88,8 +88,8 @@ def named(work: Callable[[], T]) -> T:
 
 def _missing(operation: str) -> InputError:
     return InputError(
-        f"the model has no second derivative: {operation} cannot be differentiated twice; replace it, or compute "
-        'products by central differences: hvp="differences"'
+        f"the model has no second derivative: {operation} cannot be differentiated twice; replace it, or take "
+        'central differences: top_eigenvalues(problem, hvp="differences")'
     )
 
 

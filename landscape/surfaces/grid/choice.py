@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from landscape.curvature.products.chunks import weighs
 from landscape.errors import InputError
 from landscape.problem.batches import Batch
 from landscape.problem.problem import Problem
@@ -78,19 +77,9 @@ def choose(
 
 def _keeps_batches(problem: Problem) -> list[str]:
     """Reasons for which the loss, or the memory, depends on the division into batches."""
-    if problem.batch_norm == "batch" and problem._evaluator.batch_norms:
-        return ["batches as given: BatchNorm uses the statistics of each batch"]
-    if not problem._evaluator.evaluation_mode:
-        return ["batches as given: the model keeps its training mode"]
-    if any(not m.track_running_stats for m in problem._evaluator.batch_norms):
-        return ["batches as given: a BatchNorm keeps no running statistics"]
-    if problem._distributed:
+    if problem.distributed:
         return ["batches as given: the examples are shared among processes"]
-    if weighs(problem):
-        return ["batches as given: the loss weighs examples by more than their number"]
-    if problem.batches.kept is None:
-        return ["batches as given: they do not fit in memory"]
-    return []
+    return [] if problem.undividable is None else [f"batches as given: {problem.undividable}"]
 
 
 # -- the probe -------------------------------------------------------------------------------------------------------
@@ -200,7 +189,7 @@ def _points_rule(problem: Problem, choice: Choice, points: int) -> int:
 
     On a CPU batched products of small matrices are slower than plain ones.
     """
-    if problem.weights.device.type != "cuda" or problem.batch_norm != "frozen" or problem._distributed:
+    if problem.weights.device.type != "cuda" or problem.batch_norm != "frozen" or problem.distributed:
         return 1
     examples = choice.batch_size or max(problem.batches.sizes)
     return fitting_points(points, problem.dimension, examples, activations(problem) * examples)
@@ -232,11 +221,12 @@ def activations(problem: Problem) -> int:
         nonlocal total
         total += output.numel() if isinstance(output, Tensor) else 0
 
-    few, counted = next(iter(problem.batches)).rows(0, 2), problem.passes.forward
+    batch, counted = next(iter(problem.batches)), problem.passes.forward
+    few = batch.rows(0, 2) if batch.sliceable else batch
     layers = [m for m in problem.model.modules() if not list(m.children())]
     handles = [layer.register_forward_hook(count) for layer in layers]
     try:
-        with torch.inference_mode(), problem.bound():
+        with torch.no_grad(), problem.bound():
             problem.forward(few)
     finally:
         for handle in handles:
@@ -249,7 +239,7 @@ def _launchable(choice: Choice, problem: Problem, center: Tensor, vectors: Seque
     """The choice with one point a launch where the model cannot be evaluated at several weights at once."""
     origin = (0.0,) * len(vectors)
     single = replace(choice, points_per_launch=1)
-    if problem.batch_norm != "frozen" or problem._distributed:
+    if problem.batch_norm != "frozen" or problem.distributed:
         return replace(single, reason=f"{choice.reason}; one point a launch: needs frozen statistics, unshared data")
     counted = problem.passes.forward
     try:

@@ -70,9 +70,20 @@ class GridEvaluation:
         self._row = self._center.clone()
         self._row_at: float | None = None
         self._buffer = self._center.clone()
-        self._views = self._shaped(self._buffer, parameters)
+        views = self._shaped(self._buffer, parameters)
+        # A model of several dtypes computes with copies, each in its own; any other with views of the buffer.
+        self._tensors = [
+            torch.empty_like(v, dtype=s.dtype) if parameters.mixed else v
+            for v, s in zip(views, parameters, strict=True)
+        ]
+        self._casts = list(zip(self._tensors, views, strict=True)) if parameters.mixed else []
         self._batches = {name: arranged(problem, choice) for name, problem in problems.items()}
-        self._sizes = {name: _batch_sizes(problem, choice) for name, problem in problems.items()}
+        self._weights = {
+            name: [problem.weighed(b).weight for b in self._batches[name]]
+            if choice.batch_size
+            else problem.batches.weights
+            for name, problem in problems.items()
+        }
 
     def __call__(self, points: Sequence[Point]) -> Tensor:
         """Loss and accuracy at the points: (points, datasets, 2), float64, on the device. Within `opened`."""
@@ -84,11 +95,11 @@ class GridEvaluation:
     @contextlib.contextmanager
     def opened(self) -> Iterator[None]:
         """Within the context the model computes at the buffer; it is put back afterwards."""
-        with torch.inference_mode(), _precision(self.choice.precision, self._center.device):
+        with self.problem.evaluator.without_graph():
             if self.problem.batch_norm == "recalibrate":
                 yield
             else:
-                with self.problem.bound_tensors(self._views):
+                with self.problem.bound_tensors(self._tensors), self._precision():
                     yield
 
     def at(self, point: Point) -> Tensor:
@@ -105,18 +116,20 @@ class GridEvaluation:
         self._move(point)
         if self.problem.batch_norm != "recalibrate":
             return self._found()
-        with self.problem.bound_tensors(self._views):
+        with self.problem.bound_tensors(self._tensors), self._precision():
             return self._found()
 
     def _move(self, point: Point) -> None:
         """Write the point into the buffer, always from the stored center: rounding never adds up over the walk."""
         if len(point) == 1:
             torch.add(self._center, self._vectors[0], alpha=point[0], out=self._buffer)
-            return
-        if self._row_at != point[0]:
-            torch.add(self._center, self._vectors[0], alpha=point[0], out=self._row)
-            self._row_at = point[0]
-        torch.add(self._row, self._vectors[1], alpha=point[1], out=self._buffer)
+        else:
+            if self._row_at != point[0]:
+                torch.add(self._center, self._vectors[0], alpha=point[0], out=self._row)
+                self._row_at = point[0]
+            torch.add(self._row, self._vectors[1], alpha=point[1], out=self._buffer)
+        for tensor, view in self._casts:
+            tensor.copy_(view)
 
     def _found(self) -> _Found:
         """Mean loss and hits of every batch of every dataset, where the model is now: no arithmetic but the model's."""
@@ -125,7 +138,7 @@ class GridEvaluation:
             losses, hits = [], []
             for batch in self._batches[name]:
                 outputs = problem.forward(batch)
-                losses.append(problem.batch_loss(outputs, batch))
+                losses.append(problem.batch_loss(outputs, batch).detach() if batch.weight else problem.zero())
                 hits.append(count_hits(outputs, batch.target))
             found.append((losses, hits))
         return found
@@ -134,14 +147,14 @@ class GridEvaluation:
         """(points, datasets, 2): sums over the batches in float64, weighted by their sizes, for all points at once."""
         columns = []
         for i, (name, problem) in enumerate(self.problems.items()):
-            sizes = torch.tensor(self._sizes[name], dtype=torch.float64, device=self._center.device)
-            losses = torch.stack([loss for one in found for loss in one[i][0]]).view(len(found), -1).double() @ sizes
+            weights = torch.tensor(self._weights[name], dtype=torch.float64, device=self._center.device)
+            losses = torch.stack([loss.double() for one in found for loss in one[i][0]]).view(len(found), -1) @ weights
             hits = [hit for one in found for hit in one[i][1]]
             if any(hit is None for hit in hits):
                 right = torch.full_like(losses, float("nan"))
             else:
                 right = torch.stack(hits).view(len(found), -1).sum(1).double()  # type: ignore[arg-type]
-            columns.append(problem._sum(torch.stack([losses, right], dim=1)) / problem.examples)
+            columns.append(problem.summed(torch.stack([losses / problem.weight, right / problem.examples], dim=1)))
         return torch.stack(columns, dim=1)
 
     # -- many points a launch ------------------------------------------------------------------------------------
@@ -153,7 +166,9 @@ class GridEvaluation:
         stacked = self._center + coordinates @ torch.stack(self._vectors)
 
         def one(w: Tensor) -> Tensor:
-            with self.problem.bound_tensors(self._shaped(w, self.problem.parameters)):
+            parameters = self.problem.parameters
+            tensors = [v.to(s.dtype) for v, s in zip(self._shaped(w, parameters), parameters, strict=True)]
+            with self.problem.bound_tensors(tensors), self._precision():
                 return self._means([self._found()])[0]
 
         counted = {name: problem.passes.forward for name, problem in self.problems.items()}
@@ -161,6 +176,9 @@ class GridEvaluation:
         for name, problem in self.problems.items():
             problem.passes.forward += (len(filled) - 1) * (problem.passes.forward - counted[name])
         return found
+
+    def _precision(self) -> contextlib.AbstractContextManager[None]:
+        return _precision(self.choice.precision, self._center.device)
 
     # -- memory format -------------------------------------------------------------------------------------------
 
@@ -188,17 +206,10 @@ class GridEvaluation:
 
 def arranged(problem: Problem, choice: Choice) -> Sequence[Batch]:
     """The problem's batches in the chosen size and memory format."""
-    batches = problem.batches.split(choice.batch_size) if choice.batch_size else problem.batches
-    if not choice.channels_last:
-        return batches  # type: ignore[return-value]
-    return [b.map(_image_channels_last) for b in batches]
-
-
-def _batch_sizes(problem: Problem, choice: Choice) -> list[int]:
-    size = choice.batch_size
-    if not size:
-        return list(problem.batches.sizes)
-    return [min(size, problem.batches.examples - start) for start in range(0, problem.batches.examples, size)]
+    batches: Sequence[Batch] = problem.batches  # type: ignore[assignment]
+    if choice.batch_size:
+        batches = [problem.weighed(b) for b in problem.batches.split(choice.batch_size)]
+    return [b.map(_image_channels_last) for b in batches] if choice.channels_last else batches
 
 
 def _image_channels_last(tensor: Tensor) -> Tensor:

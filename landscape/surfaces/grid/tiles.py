@@ -36,7 +36,7 @@ class Tiles:
     def __init__(self, points: Sequence[Point], problem: Problem, journal: Journal | None = None) -> None:
         self.points, self._problem, self._journal = points, problem, journal
         self._records: Records = dict(journal.records) if journal else {}
-        self._shared = processes.world() > 1 and not problem._distributed
+        self._shared = processes.world() > 1 and not problem.distributed
         self._passes = problem.passes.forward, problem.passes.backward, problem.passes.hvp
         self._clock = self._published = time.monotonic()
         self._interval = _PUBLISH_SECONDS

@@ -1,0 +1,288 @@
+"""The objective: how a batch becomes a loss l_b and a weight c_b, so that L(w) = sum_b c_b l_b(w) / sum_b c_b."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from landscape.errors import InputError
+from landscape.problem.batches import Batch
+from landscape.problem.loss_name import loss_name
+from landscape.problem.losses import CLASSES, TorchLoss, torch_loss
+from landscape.problem.outputs import logits_in, own_loss
+
+Weight = Callable[[Any], float]
+_MEMORY = ("out of memory", "can't allocate memory", "DefaultCPUAllocator")
+_TOLD = (RuntimeError, TypeError, ValueError, IndexError, KeyError, AttributeError, AssertionError, ZeroDivisionError)
+
+
+@dataclass
+class Objective:
+    """What is minimized: l_b of a batch's outputs, and what c_b is.
+
+    Attributes:
+        loss: called as loss(outputs, targets); None with `function`, or for the model's own loss.
+        function: called as function(model, batch), returns loss or (loss, weight).
+        weight: the user's c_b of an item of the loader.
+        torch: the loss as one of torch's, whose denominators are known; None for any other.
+        denominator: what the loss of a batch divides by, where that is known.
+        weighing: what c_b is, in words for provenance and report.
+        exact: whether c_b is what the loss divides by, so that batches add up by construction.
+        takes_logits: the loss gets `outputs.logits`; None until the first batch shows it.
+    """
+
+    loss: Callable[[Any, Any], Tensor] | None
+    function: Callable[[nn.Module, Any], Any] | None = None
+    weight: Weight | None = None
+    torch: TorchLoss | None = None
+    denominator: Callable[[Batch], float] | None = None
+    weighing: str = "examples"
+    exact: bool = False
+    takes_logits: bool | None = field(default=None, repr=False)
+
+    @classmethod
+    def of(
+        cls,
+        loss: Callable[[Any, Any], Tensor] | None,
+        function: Callable[[nn.Module, Any], Any] | None = None,
+        weight: Weight | None = None,
+    ) -> Objective:
+        """The objective of Problem's arguments.
+
+        Raises:
+            InputError: a loss beside an objective, a class or something that cannot be called, reduction='sum'.
+        """
+        for name, value in (("loss", loss), ("objective", function), ("weight", weight)):
+            if value is not None and (not callable(value) or isinstance(value, type)):
+                what = f"the class {value.__name__}" if isinstance(value, type) else f"a {type(value).__name__}"
+                raise InputError(f"{name} is {what}: a function or an instance is needed, called by Problem itself")
+        if function is not None:
+            if loss is not None or weight is not None:
+                raise InputError("objective= computes the loss by itself: give it without loss and weight")
+            return cls(None, function, weighing="1 a batch")
+        loss = getattr(loss, "_torchdynamo_orig_callable", loss)
+        known = torch_loss(loss) if loss is not None else None
+        if weight is not None:
+            return cls(loss, None, weight, known, weighing="weight(batch)")
+        if known is not None and known.reduction != "none":
+            words = {"classes": "targets that count", "elements": "elements of the targets", "examples": "examples"}
+            text = "class weights of the targets" if known.class_weights is not None else words[known.kind]
+            return cls(loss, None, None, known, lambda batch: known.denominator(batch.target), text, exact=True)
+        return cls(loss, torch=known)
+
+    @property
+    def own(self) -> bool:
+        """Whether the model computes its loss itself."""
+        return self.loss is None and self.function is None
+
+    @property
+    def name(self) -> str:
+        """What tells it from others, see `loss_name`."""
+        return f"objective {loss_name(self.function)}" if self.function is not None else loss_name(self.loss)
+
+    def weigh(self, item: Any, batch: Batch) -> float:
+        """c_b as far as it is known without evaluating: by the user, by torch's denominator, else the examples."""
+        if self.function is not None:
+            return 1.0
+        if self.weight is not None:
+            if item is None:
+                raise InputError("weight(batch) is known of the loader's batches alone: they cannot be divided anew")
+            return _number(self.weight(item), f"weight(batch) of {batch}")
+        return float(batch.size) if self.denominator is None else self.denominator(batch)
+
+    def learn(self, words: str, denominator: Callable[[Batch], float]) -> None:
+        """Weigh batches by what their loss was seen to divide by."""
+        self.weighing, self.denominator, self.exact = words, denominator, True
+
+    def forward(self, model: nn.Module, batch: Batch) -> Any:
+        """What the model returns on a batch; the pair (loss, weight) of an objective function."""
+        if self.function is None:
+            with telling("the model", batch):
+                return model(*batch.args, **batch.kwargs)
+        with telling("the objective", batch):
+            found = self.function(model, batch.args[0])
+        return Pair(*found) if isinstance(found, tuple) and len(found) == 2 else Pair(found)
+
+    def value(self, outputs: Any, batch: Batch) -> Tensor:
+        """The loss: 0-dim, or one value an example (size,); in the graph of the outputs.
+
+        Raises:
+            InputError: another shape or type, outputs that the loss cannot take, targets that do not fit.
+        """
+        if isinstance(outputs, Pair):
+            return self._checked(outputs.loss, batch)
+        if self.loss is None:
+            return self._checked(own_loss(outputs), batch)
+        if self.torch is not None:
+            logits = logits_in(outputs)
+            if logits is None:
+                raise InputError(
+                    f"the model returned {type(outputs).__name__}, one of torch's losses needs a tensor: give "
+                    "loss=lambda outputs, targets: ... that picks what it compares"
+                )
+            if isinstance(batch.target, Tensor):
+                self.torch.refuse_unfit(logits, batch.target)
+            with telling("the loss", batch):
+                return self._checked(self.loss(logits, batch.target), batch)
+        if self.takes_logits is None:
+            self.takes_logits = self._needs_logits(outputs, batch)
+        with telling("the loss", batch):
+            return self._checked(self.loss(logits_in(outputs) if self.takes_logits else outputs, batch.target), batch)
+
+    def look(self, outputs: Any, batch: Batch, batches: Sequence[Batch]) -> None:
+        """See on the first batch what the loss is; refuse targets of any batch that do not fit the outputs.
+
+        A loss of one value an example needs no denominator. That of one of torch's losses is compared with the sum of
+        the examples' own values, so that a version of torch that divides by something else is noticed.
+        """
+        logits = logits_in(outputs)
+        if self.torch is not None and logits is not None and logits.dim() > 1 and isinstance(batch.target, Tensor):
+            self.torch.refuse_unfit(logits, batch.target)
+            for other in batches:
+                self.torch.refuse_labels(other.target, logits.shape[1])
+        value = self.value(outputs, batch)
+        if value.dim() == 1 and self.weight is None and self.denominator is None and self.function is None:
+            self.exact = True
+        if self.torch is None or self.torch.reduction == "none":
+            return
+        assert logits is not None
+        total = self.torch.each_example(logits, batch.target).double().sum() / self.torch.denominator(batch.target)
+        if self.denominator is not None and bool((total - value).abs() > 0.02 * (1e-3 + value.abs())):
+            self.denominator, self.exact, self.weighing = None, False, "examples"
+
+    def example_losses(self, outputs: Any, batch: Batch) -> Tensor:
+        """What each example adds to c_b l_b: (size,), in the graph of the outputs.
+
+        Raises:
+            InputError: the loss knows no single examples, or theirs do not add up to it.
+        """
+        if self.function is not None or self.loss is None:
+            whose = "an objective function" if self.function is not None else "this model"
+            raise InputError(f"{whose} returns only its mean loss: give Problem a loss to get one value an example")
+        value = self.value(outputs, batch)
+        if value.dim() == 1:
+            return value * (batch.weight / batch.size)
+        logits = logits_in(outputs)
+        if self.torch is not None and self.denominator is not None:
+            assert logits is not None
+            return self.torch.each_example(logits, batch.target)
+        if logits is None or not isinstance(batch.target, Tensor):
+            raise InputError(
+                "this loss knows no single examples, as its outputs or targets are no tensor: give Problem one that "
+                "returns one value an example"
+            )
+        loss = self.loss
+        with telling("the loss of single examples", batch):
+            each = torch.func.vmap(lambda o, t: loss(o.unsqueeze(0), t.unsqueeze(0)))(logits, batch.target)
+        tolerance = max(1e3 * torch.finfo(value.dtype).eps, 1e-9)
+        if each.shape != (batch.size,) or not torch.allclose(each.mean(), value, rtol=tolerance, atol=tolerance):
+            raise InputError(
+                "the mean of the single examples' losses is not the loss of their batch (class weights, ignored "
+                "targets, contrast between examples): give Problem a loss that returns one value an example"
+            )
+        return each * (batch.weight / batch.size)
+
+    def shares(self, batch: Batch) -> Tensor:
+        """How much of c_b each example has: (size,); they sum to it.
+
+        Raises:
+            InputError: the loss knows no single examples.
+        """
+        if self.torch is None or self.denominator is None or self.torch.kind != CLASSES:
+            return torch.full((batch.size,), batch.weight / batch.size)
+        return self.torch.example_weights(batch.target)
+
+    def compared(self, outputs: Any) -> Tensor:
+        """The one tensor of outputs that the loss compares with the targets.
+
+        Raises:
+            InputError: the loss takes something else, or is computed by the model or an objective function.
+        """
+        logits = logits_in(outputs)
+        if self.loss is None or logits is None or not (self.torch or self.takes_logits or logits is outputs):
+            raise InputError(
+                "a matrix that is built from the loss's Hessian at the outputs needs a loss(outputs, targets) of one "
+                'tensor; take the Hessian itself, or estimate its trace: method="hutch++"'
+            )
+        return logits
+
+    def _needs_logits(self, outputs: Any, batch: Batch) -> bool:
+        """Whether the loss fails on what the model returned and works on its `.logits`."""
+        logits = logits_in(outputs)
+        if logits is None or logits is outputs:
+            return False
+        assert self.loss is not None
+        with torch.no_grad(), torch.random.fork_rng():
+            try:
+                self.loss(outputs, batch.target)
+            except Exception:
+                try:
+                    self.loss(logits, batch.target)
+                except Exception:
+                    return False
+                return True
+        return False
+
+    def _checked(self, value: Any, batch: Batch) -> Tensor:
+        one_each = batch.size if self.function is None else -1
+        if not isinstance(value, Tensor):
+            received = f"{type(value).__name__}, no tensor"
+        elif value.is_complex() or not value.is_floating_point():
+            received = f"a tensor of {value.dtype}"
+        elif value.dim() == 0 or value.shape == (one_each,):
+            return value
+        else:
+            received = f"shape {tuple(value.shape)} for {batch.size} examples"
+        needed = (
+            "a scalar"
+            if self.function is not None
+            else f"a mean-reduced scalar or one value an example, ({batch.size},),"
+        )
+        raise InputError(f"the loss returned {received}: {needed} is needed ({batch})")
+
+
+class Pair:
+    """What an objective function returned: the loss and, if it gave one, the weight."""
+
+    def __init__(self, loss: Any, weight: Any = None) -> None:
+        self.loss, self.weight = loss, weight
+
+    def number(self, batch: Batch) -> float:
+        """The weight as a number; 1 where none was given."""
+        return (
+            1.0 if self.weight is None else _number(self.weight, f"the weight that the objective returned for {batch}")
+        )
+
+
+def _number(value: Any, what: str) -> float:
+    try:
+        number = float(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"{what} is {type(value).__name__}: a number is needed") from error
+    if not 0 <= number < float("inf"):
+        raise InputError(f"{what} is {number:g}: a finite number that is not negative is needed")
+    return number
+
+
+@contextlib.contextmanager
+def telling(what: str, batch: Batch) -> Iterator[None]:
+    """A common exception of the user's code becomes one line that says where it arose; others stay as they are."""
+    try:
+        yield
+    except _TOLD as error:
+        if type(error) not in _TOLD:
+            raise
+        text = (str(error).strip().splitlines() or [""])[0]
+        if any(words in text for words in _MEMORY):
+            raise
+        if "Expected more than 1 value per channel" in text:
+            raise InputError(
+                f"BatchNorm has no variance over one example ({batch}): give larger batches, or drop_last=True, or "
+                'batch_norm="frozen"'
+            ) from error
+        raise InputError(f"{what} failed on {batch}: {type(error).__name__}: {text[:300]}") from error
