@@ -122,7 +122,7 @@ def _untrained(chosen: ProblemOptions) -> tuple[Problem, str, dict[str, Any]]:
     import torch
 
     from landscape.problem.problem import Problem
-    from trainers.data.datasets import load_data
+    from trainers.datasets import load_data
     from trainers.models import build_model
 
     for name in ("model", "data", "loss"):

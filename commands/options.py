@@ -154,7 +154,7 @@ class ProblemOptions:
             Sample(
                 data=resolve_data(self.data),
                 split=self.split,
-                size=self.samples,
+                samples=self.samples,
                 batch_size=self.batch_size,
                 seed=self.seed,
                 data_dir=self.data_dir,

@@ -17,7 +17,7 @@ import cli
 import landscape
 from landscape import InputError, checkpoint
 from landscape.results import digest
-from trainers.data.datasets import load_data
+from trainers.datasets import load_data
 from trainers.models import build_model
 from trainers.rebuild import Sample, subject
 
@@ -195,7 +195,7 @@ def test_a_foreign_checkpoint(runs, tmp_path, capsys, monkeypatch):
     torch.save({"state_dict": {"module." + k: v for k, v in models["a"].state_dict().items()}}, "theirs.pth")
     Path("mine.py").write_text(
         "from trainers.models import build_model\n"
-        "from trainers.data.datasets import load_data\n"
+        "from trainers.datasets import load_data\n"
         "def net():\n    return build_model('small-cnn', classes=10, input_shape=(1, 8, 8))\n"
         "def data():\n    return list(load_data('digits').batches('train', 50))\n"
     )

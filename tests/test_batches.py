@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from landscape.errors import InputError
 from landscape.random import stream
 from trainers.data.batches import TrainingBatches, augment
-from trainers.data.datasets import load_data
+from trainers.datasets import load_data
 
 
 def rng():

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from landscape.errors import InputError
 from trainers.data import DATA
-from trainers.data.datasets import Data, load_data
+from trainers.datasets import Data, load_data
 
 
 @pytest.fixture(scope="module", params=list(DATA))

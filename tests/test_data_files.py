@@ -18,7 +18,7 @@ import torch
 
 from landscape.errors import InputError
 from trainers.data import cifar, restricted_pickle
-from trainers.data.datasets import load_data
+from trainers.datasets import load_data
 
 REAL = Path(os.environ.get("LANDSCAPE_DATA") or Path(__file__).parents[2] / "shared" / "data")
 not_published = pytest.mark.filterwarnings("ignore:.*is not the published file")

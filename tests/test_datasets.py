@@ -13,7 +13,7 @@ import torch
 from landscape.errors import InputError
 from landscape.random import stream
 from trainers.data import toy2d
-from trainers.data.datasets import flip_labels, load_data
+from trainers.datasets import flip_labels, load_data
 from trainers.names import parse_name
 
 

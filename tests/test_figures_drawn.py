@@ -186,7 +186,7 @@ def test_the_numbers_are_those_of_the_runs(made):
     column = rows[0].split(",").index("train_loss")
     history = [float(r.split(",")[column]) for r in rows[1:]]
     np.testing.assert_allclose(numbers.at("train_loss", method="mesa", seed=1), history, rtol=1e-6)
-    problem = subject(study.path(training) / "epoch-2.pt", Sample(size=128)).problem
+    problem = subject(study.path(training) / "epoch-2.pt", Sample(samples=128)).problem
     again = landscape.sam_sharpness(problem, rho=0.05).value
     assert numbers.at("sam_sharpness", method="mesa", seed=1, kept_epoch=2) == pytest.approx(again, rel=1e-6)
 

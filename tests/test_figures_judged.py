@@ -56,7 +56,7 @@ def test_gradient_descent_is_followed_at_its_iterates_and_midpoints():
     import torch
 
     from figures.paper.edge_of_stability import descend
-    from trainers.data.datasets import load_data
+    from trainers.datasets import load_data
     from trainers.models import build_model
 
     common = {"data": "digits", "samples": 24, "hidden": 2, "lr": 0.1, "steps": 4, "every": 2, "tolerance": 1e-6}

@@ -21,7 +21,7 @@ from landscape import checkpoint
 from landscape.errors import InputError
 from landscape.problem.problem import Passes
 from trainers import METHODS, train
-from trainers.data.datasets import load_data
+from trainers.datasets import load_data
 from trainers.loop.base import base_optimizer, clip_gradient, decayed_parameters
 from trainers.loop.budget import Budget, Schedule
 from trainers.loop.run_directory import COLUMNS
@@ -121,7 +121,7 @@ def test_a_checkpoint_is_rebuilt_by_name(tmp_path):
     from trainers.rebuild import Sample, subject
 
     run = train_toy(out=tmp_path / "run", epochs=3)
-    found = subject(tmp_path / "run" / "ckpt.pt", Sample(split="test", size=10**6))
+    found = subject(tmp_path / "run" / "ckpt.pt", Sample(split="test", samples=10**6))
     evaluation = found.problem.evaluate()
     assert float(evaluation.accuracy) == pytest.approx(run.history[-1]["test_accuracy"])
     assert float(evaluation.loss) == pytest.approx(run.history[-1]["test_loss"], rel=1e-6)

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from landscape.errors import InputError
-from trainers.data import datasets, fingerprint, npz, standardization
-from trainers.data.datasets import load_data
+from trainers import datasets, fingerprint, npz, standardization
+from trainers.datasets import load_data
 
 
 def rng():

@@ -546,3 +546,48 @@ def test_an_objective_whose_weight_changes_is_refused():
     problem = Problem(classifier(), batches=[(x, y)], objective=moving)
     with pytest.raises(InputError, match="must be the same at every w"):
         problem.loss(2 * problem.weights)
+
+
+@pytest.mark.parametrize("loss", [nn.MultiMarginLoss(), F.multilabel_margin_loss], ids=range(2))
+def test_losses_without_a_second_derivative_are_named_by_every_measure_that_needs_one(loss):
+    x, y = examples(12)
+    y = y if isinstance(loss, nn.Module) else torch.full((12, 3), -1)
+    problem = Problem(classifier(), loss, [(x, y)])
+    for call in (lambda: landscape.trace(problem), lambda: landscape.top_eigenvalues(problem, k=1)):
+        with pytest.raises(InputError, match="no second derivative") as raised:
+            call()
+        assert "\n" not in str(raised.value)
+
+
+def test_statistics_are_recalibrated_on_the_given_batches_however_these_are_divided():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Tanh(), nn.Linear(4, 3)).double()
+    x, y = examples(17)
+    for weight in (None, lambda m, b: (F.cross_entropy(m(b[0]), b[1]), len(b[1]))):
+        batches = [(x[:9], y[:9]), (x[9:], y[9:])]
+        loss = {"loss": F.cross_entropy} if weight is None else {"objective": weight}
+        problem = Problem(model, batches=batches, batch_norm="recalibrate", **loss)
+        tops = [landscape.top_eigenvalues(problem, k=1, tol=1e-8, chunk_size=c).values[0] for c in (None, 1, 4)]
+        close(tops, [tops[0]] * 3, rtol=1e-6)
+        v = torch.ones_like(problem.weights)
+        close(landscape.curvature.operators.hessian(problem, chunk_size=3) @ v, problem.hvp(v))
+
+
+def test_a_forward_that_differentiates_without_asking_for_a_graph():
+    class Slope(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.u = nn.Sequential(nn.Linear(1, 4), nn.Tanh(), nn.Linear(4, 1))
+
+        def forward(self, x):
+            x = x.clone().requires_grad_()
+            return torch.autograd.grad(self.u(x).sum(), x, create_graph=True)[0]
+
+    model, x = Slope().double(), torch.linspace(-1, 1, 7, dtype=torch.float64).view(-1, 1)
+    problem = Problem(model, F.mse_loss, [(x, torch.zeros_like(x))])
+    close(problem.loss(), model(x).square().mean().detach())
+    assert not problem.loss().requires_grad
+    surface = landscape.surface(problem, radius=0.05, grid=3)
+    assert float(surface.loss[1, 1]) == pytest.approx(float(problem.loss()), rel=1e-9)
+    assert landscape.sam_sharpness(problem, rho=0.05).value > 0

@@ -10,7 +10,7 @@ from figures import FIGURES
 from figures.study.study import Study
 from figures.study.tasks import Machine, Training
 from trainers import METHODS
-from trainers.data.datasets import load_data
+from trainers.datasets import load_data
 from trainers.loop.settings import Settings
 from trainers.models import build_model
 from trainers.names import parse_name

@@ -136,7 +136,7 @@ def test_command_moves_along_the_optimizers_momentum(checkpoints, tmp_path):
     run(checkpoints[0], "--directions", "optimizer", "--grid", 3, "--samples", 100, "--out", tmp_path)
     loss = landscape.load(tmp_path / "surface.h5")["surface"].loss
     # What torch itself makes of the state: each parameter with its own momentum.
-    it = subject(checkpoints[0], Sample(size=100))
+    it = subject(checkpoints[0], Sample(samples=100))
     optimizer = base_optimizer(Settings(lr=0.05, weight_decay=0.0), it.model)
     optimizer.load_state_dict(checkpoint.read(checkpoints[0])["optimizer"])
     moved = torch.cat([optimizer.state[p]["momentum_buffer"].flatten() for p in it.model.parameters()])

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from landscape.problem.losses import NAMED
 from landscape.problem.problem import Problem
 from landscape.random import stream
 from landscape.results import digest
-from trainers.data.datasets import Data, load_data
+from trainers.datasets import Data, load_data
 from trainers.models import build_model
 from trainers.names import parse_name
 
@@ -58,8 +58,8 @@ class Sample:
     Attributes:
         data: a built-in data set, `npz:FILE`, or a callable that returns batches; default: what the checkpoint names.
         split: "train" (without augmentation) or "test".
-        size: examples, drawn without replacement by the seed; default 4,096 or all. A callable's batches are taken in
-            order until there are as many.
+        samples: examples, drawn without replacement by the seed; default 4,096 or all. A callable's batches are taken
+            in order until there are as many.
         batch_size: default by `_batch_size` (a callable's batches stay as they are).
         seed: of the draw.
         data_dir: where data files lie.
@@ -70,13 +70,13 @@ class Sample:
 
     data: str | Callable[[], Iterable[Any]] | None = None
     split: str = "train"
-    size: int | None = None
+    samples: int | None = None
     batch_size: int | None = None
     seed: int = 0
     data_dir: str | Path | None = None
 
     def __post_init__(self) -> None:
-        for name, value in (("samples", self.size), ("batch size", self.batch_size)):
+        for name, value in (("samples", self.samples), ("batch size", self.batch_size)):
             if value is not None and value <= 0:
                 raise InputError(f"{name} must be at least 1, received {value}")
 
@@ -92,6 +92,7 @@ def subject(
     parameters: Sequence[str] = (),
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
+    **options: Any,
 ) -> Subject:
     """Rebuild the model of a checkpoint and state its loss over a fixed sample.
 
@@ -107,11 +108,12 @@ def subject(
         parameters: shell patterns; default all.
         dtype: of the analysis.
         device: where it runs.
+        options: fields of `sample` by name (data, split, samples, ...).
 
     Raises:
         InputError: the file is unreadable or not ours, tensors do not fit the model, a non-finite weight, bad sizes.
     """
-    sample, path = sample or Sample(), Path(path)
+    sample, path = replace(sample or Sample(), **options), Path(path)
     content = None if model is not None else checkpoint.read(path)
     if content is None and sample.data is None:
         raise InputError(f"{path} is analyzed with --model: give its data too, --data NAME or module:callable")
@@ -188,7 +190,7 @@ def _batches(
     content: dict[str, Any] | None, sample: Sample, network: nn.Module, device: torch.device | str, whole: bool
 ) -> Iterable[Any]:
     if callable(sample.data):
-        return _limited(sample.data(), sample.size, Reader(network.forward, whole=whole))
+        return _limited(sample.data(), sample.samples, Reader(network.forward, whole=whole))
     if sample.data is not None:
         name, arguments = parse_name(sample.data)
     else:
@@ -198,7 +200,7 @@ def _batches(
         arguments = {**arguments, "data_dir": str(sample.data_dir)}
     data = _load(name, json.dumps(arguments, sort_keys=True), str(device))
     count = data.size(sample.split)
-    size = min(sample.size or DEFAULT_SAMPLES, count)
+    size = min(sample.samples or DEFAULT_SAMPLES, count)
     indices = None
     if size < count:
         order = torch.randperm(count, generator=stream(sample.seed, f"samples of {sample.split}"))

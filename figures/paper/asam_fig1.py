@@ -29,7 +29,7 @@ def slices(run: Path, *, radius: float, grid: int, samples: int, machine: Machin
     """Train and test loss along the top Hessian eigenvector, which is as long as the weights; and its eigenvalue."""
     import landscape
 
-    problems = {s: machine.subject(run / "ckpt.pt", split=s, size=samples).problem for s in ("train", "test")}
+    problems = {s: machine.subject(run / "ckpt.pt", split=s, samples=samples).problem for s in ("train", "test")}
     w = problems["train"].weights
     top = landscape.top_eigenvalues(problems["train"], k=1, tol=1e-3)
     assert top.vectors is not None

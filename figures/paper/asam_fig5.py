@@ -29,10 +29,10 @@ FAR = 8 / 3
 
 def shifted_errors(run: Path, *, variances: list[float], seed: int, n_test: int, machine: Machine) -> dict[str, Any]:
     """Test error at every test variance; inputs are standardized as in training."""
-    from trainers.data.datasets import load_data
+    from trainers.datasets import load_data
     from trainers.loop.evaluation import evaluate
 
-    subject = machine.subject(run / "ckpt.pt", size=2)
+    subject = machine.subject(run / "ckpt.pt", samples=2)
     arguments = {**subject.metadata["data"]["arguments"], "n_test": n_test, "seed": seed}
     errors = []
     for variance in variances:

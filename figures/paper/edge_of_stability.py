@@ -65,7 +65,7 @@ def descend(
     import torch.nn.functional as F
 
     import landscape
-    from trainers.data.datasets import load_data
+    from trainers.datasets import load_data
     from trainers.models import build_model
     from trainers.names import parse_name
 

@@ -37,7 +37,7 @@ def alignment(
     top, random = [], []
     for epoch in epochs:
         every = 1_000_000
-        subject = machine.subject(run / f"epoch-{epoch}.pt", size=every, batch_size=every)
+        subject = machine.subject(run / f"epoch-{epoch}.pt", samples=every, batch_size=every)
         whole = next(iter(subject.problem.batches))
         generator = stream(seed, f"alignment {epoch}")
         examples = whole.args[0], whole.target

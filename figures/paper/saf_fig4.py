@@ -31,7 +31,7 @@ def gaussian_surface(
     """Training loss on a plane of two Gaussian directions, each as long as `radius` times the weights."""
     import landscape
 
-    problem = machine.subject(run / "ckpt.pt", size=samples).problem
+    problem = machine.subject(run / "ckpt.pt", samples=samples).problem
     surface = landscape.surface(problem, "gaussian", radius, grid, seed)
     return {"x": surface.x, "y": surface.y, "loss": surface.loss, "norm": float(problem.weights.double().norm())}
 

@@ -51,7 +51,7 @@ def follow(
 
     from landscape.random import stream
     from trainers.data.batches import TrainingBatches
-    from trainers.data.datasets import load_data
+    from trainers.datasets import load_data
     from trainers.loop.budget import Schedule
     from trainers.models import build_model
     from trainers.names import parse_name

@@ -18,7 +18,7 @@ def measures(
     """`wanted`: measure -> its arguments; returns its value, of several eigenvalues the largest; loss and accuracy."""
     from landscape import MEASURES
 
-    problem = machine.subject(run / file, size=samples).problem
+    problem = machine.subject(run / file, samples=samples).problem
     at = problem.evaluate()
     values = {"loss": float(at.loss), "accuracy": float(at.accuracy)}
     for name, arguments in wanted.items():
@@ -55,10 +55,10 @@ def at_loss(
     from landscape import MEASURES
 
     def loss(epoch: int) -> float:
-        return float(machine.subject(run / f"epoch-{epoch}.pt", size=samples).problem.evaluate().loss)
+        return float(machine.subject(run / f"epoch-{epoch}.pt", samples=samples).problem.evaluate().loss)
 
     def row(file: str) -> np.ndarray:
-        problem = machine.subject(run / file, size=samples).problem
+        problem = machine.subject(run / file, samples=samples).problem
         at, rise = problem.evaluate(), MEASURES["sam_sharpness"](problem, rho=tuple(radii))
         eigenvalue = MEASURES["hessian_top_eigenvalues"](problem, k=1, tol=0.03).values[0]
         return np.array([at.loss, at.accuracy, eigenvalue, *rise.sharpness, *rise.first_order], dtype=np.float64)
@@ -68,7 +68,7 @@ def at_loss(
     end = row("ckpt.pt")
     both = np.stack([end, np.full_like(end, np.nan) if below is None else row(f"epoch-{below}.pt")])
     sharpness, first_order = np.split(both[:, 3:], 2, axis=1)
-    tested = machine.subject(run / "ckpt.pt", split="test", data=test, size=1 << 62).problem.evaluate()
+    tested = machine.subject(run / "ckpt.pt", split="test", data=test, samples=1 << 62).problem.evaluate()
     return {
         "loss": both[:, 0],
         "accuracy": both[:, 1],
@@ -86,7 +86,7 @@ def losses(run: Path, *, samples: int, machine: Machine) -> dict[str, float]:
     """Cross-entropy and accuracy on the training and the test set, in evaluation mode."""
     values: dict[str, float] = {}
     for split in ("train", "test"):
-        at = machine.subject(run / "ckpt.pt", split=split, size=samples).problem.evaluate()
+        at = machine.subject(run / "ckpt.pt", split=split, samples=samples).problem.evaluate()
         values |= {f"{split}_loss": float(at.loss), f"{split}_accuracy": float(at.accuracy)}
     return values
 

@@ -27,7 +27,7 @@ def rescale(*, seed: int, transforms: int, low: float, high: float, rho: float, 
     from landscape import Problem
     from landscape.invariance.invariance import rescaling_invariance
     from landscape.invariance.measures import InvarianceOptions
-    from trainers.data.datasets import load_data
+    from trainers.datasets import load_data
     from trainers.models import build_model
 
     data = load_data("toy2d", variance=15.0, n=samples, n_test=2, seed=seed)

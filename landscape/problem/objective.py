@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -86,9 +87,12 @@ class Objective:
         return f"objective {loss_name(self.function)}" if self.function is not None else loss_name(self.loss)
 
     def weigh(self, item: Any, batch: Batch) -> float:
-        """c_b as far as it is known without evaluating: by the user, by torch's denominator, else the examples."""
+        """c_b as far as it is known without evaluating: by the user, by torch's denominator, else the examples.
+
+        Of an objective function it is nan: only evaluating shows it.
+        """
         if self.function is not None:
-            return 1.0
+            return math.nan
         if self.weight is not None:
             if item is None:
                 raise InputError("weight(batch) is known of the loader's batches alone: they cannot be divided anew")
@@ -171,10 +175,10 @@ class Objective:
         if self.torch is not None and self.denominator is not None:
             assert logits is not None
             return self.torch.each_example(logits, batch.target)
-        if logits is None or not isinstance(batch.target, Tensor):
+        if logits is None or not isinstance(batch.target, Tensor) or (logits is not outputs and not self.takes_logits):
             raise InputError(
-                "this loss knows no single examples, as its outputs or targets are no tensor: give Problem one that "
-                "returns one value an example"
+                "this loss knows no single examples, as it compares something else than one row an example: give "
+                "Problem one that returns one value an example"
             )
         loss = self.loss
         with telling("the loss of single examples", batch):

@@ -528,8 +528,8 @@ class Problem:
             if first is None:
                 raise self._weightless()
             outputs = self._look(first)
-            if isinstance(outputs, Pair) and outputs.weight is not None:
-                self._weigh_by_objective()
+            if isinstance(outputs, Pair):
+                self._weigh_by_objective(outputs)
             if self.objective.own and (known := additivity.own_denominator(self)) is not None:
                 self.objective.learn(*known)
                 self.batches.reweighed([known[1](b) for b in self.batches])
@@ -554,8 +554,10 @@ class Problem:
             self.evaluator.graph_inside = True
             return outputs_seen()
 
-    def _weigh_by_objective(self) -> None:
-        self.batches.reweighed([torch.nan] * len(self.batches))
+    def _weigh_by_objective(self, first: Pair) -> None:
+        if first.weight is None:
+            self.batches.reweighed([1.0] * len(self.batches))
+            return
         with self.values():
             pairs = ((self.forward(replace(b, weight=torch.nan)), b) for b in self.batches)
             self.batches.reweighed([pair.number(b) for pair, b in pairs])

@@ -13,7 +13,7 @@ from torch import Tensor
 from landscape.errors import InputError
 
 if TYPE_CHECKING:
-    from trainers.data.datasets import Data
+    from trainers.datasets import Data
 
 PADDING = 4
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from landscape.errors import InputError
 from landscape.random import stream
 from trainers.data.batches import TrainingBatches
-from trainers.data.datasets import Data
+from trainers.datasets import Data
 from trainers.loop.settings import Settings
 
 

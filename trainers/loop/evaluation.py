@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from landscape.problem.batches import Batch
-from trainers.data.datasets import Data, load_data
+from trainers.datasets import Data, load_data
 from trainers.loop.settings import Settings
 from trainers.method import network
 from trainers.method.averages import sum_over_processes

@@ -17,7 +17,7 @@ from torch import nn
 from landscape.errors import unknown
 from landscape.processes import rank
 from trainers import METHODS
-from trainers.data.datasets import Data
+from trainers.datasets import Data
 from trainers.loop.settings import Settings
 from trainers.loop.trainer import Trainer
 from trainers.method.method import Method
@@ -65,7 +65,7 @@ def train(
         device: where to train.
         model: a built-in network's name with its arguments, or any nn.Module (trained in place; a checkpoint of it is
             analyzed with --model).
-        data: a data set's name with its arguments, or `trainers.data.datasets.Data`.
+        data: a data set's name with its arguments, or `trainers.datasets.Data`.
         settings: fields of `trainers.loop.settings.Settings`.
 
     Raises:

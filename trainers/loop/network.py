@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from trainers.data.datasets import Data
+from trainers.datasets import Data
 from trainers.loop.settings import Settings
 from trainers.method.batch_norm import synchronize_batch_norm
 from trainers.method.network import equal_on_all_processes

@@ -17,7 +17,7 @@ from landscape.errors import InputError
 from landscape.problem.batches import Batch
 from landscape.processes import rank
 from landscape.progress import Bar, is_shown
-from trainers.data.datasets import Data
+from trainers.datasets import Data
 from trainers.loop.budget import Budget, Schedule
 from trainers.loop.epochs import Epochs, Share
 from trainers.loop.evaluation import TrainingSet, average_buffers, evaluate, load

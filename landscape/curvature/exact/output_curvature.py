@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from landscape import random
+from landscape.curvature.products import second_derivative
 from landscape.errors import InputError
 from landscape.problem.batches import Batch
 from landscape.problem.problem import Problem
@@ -53,7 +54,10 @@ class OutputCurvature:
         assert self.slope is not None
         if not self.slope.requires_grad:
             return torch.zeros_like(u)
-        found = torch.autograd.grad(self.slope, self.outputs, u, retain_graph=True, allow_unused=True)[0]
+        slope, outputs = self.slope, self.outputs
+        found = second_derivative.named(
+            lambda: torch.autograd.grad(slope, outputs, u, retain_graph=True, allow_unused=True)[0]
+        )
         return torch.zeros_like(u) if found is None else found
 
     def check_separable(self) -> None:
