@@ -591,3 +591,63 @@ def test_a_forward_that_differentiates_without_asking_for_a_graph():
     surface = landscape.surface(problem, radius=0.05, grid=3)
     assert float(surface.loss[1, 1]) == pytest.approx(float(problem.loss()), rel=1e-9)
     assert landscape.sam_sharpness(problem, rho=0.05).value > 0
+
+
+def test_examples_of_weight_0_that_add_to_the_loss_by_their_smoothing():
+    x, y = examples()
+    loss = nn.CrossEntropyLoss(weight=torch.tensor([1.0, 0.0, 2.0], dtype=torch.float64), label_smoothing=0.2)
+    problem = Problem(classifier(), loss, [(x, y)])
+    require_equal(problem, problem.model, loss(problem.model(x), y))
+    assert problem.undividable is not None
+    with pytest.raises(InputError, match="only classes of weight 0"):
+        Problem(classifier(), loss, list(zip(x.split(1), y.split(1), strict=True)))
+
+
+def test_a_coupled_loss_has_no_exact_trace_also_where_the_first_batch_holds_one_example():
+    def coupled(outputs, y):
+        return (F.one_hot(y, 3).to(outputs) - outputs).square().mean().sqrt()
+
+    x, y = examples(9)
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.PReLU(4), nn.Linear(4, 3)).double()
+    batches = [(x[:1], y[:1]), (x[1:], y[1:])]
+    value = sum(coupled(model(a), b) * len(b) for a, b in batches) / 9
+    trace = landscape.trace(Problem(model, coupled, batches), probes=200)
+    assert not trace.exact
+    assert trace.value == pytest.approx(float(dense_hessian(model, value)[1].trace()), abs=5 * trace.stderr + 1e-6)
+    for call in (landscape.trace, landscape.hessian_diagonal):
+        with pytest.raises(InputError, match="couples the examples"):
+            call(Problem(model, coupled, batches), method="exact")
+    with pytest.raises(InputError, match="couples the examples"):
+        landscape.top_eigenvalues(Problem(model, coupled, batches), matrix="ggn", k=1)
+
+
+def test_numpy_batches_and_columns_of_tables():
+    x, y = examples(8)
+    model = classifier()
+    value = F.cross_entropy(model(x), y).detach()
+    close(Problem(model, F.cross_entropy, [(x.numpy(), y.numpy())]).loss(), value)
+    table = torch.stack([y, y], 1)
+    problem = Problem(model, F.cross_entropy, [(x[i : i + 1], table[i : i + 1, 0]) for i in range(8)])
+    close(problem.loss(), value)
+    assert problem.provenance()["sample_sha256"]
+
+
+def test_parts_that_the_model_cannot_take_keep_the_batches():
+    class TimeFirst(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = classifier(inputs=2)
+
+        def forward(self, x):
+            return self.inner(x).mean(0)
+
+    torch.manual_seed(1)
+    model, x, y = TimeFirst(), torch.randn(5, 5, 2, dtype=torch.float64), torch.tensor([0, 1, 2, 0, 1])
+
+    def loss(outputs, targets):
+        return F.cross_entropy(outputs, targets) * (1 + 0.5 * (targets == 2).any())
+
+    problem = Problem(model, loss, [(x, y)])
+    assert problem.undividable is not None
+    require_equal(problem, model, loss(model(x), y))

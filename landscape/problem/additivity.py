@@ -50,11 +50,15 @@ def obstacle(problem: Problem) -> str | None:
         return "a BatchNorm keeps no running statistics"
     if objective.weight is not None:
         return "weight(batch) is known of the given batches alone"
+    if objective.torch is not None and objective.torch.uneven:
+        return "label smoothing weighs classes of weight 0"
     if not objective.exact and problem.weights.dtype in _COARSE:
         return "the loss's denominator is not known, and this dtype is too coarse to try it out"
-    if not _adds_up(problem):
-        return "the losses of a batch's parts do not add up to its loss"
-    return None
+    try:
+        adds_up = _adds_up(problem)
+    except InputError:
+        return "the model or the loss cannot take a part of a batch"
+    return None if adds_up else "the losses of a batch's parts do not add up to its loss"
 
 
 def _adds_up(problem: Problem) -> bool:
@@ -100,7 +104,7 @@ def _everywhere(problem: Problem, tolerance: float) -> bool:
     """L over the user's batches beside L over all of them divided anew, as far as they can be."""
     given, largest = float(problem.loss()), max(problem.batches.sizes)
     for size in (max(largest // 2, 1), 2 * largest):
-        other = float(problem.with_batches(problem.batches.split(size)).loss())
+        other = float(problem.divided(size).loss())
         if not abs(other - given) <= 10 * tolerance * (abs(given) + tolerance):
             return False
     return True

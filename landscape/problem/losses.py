@@ -61,6 +61,14 @@ class TorchLoss:
     ignore_index: int
     each: Callable[..., Any]
 
+    @property
+    def uneven(self) -> bool:
+        """Whether examples of weight 0 add to the loss: label smoothing runs over all classes."""
+        smoothing = getattr(self.each, "keywords", {}).get(
+            "label_smoothing", getattr(self.each, "label_smoothing", 0.0)
+        )
+        return bool(smoothing) and self.class_weights is not None and not bool(self.class_weights.all())
+
     def denominator(self, target: Any) -> float:
         """What the mean over a batch with these targets divides by; 0 where none counts."""
         if not isinstance(target, Tensor):
@@ -78,6 +86,11 @@ class TorchLoss:
         if self.class_weights is None:
             return float(counts.sum())
         chosen = target[counts]
+        if chosen.numel() and self.uneven and not bool(self.class_weights.to(target.device)[chosen].any()):
+            raise InputError(
+                "a batch holds only classes of weight 0, whose label smoothing is divided by 0: put other classes "
+                "beside them, or give label_smoothing=0"
+            )
         if chosen.numel() and not 0 <= int(chosen.min()) <= int(chosen.max()) < len(self.class_weights):
             raise InputError(
                 f"targets from {int(chosen.min())} to {int(chosen.max())} do not fit the loss's "

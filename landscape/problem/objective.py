@@ -19,6 +19,12 @@ from landscape.problem.outputs import logits_in, own_loss
 
 Weight = Callable[[Any], float]
 _MEMORY = ("out of memory", "can't allocate memory", "DefaultCPUAllocator")
+_CALLED = {
+    "the model": "a batch must hold what forward() takes: (inputs..., target), or a dict of its arguments and target",
+    "the loss": "it is called as loss(outputs, targets), outputs as the model returned them",
+    "the loss of single examples": "give Problem a loss that returns one value an example",
+    "the objective": "it is called as objective(model, batch), batch as the loader gave it",
+}
 _TOLD = (RuntimeError, TypeError, ValueError, IndexError, KeyError, AttributeError, AssertionError, ZeroDivisionError)
 
 
@@ -66,7 +72,7 @@ class Objective:
             if loss is not None or weight is not None:
                 raise InputError("objective= computes the loss by itself: give it without loss and weight")
             return cls(None, function, weighing="1 a batch")
-        loss = getattr(loss, "_torchdynamo_orig_callable", loss)
+        loss = getattr(loss, "_orig_mod", getattr(loss, "_torchdynamo_orig_callable", loss))
         known = torch_loss(loss) if loss is not None else None
         if weight is not None:
             return cls(loss, None, weight, known, weighing="weight(batch)")
@@ -289,4 +295,4 @@ def telling(what: str, batch: Batch) -> Iterator[None]:
                 f"BatchNorm has no variance over one example ({batch}): give larger batches, or drop_last=True, or "
                 'batch_norm="frozen"'
             ) from error
-        raise InputError(f"{what} failed on {batch}: {type(error).__name__}: {text[:300]}") from error
+        raise InputError(f"{what} failed on {batch}: {type(error).__name__}: {text[:300]}; {_CALLED[what]}") from error

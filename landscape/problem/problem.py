@@ -419,6 +419,10 @@ class Problem:
             raise InputError(
                 f"batches of {size} would be another function ({self.undividable}): keep the batches as given"
             )
+        return self.divided(size)
+
+    def divided(self, size: int) -> Problem:
+        """What `rebatched` returns, whatever it does to L; statistics are recalibrated on the batches as given."""
         other = self.with_batches(self.batches.split(size))
         other.calibration_batches = self.calibration_batches
         return other

@@ -7,6 +7,7 @@ import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
@@ -88,6 +89,8 @@ def moved(value: Any, device: torch.device, dtype: torch.dtype | None) -> Any:
         return tensor.to(device, cast, non_blocking=True)
 
     def move_other(other: Any) -> Any:
+        if isinstance(other, np.ndarray) and other.dtype.kind in "biuf":
+            return move(torch.from_numpy(other))
         if isinstance(other, PackedSequence):
             return other.to(device) if dtype is None else other.to(device, dtype)  # type: ignore[call-overload,arg-type]
         return other.to(device) if opaque(other) else other

@@ -52,5 +52,9 @@ def of_configuration(content: Any) -> str:
 def _bytes(tensor: Tensor) -> Iterator[memoryview]:
     import torch
 
-    for piece in tensor.detach().reshape(-1).split(_PIECE):
-        yield piece.cpu().contiguous().view(torch.uint8).numpy().data
+    dense = tensor.detach().to_dense() if tensor.layout != torch.strided else tensor.detach()
+    for piece in dense.reshape(-1).split(_PIECE):
+        flat = piece.cpu().contiguous()
+        # One number with another stride counts as contiguous, but has no bytes to view.
+        flat = flat if flat.stride(-1) == 1 else flat.clone(memory_format=torch.contiguous_format)
+        yield flat.view(torch.uint8).numpy().data

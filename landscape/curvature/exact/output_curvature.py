@@ -66,7 +66,10 @@ class OutputCurvature:
             probe = torch.zeros_like(self.outputs)
             probe[0] = 1.0
             if bool(self.product(probe)[1:].any()):
-                raise InputError("the loss couples the examples of a batch: it has no matrix of one example's outputs")
+                raise InputError(
+                    "the loss couples the examples of a batch: it has no matrix of one example's outputs; take "
+                    'matrix="hessian", or estimate its trace: method="hutch++"'
+                )
 
     def softmax_scale(self) -> Tensor | None:
         """Factors c (n, 1) with B_i = c_i (diag p_i - p_i p_i'), the Hessian of cross-entropy; None for another loss.

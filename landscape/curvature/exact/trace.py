@@ -78,7 +78,7 @@ def ggn_squares(
     # The same attention kernels as everywhere in curvature; the fused ones cannot be vectorized over examples.
     with second_derivative.twice_differentiable(problem.model), problem.bound_tensors(leaves), torch.enable_grad():
         taps = _Taps(problem, leaves)
-        obstacle = taps.calibrate(next(problem.weighted_batches()), columns_of)
+        obstacle = taps.calibrate(_telling_batch(problem), columns_of)
         if only_equal and obstacle is not None:
             return None
         chunked = _chunked(problem, leaves, taps, chunk_size)
@@ -168,7 +168,10 @@ class _Taps:
         # A model may run a batch past a layer that the calibration saw (a branch on the size of the batch).
         missed = self.covered - {i for module in seen for i in self.modules[module].values()}
         whole = sorted(self.uncovered | missed)
-        for root in columns_of(OutputCurvature(self.problem, outputs, batch)):
+        curvature = OutputCurvature(self.problem, outputs, batch)
+        if not self.problem.objective.exact:
+            curvature.check_separable()
+        for root in columns_of(curvature):
             self.problem.passes.backward += batch.size * len(root.columns)
             wanted = {m: v for m, v in seen.items() if set(self.modules[m].values()) - self.uncovered}
             sums: dict[nn.Module, gradient_squares.Accumulator] = {}
@@ -218,6 +221,13 @@ class _Taps:
             edges = [edge for _, edge in seen.values()]
             found = torch.autograd.grad(outputs, edges, column, retain_graph=True, allow_unused=True)
             yield from ((m, g) for m, g in zip(seen, found, strict=True) if g is not None)
+
+
+def _telling_batch(problem: Problem) -> Batch:
+    """The first batch of several examples, which shows whether they influence each other; else the first."""
+    batches = problem.weighted_batches()
+    first = next(batches)
+    return first if first.size > 1 else next((b for b in batches if b.size > 1), first)
 
 
 def _chunked(problem: Problem, leaves: Sequence[Tensor], taps: _Taps, size: int | None) -> Problem:

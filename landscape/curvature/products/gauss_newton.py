@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -71,13 +72,24 @@ class GaussNewtonGraph:
         result = torch.zeros_like(problem.weights)
         with self.graphs.open():
             for batch, (outputs, u, pulled, middle), _ in self.graphs.each(self._build):
-                pairs = [(g, p) for g, p in zip(pulled, pieces, strict=True) if g is not None]
-                forward = torch.autograd.grad([g for g, _ in pairs], u, [p for _, p in pairs], retain_graph=True)[0]
-                found = torch.autograd.grad(outputs, self.leaves, middle(forward), retain_graph=True, allow_unused=True)
+                found = second_derivative.named(
+                    functools.partial(self._pulled_back, outputs, u, pulled, pieces, middle)
+                )
                 problem.passes.hvp += batch.size
                 zeros = [torch.zeros_like(x) if g is None else g for g, x in zip(found, self.leaves, strict=True)]
                 result += problem.parameters.flatten(zeros)
         return problem.summed(result)
+
+    def _pulled_back(
+        self, outputs: Tensor, u: Tensor, pulled: list[Tensor | None], pieces: list[Tensor], middle: Middle
+    ) -> tuple[Tensor | None, ...]:
+        pairs = [(g, p) for g, p in zip(pulled, pieces, strict=True) if g is not None and g.requires_grad]
+        if not pairs:
+            raise InputError("the loss does not depend on the chosen parameters through differentiable operations")
+        rows, vectors = zip(*pairs, strict=True)
+        forward = torch.autograd.grad(rows, u, vectors, retain_graph=True, allow_unused=True)[0]
+        forward = torch.zeros_like(u) if forward is None else forward
+        return torch.autograd.grad(outputs, self.leaves, middle(forward), retain_graph=True, allow_unused=True)
 
     def facts(self) -> dict[str, Any]:
         """What was chosen and measured."""
@@ -96,7 +108,7 @@ class GaussNewtonGraph:
         return outputs, u, list(pulled), middle
 
     def _middle(self, curvature: OutputCurvature, batch: Batch, start: int) -> Middle:
-        if not self._checked:
+        if not self._checked or not self.graphs.problem.objective.exact:
             curvature.check_separable()
         if self.matrix == "empirical-fisher":
             return _rank_one(curvature.score())
