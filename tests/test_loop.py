@@ -19,7 +19,7 @@ from torch import nn
 import cli
 from landscape import checkpoint
 from landscape.errors import InputError
-from landscape.problem.problem import Passes
+from landscape.problem.batch_passes import Passes
 from trainers import METHODS, train
 from trainers.datasets import load_data
 from trainers.loop.base import base_optimizer, clip_gradient, decayed_parameters

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from landscape.errors import InputError
-from landscape.problem.problem import Passes
+from landscape.problem.batch_passes import Passes
 from trainers.loop.settings import Settings
 
 MILESTONES = (0.5, 0.75)

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from landscape import processes
 from landscape.errors import InputError
+from landscape.problem.batch_passes import Passes
 from landscape.problem.batches import Batch, as_batch
 from landscape.problem.parameters import Parameters
-from landscape.problem.problem import Passes
 from trainers.method import network
 from trainers.method.batch_norm import SynchronizedBatchNorm
 from trainers.method.context import Context

@@ -1,0 +1,235 @@
+"""Passes over the batches of a Problem: bound to weights, counted, weighed; what analyzers build on."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from landscape.errors import InputError
+from landscape.problem.batches import Batch, Batches
+from landscape.problem.evaluator import Evaluator
+from landscape.problem.objective import Objective, Pair
+from landscape.problem.outputs import logits_of
+from landscape.problem.parameters import Parameters
+
+
+@dataclass
+class Passes:
+    """Work done, in examples: forward passes, backward passes and Hessian-vector products."""
+
+    forward: float = 0
+    backward: float = 0
+    hvp: float = 0
+
+
+@dataclass
+class Shared:
+    """What a Problem and those derived from it know together.
+
+    Attributes:
+        passes: work done.
+        notes: what a reader of any result has to know.
+        random: the notes that say why two evaluations may differ.
+        division: why batches may not be divided anew, once that was tried out.
+    """
+
+    passes: Passes = field(default_factory=Passes)
+    notes: list[str] = field(default_factory=list)
+    random: list[str] = field(default_factory=list)
+    division: list[str | None] = field(default_factory=list)
+
+
+class BatchPasses:
+    """A model bound to weights, batch by batch; see `Problem`, whose attributes these are."""
+
+    model: nn.Module
+    objective: Objective
+    parameters: Parameters
+    weights: Tensor
+    evaluator: Evaluator
+    batches: Batches
+    calibration_batches: Batches
+    examples: int
+    weight: float
+    batch_norm: str
+    logit_normalization: bool
+    recalibration_examples: int
+    distributed: bool
+    _shared: Shared
+
+    @property
+    def dimension(self) -> int:
+        """Number of entries d of w."""
+        return self.parameters.dimension
+
+    @property
+    def passes(self) -> Passes:
+        """Work done so far, in examples."""
+        return self._shared.passes
+
+    @property
+    def notes(self) -> list[str]:
+        """What a reader of any result has to know."""
+        return self._shared.notes
+
+    @property
+    def random_causes(self) -> list[str]:
+        """The notes that say why two evaluations of L(w) may differ."""
+        return self._shared.random
+
+    def leaves(self, w: Tensor | None = None) -> list[Tensor]:
+        """Views of w in the model's shapes and dtypes, each a leaf of automatic differentiation.
+
+        The flat vector itself never takes part: the backward of slicing it would cost a copy of it a slice.
+        """
+        return [t.detach().requires_grad_() for t in self.parameters.typed(self.at(w))]
+
+    @contextlib.contextmanager
+    def bound(self, w: Tensor | None = None) -> Iterator[None]:
+        """Within the context the model computes at w (by default: at the weights of the Problem)."""
+        with self.bound_tensors(self.parameters.typed(self.at(w))):
+            yield
+
+    @contextlib.contextmanager
+    def values(self, w: Tensor | None = None) -> Iterator[None]:
+        """`bound` for passes whose derivatives nobody takes: without a graph, unless forward() itself needs one."""
+        with self.evaluator.without_graph(), self.bound(w):
+            yield
+
+    @contextlib.contextmanager
+    def bound_tensors(self, tensors: Sequence[Tensor]) -> Iterator[None]:
+        """Within the context the model computes with these tensors, statistics by the BatchNorm policy."""
+        statistics = None
+        if self.batch_norm == "recalibrate" and self.evaluator.batch_norms:
+            statistics = self.evaluator.recalibrated(tensors, self._calibration_passes())
+        with self.evaluator.bound(tensors, statistics):
+            yield
+
+    def weighted_batches(self) -> Iterator[Batch]:
+        """The batches with c_b > 0: the others' losses (0/0 where all targets are ignored) are no part of L."""
+        return (batch for batch in self.batches if batch.weight)
+
+    def share(self, batch: Batch) -> float:
+        """c_b / sum of c_b."""
+        return batch.weight / self.weight
+
+    def weighed(self, batch: Batch) -> Batch:
+        """The batch with its c_b."""
+        return batch if batch.weight == batch.weight else replace(batch, weight=self.objective.weigh(None, batch))
+
+    def forward(self, batch: Batch) -> Any:
+        """The model's outputs on a batch (within `bound`); normalized logits where that was asked for."""
+        self.passes.forward += batch.size
+        outputs = self.objective.forward(self.model, batch)
+        if isinstance(outputs, Pair) and outputs.weight is not None:
+            self._same_weight(outputs, batch)
+        if not self.logit_normalization:
+            return outputs
+        logits = logits_of(outputs)
+        centered = logits - logits.mean(dim=-1, keepdim=True)
+        return centered / torch.linalg.vector_norm(centered, dim=-1, keepdim=True).clamp(min=1e-12)
+
+    def batch_outputs(self, batch: Batch) -> Tensor:
+        """The tensor that stands for the model's outputs on a batch (within `bound`), see `outputs`."""
+        if self.objective.function is not None:
+            raise InputError(
+                "an objective function shows no outputs of the model: give Problem a loss(outputs, targets)"
+            )
+        return logits_of(self.forward(batch))
+
+    def batch_loss(self, outputs: Any, batch: Batch) -> Tensor:
+        """l_b: the mean loss of a batch, a 0-dim tensor in the graph of the outputs."""
+        value = self.objective.value(outputs, batch)
+        return value if value.dim() == 0 else value.mean()
+
+    def first_derivative(self, loss: Tensor, leaves: Sequence[Tensor], batch: Batch) -> list[Tensor | None]:
+        """Gradient of the batch's share of L, with its graph: one tensor a leaf, None where the loss ignores it."""
+        self._differentiable(loss)
+        self.passes.backward += batch.size
+        share = loss * self.share(batch)
+        return list(torch.autograd.grad(share, leaves, create_graph=True, allow_unused=True))
+
+    def second_derivative(
+        self,
+        gradients: Sequence[Tensor | None],
+        leaves: Sequence[Tensor],
+        pieces: Sequence[Tensor],
+        batch: Batch,
+        *,
+        retain_graph: bool = False,
+    ) -> list[Tensor]:
+        """Derivative of <gradients, pieces>, one tensor a leaf: the batch's share of H v."""
+        pairs = [(g, v) for g, v in zip(gradients, pieces, strict=True) if g is not None and g.requires_grad]
+        if not pairs:
+            return [torch.zeros_like(t) for t in leaves]
+        self.passes.hvp += batch.size
+        outputs, vectors = zip(*pairs, strict=True)
+        found = torch.autograd.grad(outputs, leaves, vectors, retain_graph=retain_graph, allow_unused=True)
+        return [torch.zeros_like(t) if f is None else f for f, t in zip(found, leaves, strict=True)]
+
+    @contextlib.contextmanager
+    def counting(self) -> Iterator[dict[str, float]]:
+        """A dict that holds, after the context, the passes over the n examples that were made within it."""
+        before, cost = copy.copy(self.passes), {}  # type: ignore[var-annotated]
+        yield cost
+        cost.update({k: (v - getattr(before, k)) / self.examples for k, v in asdict(self.passes).items()})
+
+    @contextlib.contextmanager
+    def uncounted(self) -> Iterator[None]:
+        """Passes within the context are not counted: tries that belong to no result."""
+        before = asdict(self.passes)
+        try:
+            yield
+        finally:
+            vars(self.passes).update(before)
+
+    def at(self, w: Tensor | None) -> Tensor:
+        """W as a flat vector (d,) like the weights; the weights themselves for None."""
+        if w is None:
+            return self.weights
+        if w.shape != self.weights.shape:
+            raise InputError(f"w must be a flat vector of shape ({self.dimension},), received {tuple(w.shape)}")
+        return w.to(self.weights)
+
+    def zero(self) -> Tensor:
+        """A 0-dim float64 tensor on the device."""
+        return torch.zeros((), dtype=torch.float64, device=self.weights.device)
+
+    def summed(self, value: Tensor) -> Tensor:
+        """The value summed over the processes."""
+        if self.distributed:
+            torch.distributed.all_reduce(value)
+        return value
+
+    def _calibration_passes(self) -> Iterator[None]:
+        seen = 0
+        for batch in self.calibration_batches:
+            # A short last batch would weigh as much as a full one in the cumulative average.
+            if seen and batch.size < self.calibration_batches.sizes[0]:
+                continue
+            self.forward(batch)
+            seen += batch.size
+            yield
+            if seen >= self.recalibration_examples:
+                return
+
+    def _differentiable(self, loss: Tensor) -> None:
+        if not loss.requires_grad:
+            raise InputError("the loss does not depend on the chosen parameters through differentiable operations")
+
+    def _same_weight(self, outputs: Pair, batch: Batch) -> None:
+        weight = outputs.weight
+        on_host = not (
+            isinstance(weight, Tensor) and (weight.is_cuda or torch._C._functorch.is_functorch_wrapped_tensor(weight))
+        )
+        if on_host and batch.weight == batch.weight and outputs.number(batch) != batch.weight:
+            raise InputError(
+                f"the objective returned the weight {outputs.number(batch):g} for {batch} and {batch.weight:g} before: "
+                "c_b must be the same at every w"
+            )
