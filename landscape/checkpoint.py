@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from landscape import archive
 from landscape.errors import InputError
 from landscape.files import atomic
 
@@ -56,13 +57,46 @@ def read(path: str | Path) -> dict[str, Any]:
         )
     if content.get("version") != VERSION:
         raise InputError(
-            f"{path} has checkpoint version {content.get('version')}, this release reads {VERSION}: "
+            f"{path} has checkpoint version {content.get('version')!r}, this release reads {VERSION}: "
             "use the release that wrote it"
         )
     missing = [k for k in REQUIRED if k not in content]
     if missing:
         raise InputError(f"{path} lacks {', '.join(missing)}: it was written incompletely; train again or use a backup")
+    _require_kinds(path, content)
     return content
+
+
+def _require_kinds(path: str | Path, content: Mapping[str, Any]) -> None:
+    """Raise InputError naming the first field whose value is of another kind than `write` was meant for."""
+    kinds: dict[str, type] = {"epoch": int, "step": int, "provenance": dict}
+    for part in ("model", "data", "method"):
+        kinds.update({part: dict, f"{part}.name": str, f"{part}.arguments": dict})
+    for name, kind in {**kinds, "model.state": dict}.items():
+        part, _, inner = name.partition(".")
+        value = content[part].get(inner) if inner else content[part]
+        if type(value) is not kind:
+            raise _other_kind(path, name, value, kind.__name__)
+    for name, tensor in content["model"]["state"].items():
+        if not isinstance(name, str) or not isinstance(tensor, Tensor):
+            raise _other_kind(path, f"model.state[{name!r}]", tensor, "tensor")
+        _require_numbers(path, name, tensor)
+
+
+def _require_numbers(path: str | Path, name: str, tensor: Tensor) -> None:
+    """Raise InputError where a tensor has more entries than its file holds numbers: strides of zero make any size."""
+    held = tensor.untyped_storage().nbytes() // tensor.element_size() if tensor.layout is torch.strided else 0
+    if tensor.numel() > held:
+        raise InputError(
+            f"{path}: {name} has {tensor.numel()} entries but the file holds {held}: save it again after .contiguous()"
+        )
+
+
+def _other_kind(path: str | Path, name: str, value: Any, kind: str) -> InputError:
+    return InputError(
+        f"{path}: {name} is {'missing' if value is None else 'a ' + type(value).__name__}, not a {kind}: "
+        "it was written by another program or is damaged; use another copy of it"
+    )
 
 
 def read_state(path: str | Path) -> dict[str, Tensor]:
@@ -96,12 +130,16 @@ def _load(path: Path) -> Any:
         inside = path / "ckpt.pt"
         hint = f": did you mean {inside}?" if inside.exists() else ": give the path of a checkpoint file"
         raise InputError(f"{path} is a directory{hint}")
+    archive.require_regular(path)
     if path.stat().st_size == 0:
         raise InputError(f"{path} is empty (0 bytes): the copy or the training was cut off; use another checkpoint")
     try:
         if path.suffix == ".safetensors":
             return _safetensors(path)
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        zipped = zipfile.is_zipfile(path)
+        if zipped:
+            archive.verify(path)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except PermissionError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from error
     except pickle.UnpicklingError as error:
@@ -111,7 +149,9 @@ def _load(path: Path) -> Any:
                 "torch.save(model.state_dict(), path), and give --model module:callable"
             ) from error
         raise InputError(f"{path} is not a readable checkpoint (truncated or another format)") from error
-    except (RuntimeError, EOFError, ValueError, OSError, KeyError, zipfile.BadZipFile) as error:
+    except InputError:
+        raise
+    except Exception as error:  # whatever a reader raises on bytes that nobody wrote for it
         raise InputError(f"{path} is not a readable checkpoint (truncated or another format)") from error
 
 

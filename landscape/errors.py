@@ -5,9 +5,17 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+from landscape.formatting import printable
+
 
 class InputError(ValueError):
-    """Wrong input: the message says what was received, what is needed and what to do. The command line exits with 2."""
+    """Wrong input: the message says what was received, what is needed and what to do. The command line exits with 2.
+
+    It is one line: what is quoted from files in it is escaped, see `landscape.formatting.printable`.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(printable(message))
 
 
 class AsymmetryWarning(UserWarning):

@@ -8,6 +8,15 @@ MINUS, TIMES = "−", "×"
 _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
+def printable(text: str) -> str:
+    r"""Text of a file for a terminal, a log or a picture: control characters, also those that reorder text, as \x1b."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else _escaped(c) for c in text)
+
+
+def _escaped(character: str) -> str:
+    return character.encode("unicode_escape").decode("ascii")
+
+
 def number(value: float | None, digits: int = 4) -> str:
     """`value` with that many significant digits: 0.01234, 1.234×10⁻⁵; a dash for what is not there."""
     if value is None or math.isnan(value):
