@@ -123,10 +123,18 @@ def gnp(net, o):
 
 @oracle("rst", rho=0.3, p=0.6, p_schedule="constant")
 @oracle("rst", rho=0.3, p=0.3, p_schedule="linear2")
+@oracle("rst", rho=0.3, p=1 / STEPS, p_schedule="piecewise1")
+@oracle("rst", rho=0.3, p=1 / STEPS, p_schedule="piecewise2")
 def rst(net, o):
     at = yield
+    schedules = {
+        "constant": lambda t: 0.6,
+        "linear2": lambda t: 0.3 + (1 - 0.6) * t / STEPS,
+        "piecewise1": lambda t: float(t > 1),
+        "piecewise2": lambda t: float(t <= 1),
+    }
     while True:
-        p = 0.6 if o["p_schedule"] == "constant" else 0.3 + (1 - 0.6) * at.t / STEPS
+        p = schedules[o["p_schedule"]](at.t)
         g = net.gradient(at.w, at.x, at.y)
         if uniform("rst", at.t) < p:
             g = net.gradient(at.w + o["rho"] * unit(g), at.x, at.y)

@@ -114,8 +114,8 @@ def test_rst_costs_one_pass_and_one_more_at_its_sam_steps(name):
     steps, _ = per_step(name, {"p": 0.5, "p_schedule": "constant"})
     assert set(steps) == {(1, 1), (2, 2)}
     assert per_step(name, {"p": 0.5, "p_schedule": "piecewise1"}, lambda t: context(t, steps=N))[0] == [
-        *[(1, 1)] * 3,
-        *[(2, 2)] * 3,
+        *[(1, 1)] * 4,  # the step at p T too, as in the official code
+        *[(2, 2)] * 2,
     ]
 
 

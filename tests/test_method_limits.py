@@ -33,8 +33,9 @@ LIMITS = {
     "ESAM at beta 1, gamma 1 is SAM": (("esam", {"rho": RHO, "beta": 1.0, "gamma": 1.0}), ("sam", {"rho": RHO})),
     "RST at p 0 is SGD": (("rst", {"rho": RHO, "p": 0.0, "p_schedule": "constant"}), ("sgd", {})),
     "RST at p 1 is SAM": (("rst", {"rho": RHO, "p": 1.0, "p_schedule": "constant"}), ("sam", {"rho": RHO})),
-    "RST piecewise1 at p 0 is SAM": (
-        ("rst", {"rho": RHO, "p": 0.0, "p_schedule": "piecewise1"}),
+    "RST piecewise1 at p 1 is SGD": (("rst", {"rho": RHO, "p": 1.0, "p_schedule": "piecewise1"}), ("sgd", {})),
+    "RST piecewise2 at p 1 is SAM": (
+        ("rst", {"rho": RHO, "p": 1.0, "p_schedule": "piecewise2"}),
         ("sam", {"rho": RHO}),
     ),
     "G-RST at alpha 1 is RST": (("g-rst", {"rho": RHO, "alpha": 1.0}), ("rst", {"rho": RHO})),
@@ -240,11 +241,14 @@ def test_schedules_at_chosen_points():
         "constant": [0.25, 0.25, 0.25],
         "piecewise1": [0.0, 1.0, 1.0],
         "piecewise2": [1.0, 0.0, 0.0],
-        "piecewise3": [0.25, 0.75, 0.75],
+        "piecewise3": [0.25, 0.25, 0.75],
         "linear1": [0.0, 0.25, 0.5],
         "linear2": [0.25, 0.5, 0.75],
         "trigonometric": [0.25, 0.5, 0.75],
     }
+    # The official code's piece ends after the step at p T itself.
+    boundary = {n: [SCHEDULES[n](0.25, t / 8) for t in (1, 2, 3)] for n in ("piecewise1", "piecewise2")}
+    assert boundary == {"piecewise1": [0.0, 0.0, 1.0], "piecewise2": [1.0, 1.0, 0.0]}
     assert SCHEDULES["linear1"](0.75, 0.0) == 0.5
     assert SCHEDULES["linear1"](0.75, 1.0) == 1.0
     assert SCHEDULES["trigonometric"](0.0, 0.25) == pytest.approx((1 - math.cos(math.pi / 4)) / 2)

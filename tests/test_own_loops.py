@@ -8,41 +8,11 @@ import warnings
 import pytest
 import torch
 import torch.nn.functional as F
+from own_loop_cases import BATCH_METHODS, CLOSURE_METHODS, assert_equal_models, batches, closure_of, network, sgd
 from torch import nn
 
 from landscape.errors import InputError
 from trainers import METHODS, Context, MethodOptimizer, Task
-
-BATCH_METHODS = {"esam", "k-sam", "mesa", "saf", "ssam", "subset-sam"}
-CLOSURE_METHODS = sorted({*METHODS} - BATCH_METHODS)
-
-
-def network(dtype=torch.float64, dropout=0.0):
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(5)
-        layers = [nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Dropout(dropout), nn.Linear(8, 3)]
-        return nn.Sequential(*layers).to(dtype)
-
-
-def batches(count=6, size=12, dtype=torch.float64):
-    generator = torch.Generator().manual_seed(9)
-    x = torch.randn(count, size, 6, generator=generator, dtype=torch.float64).to(dtype)
-    y = torch.randint(3, (count, size), generator=generator)
-    return list(zip(x, y, strict=True))
-
-
-def sgd(model):
-    return torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=0.01)
-
-
-def closure_of(optimizer, model, inputs, targets):
-    def closure():
-        optimizer.zero_grad()
-        loss = F.cross_entropy(model(inputs), targets)
-        loss.backward()
-        return loss
-
-    return closure
 
 
 def trained_by_task(name, loader, **options):
@@ -59,10 +29,6 @@ def trained_by_task(name, loader, **options):
         optimizer.step()
         method.after_step(step, state)
     return model, losses
-
-
-def assert_equal_models(a, b, **tolerances):
-    torch.testing.assert_close(a.state_dict(), dict(b.state_dict()), **tolerances)
 
 
 @pytest.mark.parametrize("name", CLOSURE_METHODS)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from landscape.errors import InputError
 from landscape.problem.batches import Batch
 from trainers.method import network
+from trainers.method.accumulation import require_cleared
 from trainers.method.context import Context, Pass
 from trainers.method.step import Step
 from trainers.method.task import Task
@@ -21,11 +22,21 @@ Closure = Callable[[], Any]
 
 
 class ClosureStep(Step):
-    """A step whose only pass is the user's closure."""
+    """A step whose only pass is the user's closure.
 
-    def __init__(self, task: Task, model: nn.Module, closure: Closure, context: Context) -> None:
+    Args:
+        task: what is trained.
+        model: the network, wrapped or not.
+        closure: see `Closure`.
+        context: where training stands.
+        probe: a parameter in whose `.grad` lies a gradient that the closure must clear; None where there is none.
+    """
+
+    def __init__(
+        self, task: Task, model: nn.Module, closure: Closure, context: Context, probe: Tensor | None = None
+    ) -> None:
         super().__init__(task, Batch((), {}, None, 1), context, None, (1,) * task.world)
-        self._closure = closure
+        self._closure, self._probe = closure, probe
         self._averaged = isinstance(model, nn.parallel.DistributedDataParallel)
         local = self._averaged and not task.synchronized
         self._communication: Any = model.no_sync if local else contextlib.nullcontext
@@ -48,9 +59,14 @@ class ClosureStep(Step):
         self._statistics_moved |= moves
         if self.task.same_masks:
             self._align_masks()
+        probe, self._probe = self._probe, None
+        if probe is not None:
+            probe.grad = torch.full_like(probe, torch.nan)
         frozen = network.frozen_statistics(() if moves else self.task.norms)
         with frozen, self._communication(), torch.enable_grad():
             loss = self._closure()
+        if probe is not None:
+            require_cleared(probe, self.parameters)
         if not isinstance(loss, Tensor):
             raise InputError(
                 f"the closure returned {type(loss).__name__}: it must return the loss it called backward on"
@@ -66,7 +82,7 @@ class ClosureStep(Step):
         if not self.shared or self._averaged:
             return
         super()._reduce(inputs)
-        torch._foreach_div_([p.grad for p in inputs], self.task.world)
+        torch._foreach_div_([p.grad for p in inputs if p.grad is not None], self.task.world)
 
     @staticmethod
     def _unseen() -> InputError:

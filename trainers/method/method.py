@@ -104,6 +104,7 @@ class Method:
         result = self.compute(step, state) if task.group_size is None else self._grouped(step, state)
         if task.world > 1 and not step.shared:
             share = step.batch.size / sum(step.sizes)
+            step.reach_everywhere()
             step.leave(mean_over_processes(step.gradients(), share))
             state.update({k: mean_over_processes(v, share) for k, v in state.items() if v is not before.get(k)})
             step.memory.update({k: mean_over_processes(v, share) for k, v in step.memory.items()})
@@ -129,6 +130,7 @@ class Method:
             end = dict(state)
             passes.append(self.compute(group, end))
             weights.append(group.batch.size / step.batch.size)
+            step.reached |= group.reached
             scaled = list(torch._foreach_mul(group.gradients(), weights[-1]))
             gradients = list(torch._foreach_add(gradients, scaled)) if gradients else scaled
             ends.append({"state": end, "memory": group.memory, "buffers": [b.clone() for b in buffers]})

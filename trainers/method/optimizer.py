@@ -18,16 +18,18 @@ and are driven by `trainers.Task` instead.
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from landscape.errors import InputError
+from trainers.method.accumulation import Leftovers, refuse_accelerate
 from trainers.method.averages import mean
 from trainers.method.closure import Closure, ClosureStep
 from trainers.method.context import Context
-from trainers.method.method import Method
+from trainers.method.method import Method, State
 from trainers.method.step import Step
 from trainers.method.task import Task
 from trainers.storable import without_tuples
@@ -42,7 +44,14 @@ class MethodOptimizer(torch.optim.Optimizer):
     The closure clears the gradients, computes the loss, calls backward and returns the loss; it is called once a pass.
     Gradient accumulation: a closure that goes over several micro-batches gives one perturbation for all of them;
     `gradient(closure, share=1 / k, add=i > 0)` for micro-batches i = 0..k-1 and then `step()` gives one each
-    (m-sharpness).
+    (m-sharpness). Accumulation that does not pass through the closure (Lightning's `accumulate_grad_batches`,
+    Accelerate's `accumulate`) is refused: the method would see the last micro-batch alone.
+
+    Parameters may be frozen and unfrozen between steps, and added by `add_param_group`: from the next step on the
+    method takes in those that are trainable then. What it remembers of new ones starts at zero, as their gradient was.
+
+    `copy.deepcopy` and `pickle` of ``(model, optimizer)`` together, between steps, give a pair that trains on as this
+    one does.
 
     Mixed precision: autocast inside the closure; in float16 also ``scaler.scale(loss).backward()`` there, then::
 
@@ -70,7 +79,16 @@ class MethodOptimizer(torch.optim.Optimizer):
         seed: of the method's draws.
         synchronized: with several processes, whether they share one perturbation.
         same_masks: dropout draws the same masks in every pass of a step.
+
+    Raises:
+        InputError: the method needs the batch or a schedule's length; the base optimizer calls the closure itself
+            (LBFGS), does not hold all trainable parameters, or has hyperparameters of the method in its groups.
     """
+
+    _COPIED = (
+        *("base", "method", "model", "task", "defaults", "method_state", "steps", "lr_max"),
+        *("total_steps", "steps_per_epoch", "lr_min", "seed", "warmup"),
+    )
 
     def __init__(
         self,
@@ -94,16 +112,23 @@ class MethodOptimizer(torch.optim.Optimizer):
             )
         if method.needs_progress and total_steps is None:
             raise InputError(f"{method.name} follows a schedule over the run: give total_steps")
+        _require_plain_step(base)
         self.base, self.method, self.model = base, method, model
         self.task = Task(model, None, optimizer=base, scaler=scaler, synchronized=synchronized, same_masks=same_masks)
         self._require_all_parameters()
+        self._require_one_setting(base.param_groups)
         super().__init__(base.param_groups, base.defaults)
         self.total_steps, self.steps_per_epoch, self.lr_min, self.seed = total_steps, steps_per_epoch, lr_min, seed
         self.steps, self.warmup = 0, warmup
-        self.lr_max = max(g.get("initial_lr", g["lr"]) for g in base.param_groups)
+        first = base.param_groups[0]  # whose learning rate the context has too
+        self.lr_max = float(first.get("initial_lr", first["lr"]))
         self.method_state = method.init(self.task, self.context())
-        self._last: Step | None = None
-        self._state_before, self._share = dict(self.method_state), 0.0
+        self._begin()
+
+    _last: Step | None
+    _leftovers: Leftovers
+    _state_before: State
+    _share: float
 
     # The base optimizer's own, whatever it replaces them with on loading.
     param_groups = property(lambda self: self.base.param_groups, lambda self, _: None)
@@ -115,6 +140,7 @@ class MethodOptimizer(torch.optim.Optimizer):
         Without a closure: the step along what `gradient` has left.
         """
         if closure is not None:
+            refuse_accelerate()
             if self.task.scaler is not None:
                 raise InputError(
                     "in float16 call optimizer.gradient(closure), then scaler.step(optimizer) and scaler.update()"
@@ -129,6 +155,7 @@ class MethodOptimizer(torch.optim.Optimizer):
         self.method.after_step(self._last, self.method_state)
         self.steps += 1
         self._last = None
+        self._leftovers.keep(self.task.parameters, stepped=True)
         return loss
 
     def gradient(self, closure: Closure, *, share: float = 1.0, add: bool = False) -> Tensor:
@@ -141,15 +168,20 @@ class MethodOptimizer(torch.optim.Optimizer):
         """
         if not add and self._last is not None:  # the scaler skipped the step of the last gradient
             self.method_state = self._state_before
-        if not add:
-            self._state_before, self._share = dict(self.method_state), 0.0
         last = self._last if add else None
+        if last is None:
+            self._take_up_parameters()
+            self._state_before, self._share = dict(self.method_state), 0.0
+        probe = None if last is not None else self._leftovers.foreign(self.task.parameters)
+        self._leftovers.forget()
         before = [] if last is None else last.gradients()
-        step, state = ClosureStep(self.task, self.model, closure, self.context()), dict(self._state_before)
+        step = ClosureStep(self.task, self.model, closure, self.context(), probe)
+        state = dict(self._state_before)
         result = self.method.gradient(step, state)
         self._share += share
         if last is not None:  # as m-groups: each starts from the same state, and the states are averaged
             weights = (1 - share / self._share, share / self._share)
+            step.reached |= last.reached
             state = mean([self.method_state, state], weights)
             step.memory.update(mean([last.memory, step.memory], weights))
         self.method_state = state
@@ -157,10 +189,12 @@ class MethodOptimizer(torch.optim.Optimizer):
             scaled = torch._foreach_mul(step.gradients(), share)
             step.leave(scaled if last is None else torch._foreach_add(before, scaled))
         self._last = step
+        self._leftovers.keep(self.task.parameters, stepped=False)
         return result.loss
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clear the gradients."""
+        self._leftovers.forget()
         self.base.zero_grad(set_to_none)
 
     def context(self) -> Context:
@@ -182,8 +216,9 @@ class MethodOptimizer(torch.optim.Optimizer):
         )
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Parameters are those of the base optimizer."""
+        """Add a group to the base optimizer; the method takes its parameters in from the next step on."""
         if not any(param_group is group for group in self.base.param_groups):
+            self._require_one_setting([param_group])
             self.base.add_param_group(param_group)
 
     def state_dict(self) -> dict[str, Any]:
@@ -210,6 +245,42 @@ class MethodOptimizer(torch.optim.Optimizer):
         self.base.load_state_dict({k: v for k, v in state_dict.items() if k != "method"})
         self.method_state, self.steps = dict(stored["state"]), stored["steps"]
 
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy has no gradients, so that it stands before those that have not been stepped along yet.
+        state = {name: self.__dict__[name] for name in self._COPIED}
+        return {**state, "method_state": self.method_state if self._last is None else self._state_before}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._begin()
+
+    def _begin(self) -> None:
+        self._last, self._leftovers = None, Leftovers()
+        self._state_before, self._share = dict(self.method_state), 0.0
+
+    def _take_up_parameters(self) -> None:
+        """Follow what was frozen or unfrozen; lists of one tensor per parameter follow in the method's state."""
+        if not self.task.outdated:
+            return
+        before = self.task.parameters
+        self.task.find_parameters()
+        self._require_all_parameters()
+        for name, value in self.method_state.items():
+            if isinstance(value, list) and [t.shape for t in value] == [p.shape for p in before]:
+                known = {id(p): t for p, t in zip(before, value, strict=True)}
+                moved = [known.get(id(p), torch.zeros_like(p)) for p in self.task.parameters]
+                self.method_state = {**self.method_state, name: moved}
+
+    def _require_one_setting(self, groups: list[dict[str, Any]]) -> None:
+        """Groups may differ in what the base optimizer reads; nobody would read another rho of theirs."""
+        for group in groups:
+            ignored = sorted({*group} & {*self.method.arguments} - {*self.base.defaults})
+            if ignored:
+                raise InputError(
+                    f"a parameter group has {ignored[0]}={group[ignored[0]]}, and {self.method.name} has one "
+                    f"{ignored[0]} for all parameters: give it to the method and leave it out of the group"
+                )
+
     def _require_all_parameters(self) -> None:
         held = {id(p) for g in self.base.param_groups for p in g["params"]}
         absent = [s.name for s, p in zip(self.task.layout, self.task.parameters, strict=True) if id(p) not in held]
@@ -218,3 +289,14 @@ class MethodOptimizer(torch.optim.Optimizer):
                 f"the base optimizer does not hold {absent[0]}: build it from model.parameters(), or set "
                 "requires_grad=False on what is not trained"
             )
+
+
+def _require_plain_step(base: torch.optim.Optimizer) -> None:
+    """Raise InputError for an optimizer that evaluates the closure itself, at points of its own (LBFGS)."""
+    closure = inspect.signature(base.step).parameters.get("closure")
+    required = closure is not None and closure.default is inspect.Parameter.empty
+    if required or isinstance(base, MethodOptimizer):
+        raise InputError(
+            f"{type(base).__name__} calls the closure itself and cannot step along a method's gradient: "
+            "choose a base optimizer whose step() needs no closure (SGD, Adam, AdamW, ...)"
+        )

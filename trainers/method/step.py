@@ -33,6 +33,8 @@ class Step:
         context: where training stands.
         memory: lives for this step alone, from `compute` to `after_step`.
         size: examples in the scope of one perturbation: of the global batch, of this process, or of this m-group.
+        reached: ids of the parameters that a pass of this step gave a gradient; the others are left without one, which
+            the base optimizer passes over: zeros would let weight decay and momentum move them.
     """
 
     def __init__(
@@ -52,6 +54,7 @@ class Step:
         self.sizes, self.overflow = sizes, None if task.scaler is None else torch.zeros((), device=task.device)
         self._indices, self._group = indices, group
         self._statistics_moved = False
+        self.reached: set[int] = set()
         self._random: dict[str, Tensor] | None = None
 
     # -- what a method knows ---------------------------------------------------------------------------------------
@@ -85,9 +88,18 @@ class Step:
         return [torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters]
 
     def leave(self, gradients: Sequence[Tensor]) -> None:
-        """Put a gradient, one tensor per parameter, in place of the last `backward`'s."""
+        """Put a gradient, one tensor per parameter, in place of the last `backward`'s.
+
+        Parameters that no pass of the step has reached stay without one.
+        """
         for parameter, gradient in zip(self.parameters, gradients, strict=True):
-            parameter.grad = gradient
+            parameter.grad = gradient if id(parameter) in self.reached else None
+
+    def reach_everywhere(self) -> None:
+        """Count a parameter as reached where a pass of any process reached it."""
+        flags = torch.tensor([float(id(p) in self.reached) for p in self.parameters], device=self.task.device)
+        sum_over_processes([flags])
+        self.reached = {id(p) for p, f in zip(self.parameters, flags.tolist(), strict=True) if f}
 
     # -- parts of the batch ----------------------------------------------------------------------------------------
 
@@ -236,13 +248,23 @@ class Step:
 
     def _finish(self, inputs: Sequence[Tensor]) -> None:
         """Sum the gradients over the processes, unscale them, add the decay that belongs to the loss."""
+        self._require_dense()
         self._reduce(inputs)
+        self.reached.update(id(p) for p in inputs if p.grad is not None)
         gradients = [p.grad for p in self.parameters if p.grad is not None]
         if self.overflow is not None and gradients:
             torch._amp_foreach_non_finite_check_and_unscale_(gradients, self.overflow, self.task.scale().reciprocal())
         for parameter, coefficient in self.task.decayed:
             if parameter.grad is not None:
                 parameter.grad.add_(parameter.detach(), alpha=coefficient)
+
+    def _require_dense(self) -> None:
+        for slot, parameter in zip(self.layout, self.parameters, strict=True):
+            if parameter.grad is not None and parameter.grad.layout != torch.strided:
+                raise InputError(
+                    f"the gradient of {slot.name} is sparse, and methods compute with dense ones: "
+                    "build the layer with sparse=False"
+                )
 
     def everywhere(self, values: Tensor) -> Tensor:
         """Rows of all processes, one process after the other: (n, ...) here -> (n of the global batch, ...)."""
@@ -257,9 +279,14 @@ class Step:
     def _reduce(self, inputs: Sequence[Tensor]) -> None:
         if not self.shared:
             return
+        absent = [p.grad is None for p in inputs]
+        here = torch.tensor([float(not a) for a in absent], device=self.task.device)
         for parameter in inputs:
             parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-        sum_over_processes([p.grad for p in inputs if p.grad is not None])
+        sum_over_processes([here, *(p.grad for p in inputs if p.grad is not None)])
+        if any(absent):  # only who lacks a gradient waits to hear whether another process has one
+            for parameter, count in zip(inputs, here.tolist(), strict=True):
+                parameter.grad = parameter.grad if count else None
 
     def _rows(self, chosen: Tensor, total: int) -> Rows:
         if self.shared:

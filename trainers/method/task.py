@@ -65,9 +65,7 @@ class Task:
             raise InputError(f"m must be at least 1 example per group, received {group_size}")
         network.require_whole(model)
         self.model, self.loss, self.optimizer = network.unwrapped(model), loss, optimizer
-        self.layout = Parameters.of(self.model)
-        named = dict(self.model.named_parameters())
-        self.parameters = [named[slot.name] for slot in self.layout]
+        self.find_parameters()
         self.device = self.parameters[0].device
         self.precision = None if precision == "float32" else getattr(torch, precision)
         self.scaler = scaler if scaler is not None and scaler.is_enabled() else None
@@ -80,6 +78,18 @@ class Task:
         self.world, self.rank = processes.world(), processes.rank()
         pairs = zip(self.parameters, decay or [0.0] * len(self.parameters), strict=True)
         self.decayed = [(p, c) for p, c in pairs if c]
+
+    def find_parameters(self) -> None:
+        """Take up the model's trainable parameters as they are now: `layout` and `parameters`."""
+        self.layout = Parameters.of(self.model)
+        named = dict(self.model.named_parameters())
+        self.parameters = [named[slot.name] for slot in self.layout]
+        self._trainable = [(p, p.requires_grad) for p in named.values()]
+
+    @property
+    def outdated(self) -> bool:
+        """Whether a parameter was frozen or unfrozen since `find_parameters`."""
+        return any(p.requires_grad != before for p, before in self._trainable)
 
     def step(
         self,
@@ -97,7 +107,15 @@ class Task:
             context: where training stands.
             indices: (n,) int64, the place of each example in the training set.
             sizes: examples on each process; None means as many as here.
+
+        Raises:
+            InputError: parameters were frozen or unfrozen since the Task was made.
         """
+        if self.outdated:
+            raise InputError(
+                "parameters were frozen or unfrozen since this Task was made: make a new Task, and a new state by "
+                "method.init"
+            )
         batch = batch if isinstance(batch, Batch) else as_batch(batch, keep_target=self.loss is None)
         sizes = (batch.size,) * self.world if sizes is None else tuple(sizes)
         return Step(self, batch, context or Context(), indices, sizes)

@@ -21,6 +21,7 @@ from trainers.methods.rst import RST
     source="rho 0.05: Zhao 2022, arXiv 2203.09962; alpha 1 / mean p: derived from its equation of the expected step",
     cost="(1 + mean_probability) forward + (1 + mean_probability) backward; 1 of each in the learning rate's warm-up",
     statistics="the first pass, at the unperturbed weights",
+    revision=2,
 )
 @dataclass(frozen=True)
 class GRST(RST):

@@ -4,8 +4,9 @@ Paper: Zhao, Zhang, Hu 2022, arXiv 2203.09962. Official implementation: JustNobo
 The six scheduling functions are those of the official code; "trigonometric" is ours (version 1 of the paper names such
 a family, its formula was not recovered). As there: the draw depends on the seed and the step alone, equal on all
 processes; steps of the learning rate's warm-up are SGD steps.
-Deviations from it: piecewise schedules switch at t >= p T (there t > p T), so that the shares are exact; t / T is the
-share of the budget that is spent; a zero gradient gives a zero perturbation.
+As there too: piecewise schedules switch at the first t > p T, t counted from 0, so that the first piece has the step at
+p T as well.
+Deviations from it: t / T is the share of the budget that is spent; a zero gradient gives a zero perturbation.
 """
 
 from __future__ import annotations
@@ -23,9 +24,9 @@ from trainers.method.method import Context, Method, Pass, State, Step, Task, req
 
 SCHEDULES: dict[str, Callable[[float, float], float]] = {
     "constant": lambda p, t: p,
-    "piecewise1": lambda p, t: 0.0 if t < p else 1.0,
-    "piecewise2": lambda p, t: 1.0 if t < p else 0.0,
-    "piecewise3": lambda p, t: p if t < 0.5 else 1 - p,
+    "piecewise1": lambda p, t: 0.0 if t <= p else 1.0,
+    "piecewise2": lambda p, t: 1.0 if t <= p else 0.0,
+    "piecewise3": lambda p, t: p if t <= 0.5 else 1 - p,
     "linear1": lambda p, t: 2 * p * t if p <= 0.5 else 2 * p - 1 + 2 * (1 - p) * t,
     "linear2": lambda p, t: p + (1 - 2 * p) * t,
     "trigonometric": lambda p, t: p + (1 - 2 * p) * (1 - math.cos(math.pi * t)) / 2,
@@ -49,6 +50,7 @@ MEANS: dict[str, Callable[[float], float]] = {
     source="rho 0.05: Zhao 2022, arXiv 2203.09962; linear1 with p 0.5: ours (half of SAM's extra cost, SAM late)",
     cost="(1 + mean_probability) forward + (1 + mean_probability) backward; 1 of each in the learning rate's warm-up",
     statistics="the first pass, at the unperturbed weights",
+    revision=2,
 )
 @dataclass(frozen=True)
 class RST(Method):
@@ -57,8 +59,8 @@ class RST(Method):
     Args:
         rho: radius of the ball.
         p: parameter of the schedule, in [0, 1].
-        p_schedule: p(t): constant (p), piecewise1 (0, then 1 from pT on), piecewise2 (1, then 0 from pT on),
-            piecewise3 (p, then 1 - p from T/2 on), linear1 (rising, mean p), linear2 (from p to 1 - p), trigonometric
+        p_schedule: p(t): constant (p), piecewise1 (0, then 1 after pT), piecewise2 (1, then 0 after pT),
+            piecewise3 (p, then 1 - p after T/2), linear1 (rising, mean p), linear2 (from p to 1 - p), trigonometric
             (from p to 1 - p along half a cosine).
     """
 

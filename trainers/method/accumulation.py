@@ -1,0 +1,79 @@
+"""Gradient accumulation outside the closure, of which a method would see the last micro-batch alone: it is refused.
+
+Lightning's `accumulate_grad_batches` and loops of one's own add gradients up in `.grad` before the step; Accelerate's
+`accumulate` does not call the closure of the other micro-batches at all.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from landscape.errors import InputError
+
+_INSTEAD = (
+    "call optimizer.gradient(closure, share=1 / k, add=i > 0) for the micro-batches i = 0..k-1 and then "
+    "optimizer.step(), or go over them within the closure"
+)
+
+
+class Leftovers:
+    """Tells the gradients that the last step left in `.grad` from those that others have put there since."""
+
+    def __init__(self) -> None:
+        self._left: list[tuple[Tensor, int | None]] = []
+
+    def keep(self, parameters: Sequence[Tensor], *, stepped: bool) -> None:
+        """Remember what `.grad` holds. Before the optimizer's step it may still be clipped or unscaled in place."""
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        self._left = [(g, g._version if stepped else None) for g in gradients]
+
+    def forget(self) -> None:
+        """Let the gradients go: they are cleared."""
+        self._left = []
+
+    def foreign(self, parameters: Sequence[Tensor]) -> Tensor | None:
+        """The smallest parameter in whose `.grad` lies a gradient of someone else, not zero; None if there is none.
+
+        The device is waited for only where `.grad` holds what this optimizer has not left there.
+        """
+        known = {id(g): version for g, version in self._left}
+        others = [
+            p
+            for p in parameters
+            if p.grad is not None and (id(p.grad) not in known or known[id(p.grad)] not in (None, p.grad._version))
+        ]
+        nonzero = [p for p in others if p.grad is not None and bool(p.grad.any())]
+        return min(nonzero, key=Tensor.numel) if nonzero else None
+
+
+def require_cleared(probe: Tensor, parameters: Sequence[Tensor]) -> None:
+    """Raise InputError if the nan that was put into the probe's `.grad` before the closure's pass is still there."""
+    if probe.grad is None or not bool(probe.grad.isnan().all()):
+        return
+    rest = [p.grad for p in parameters if p is not probe and p.grad is not None]
+    if all(bool(g.isfinite().all()) for g in rest):  # else the closure's own gradient has diverged
+        raise InputError(
+            "the gradients of earlier backward passes are in .grad and the closure does not clear them (gradient "
+            f"accumulation, accumulate_grad_batches): the method would see the last micro-batch alone: {_INSTEAD}"
+        )
+
+
+def refuse_accelerate() -> None:
+    """Raise InputError if Accelerate accumulates: it calls the closure of every k-th micro-batch alone."""
+    state = sys.modules.get("accelerate.state")
+    steps = 1 if state is None else state.GradientState().num_steps
+    if steps > 1 and _called_by("accelerate.optimizer"):  # its state is one for all optimizers of the process
+        raise InputError(
+            f"Accelerator(gradient_accumulation_steps={steps}) calls the closure of one micro-batch in {steps} and "
+            f"divides its loss by {steps}: leave gradient_accumulation_steps at 1 and {_INSTEAD}"
+        )
+
+
+def _called_by(module: str) -> bool:
+    frame = sys._getframe()
+    while frame is not None and frame.f_globals.get("__name__") != module:
+        frame = frame.f_back  # type: ignore[assignment]
+    return frame is not None
