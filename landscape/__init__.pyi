@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+from landscape import archive as archive
 from landscape import ball as ball
 from landscape import checkpoint as checkpoint
 from landscape import curvature as curvature

@@ -12,9 +12,9 @@ import numpy as np
 
 from landscape.errors import InputError
 from landscape.files import atomic
+from landscape.results import hdf5
 from landscape.results.arrays import Arrays
 from landscape.results.export import write_tidy
-from landscape.results.hdf5 import load_group, write_group
 from landscape.results.result import LabelledArrays, plain
 
 GROUP = "numbers"
@@ -28,11 +28,8 @@ class FigureData(Arrays):
 
     def save(self, path: str | Path) -> None:
         """Write one HDF5 group with dimension scales, as `landscape.load` reads it; the file appears whole."""
-        import h5py
-
         labelled = LabelledArrays(arguments=plain(self.facts), values=self.values, axes=self.axes, units=self.units)
-        with atomic(path) as temporary, h5py.File(temporary, "w") as file:
-            write_group(file.create_group(GROUP), labelled)
+        hdf5.write(path, {GROUP: hdf5.group_of(labelled)})
 
     @classmethod
     def load(cls, path: str | Path) -> FigureData:
@@ -41,7 +38,7 @@ class FigureData(Arrays):
         Raises:
             InputError: no such file, or not one of ours.
         """
-        labelled = load_group(path, GROUP)
+        labelled = hdf5.load_group(path, GROUP)
         if not isinstance(labelled, LabelledArrays):
             raise InputError(f"{path} holds no figure's numbers: delete it and draw again")
         return cls(values=labelled.values, axes=labelled.axes, units=labelled.units, facts=labelled.arguments)
@@ -54,25 +51,23 @@ class FigureData(Arrays):
 
 def save_arrays(path: str | Path, arrays: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
     """Keep what a computation returned: name -> number or array; the file appears whole."""
-    import h5py
-
-    with atomic(path) as temporary, h5py.File(temporary, "w") as file:
-        file.attrs["facts"] = json.dumps(plain(dict(facts)))
-        for name, values in arrays.items():
-            file.create_dataset(name, data=np.asarray(values))
+    values = {name: np.asarray(value) for name, value in arrays.items()}
+    axes = {name: ("",) * value.ndim for name, value in values.items()}
+    hdf5.write(path, {"": hdf5.Group({"facts": json.dumps(plain(dict(facts)))}, Arrays(values=values, axes=axes))})
 
 
 def load_facts(path: str | Path) -> dict[str, Any]:
-    """The facts that `save_arrays` wrote."""
-    import h5py
+    """The facts that `save_arrays` wrote.
 
-    with h5py.File(path, "r") as file:
-        return json.loads(file.attrs["facts"])
+    Raises:
+        InputError: no such file, a damaged one, or not one of ours.
+    """
+    facts = hdf5.attributes(path).get("facts")
+    if not isinstance(facts, dict):
+        raise InputError(f"{path} holds no computation of a figure: delete it and run again")
+    return facts
 
 
 def load_arrays(path: str | Path) -> dict[str, np.ndarray]:
-    """Read what `save_arrays` wrote."""
-    import h5py
-
-    with h5py.File(path, "r") as file:
-        return {name: dataset[()] for name, dataset in file.items()}
+    """Read what `save_arrays` wrote; errors as `load_facts`."""
+    return hdf5.read(path)[""].arrays.values

@@ -1,14 +1,17 @@
 """Results in HDF5: a group a result, arrays with dimension scales, everything else as attributes.
 
-Files open in plain h5py and in xarray; text and records are JSON in attributes.
+Files open in plain h5py and in xarray; text and records are JSON in attributes. The last line of a file is the SHA-256
+of everything before it, behind the end of what HDF5 reads; it is verified before the library sees a byte.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
-import shutil
+import warnings
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +19,24 @@ import numpy as np
 
 from landscape.errors import InputError
 from landscape.files import atomic
+from landscape.formatting import printable
 from landscape.results.arrays import Arrays
 from landscape.results.result import Result, plain
+
+_SEAL, _SEAL_LENGTH = b"\nlandscape sha256 ", 18 + 64 + 1
+_SEALED = "checksum"
+"""Attribute of the file that says that it ends in a seal: one that lacks it was changed or cut off."""
+
+_written: set[str] = set()
+"""SHA-256 of the files that this process wrote: the HDF5 library may read them here."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """A group of a file: its attributes as they are stored, and its arrays."""
+
+    attributes: dict[str, Any] = field(default_factory=dict)
+    arrays: Arrays = field(default_factory=Arrays)
 
 
 def save(path: str | Path, results: Mapping[str, Result], attributes: Mapping[str, Any] | None = None) -> None:
@@ -27,34 +46,23 @@ def save(path: str | Path, results: Mapping[str, Result], attributes: Mapping[st
         path: the file.
         results: group name ("a" or "a/b") -> result; a group of that name is replaced.
         attributes: attributes of the file itself.
-    """
-    import h5py
 
-    path = Path(path)
-    with atomic(path) as temporary:
-        if path.exists():
-            # The whole file is copied: copying groups one by one would lose the references of dimension scales.
-            _open(path).close()
-            shutil.copyfile(path, temporary)
-        with h5py.File(temporary, "r+" if path.exists() else "w") as file:
-            for key, value in (attributes or {}).items():
-                file.attrs[key] = _attribute(value)
-            for name, result in results.items():
-                if name in file:
-                    del file[name]
-                write_group(file.create_group(name), result)
+    Raises:
+        InputError: the file that is there is damaged or holds what is not a result, or the new one cannot be written.
+    """
+    groups = read(path) if Path(path).exists() else {}
+    kept = {k: g for k, g in groups.items() if not any(k == r or k.startswith(f"{r}/") for r in results)}
+    file = {**kept.pop("", Group()).attributes, **{k: _attribute(v) for k, v in (attributes or {}).items()}}
+    write(path, {"": Group(file), **kept, **{name: group_of(result) for name, result in results.items()}})
 
 
 def load(path: str | Path) -> Result | dict[str, Result]:
     """Read what `save` wrote: the result, or name -> result where the file holds several.
 
     Raises:
-        InputError: the file is missing, no HDF5 file, or holds no result.
+        InputError: the file is missing, damaged, no HDF5 file, points at other files, or holds no result.
     """
-    with _open(Path(path)) as file:
-        names: list[str] = []
-        file.visititems(lambda name, item: names.append(name) if "type" in item.attrs else None)
-        loaded = {name: read_group(file[name]) for name in names}
+    loaded = {name: result_of(path, group) for name, group in read(path).items() if "type" in group.attributes}
     if not loaded:
         raise InputError(
             f"{path} holds no result of this toolkit: give a file that `landscape analyze` or .save() wrote"
@@ -64,48 +72,98 @@ def load(path: str | Path) -> Result | dict[str, Result]:
 
 def load_group(path: str | Path, name: str) -> Result | None:
     """The one result called `name`; None where the file holds none of that name."""
-    with _open(Path(path)) as file:
-        return read_group(file[name]) if name in file and "type" in file[name].attrs else None
+    group = read(path).get(name)
+    return None if group is None or "type" not in group.attributes else result_of(path, group)
 
 
 def attributes(path: str | Path) -> dict[str, Any]:
     """The attributes of the file itself (checkpoint SHA-256, command)."""
-    with _open(Path(path)) as file:
-        return {k: _unattribute(v) for k, v in file.attrs.items()}
+    return _values(path, read(path)[""].attributes)
 
 
-def write_group(group: Any, result: Result) -> None:
-    """Write one result into an (empty) HDF5 group: arrays as datasets with dimension scales, the rest as attributes."""
-    group.attrs["type"] = type(result).__name__
+# -- results and groups ----------------------------------------------------------------------------------------------
+
+
+def group_of(result: Result) -> Group:
+    """A result as a group: its arrays, the rest as attributes."""
+    rest: dict[str, Any] = {"type": type(result).__name__}
     for f in dataclasses.fields(result):
         value = getattr(result, f.name)
         if value is not None and "axes" not in f.metadata:
-            group.attrs[f.name] = _attribute(value)
-    write_arrays(group, result.named_arrays())
+            rest[f.name] = _attribute(value)
+    return Group(rest, result.named_arrays())
 
 
-def read_group(group: Any) -> Result:
-    """Read one result from its HDF5 group; its type is looked up among ours and nowhere else."""
+def result_of(path: str | Path, group: Group) -> Result:
+    """The result that a group holds; its type is looked up among ours and nowhere else."""
     import landscape
 
     landscape.import_all()
-    kind = Result.kinds.get(str(group.attrs["type"]))
+    name = group.attributes["type"]
+    kind = Result.kinds.get(str(name))
     if kind is None:
-        raise InputError(
-            f"{group.file.filename}: unknown result type {group.attrs['type']!r}: written by a newer version?"
-        )
-    values = kind.fields_of(read_arrays(group))
-    for f in dataclasses.fields(kind):
-        if f.name not in values and f.name in group.attrs:
-            values[f.name] = _unattribute(group.attrs[f.name])
-    missing = [f.name for f in dataclasses.fields(kind) if _required(f) and f.name not in values]
+        raise InputError(f"{path}: unknown result type {name!r}: written by a newer version?")
+    stored = _values(path, {k: v for k, v in group.attributes.items() if k != "type"})
+    fields = {f.name for f in dataclasses.fields(kind)}
+    values = {**{k: v for k, v in stored.items() if k in fields}, **kind.fields_of(group.arrays)}
     # An optional array without default is None when it was not computed.
+    missing = [f.name for f in dataclasses.fields(kind) if _required(f) and f.name not in values]
     values.update(dict.fromkeys(missing))
-    return kind(**values)
+    for f in dataclasses.fields(Result):
+        if f.name in values and f.default_factory is dict and not isinstance(values[f.name], dict):
+            raise InputError(f"{path}: {f.name} of a result is no record: it was written by another program")
+    try:
+        return kind(**values)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{path} holds a {name} whose fields do not fit ({error}): run again") from error
 
 
-def write_arrays(group: Any, arrays: Arrays) -> None:
-    """Write arrays into an HDF5 group: datasets with dimension scales, their units as attributes."""
+def _required(f: dataclasses.Field) -> bool:
+    return f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+
+
+def _attribute(value: Any) -> Any:
+    return value if isinstance(value, bool | int | float) else json.dumps(plain(value))
+
+
+def _values(path: str | Path, stored: Mapping[str, Any]) -> dict[str, Any]:
+    try:
+        return {k: _escaped(json.loads(v)) if isinstance(v, str) else v for k, v in stored.items() if k != _SEALED}
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} holds text that is no JSON: it was written by another program") from error
+
+
+def _escaped(value: Any) -> Any:
+    """Text of a file is shown on terminals and in pictures: no control characters."""
+    if isinstance(value, dict):
+        return {printable(k): _escaped(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_escaped(v) for v in value]
+    return printable(value) if isinstance(value, str) else value
+
+
+# -- files -----------------------------------------------------------------------------------------------------------
+
+
+def write(path: str | Path, groups: Mapping[str, Group]) -> None:
+    """Write an HDF5 file of these groups ("" is the file itself) and seal it; atomic."""
+    import h5py
+
+    with atomic(path) as temporary:
+        with h5py.File(temporary, "w") as file:
+            file.attrs[_SEALED] = json.dumps("the last line is the SHA-256 of all bytes before it")
+            for name, group in groups.items():
+                place = file.require_group(name) if name else file
+                place.attrs.update(group.attributes)
+                _write_arrays(place, group.arrays)
+        digest = hashlib.sha256(temporary.read_bytes()).hexdigest()
+        with open(temporary, "ab") as stream:
+            stream.write(_SEAL + digest.encode() + b"\n")
+    _written.add(digest)
+
+
+def _write_arrays(group: Any, arrays: Arrays) -> None:
+    """Datasets with dimension scales, their units as attributes."""
     import h5py
 
     for name, array in arrays.values.items():
@@ -119,47 +177,71 @@ def write_arrays(group: Any, arrays: Arrays) -> None:
         group[name].make_scale(name)
     for name, axes in arrays.axes.items():
         for i, label in enumerate(axes):
-            group[name].dims[i].label = label
+            if label:
+                group[name].dims[i].label = label
             if label != name and label in arrays.coordinates:
                 group[name].dims[i].attach_scale(group[label])
 
 
-def read_arrays(group: Any) -> Arrays:
-    """Every dataset of the group."""
-    import h5py
+def read(path: str | Path) -> dict[str, Group]:
+    """Every group of an HDF5 file by its path, "" the file itself; a file without a seal is read with a warning.
 
-    arrays = Arrays()
-    for name, dataset in group.items():
-        if isinstance(dataset, h5py.Dataset):
-            text = h5py.check_string_dtype(dataset.dtype) is not None
-            arrays.values[name] = np.asarray(dataset.asstr()[()], dtype=str) if text else np.asarray(dataset)
-            arrays.axes[name] = tuple(d.label for d in dataset.dims)
-            arrays.units[name] = str(dataset.attrs.get("unit", ""))
-    return arrays
+    A file that this process did not write is read by a child process, see `hdf5_process`.
 
-
-def _required(f: dataclasses.Field) -> bool:
-    return f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
-
-
-def _attribute(value: Any) -> Any:
-    return value if isinstance(value, bool | int | float) else json.dumps(plain(value))
-
-
-def _unattribute(value: Any) -> Any:
-    return json.loads(value) if isinstance(value, str) else value.item() if isinstance(value, np.generic) else value
-
-
-def _open(path: Path) -> Any:
-    import h5py
-
+    Raises:
+        InputError: the file is missing, damaged, no HDF5 file, or holds what no result holds.
+    """
+    path = Path(path)
     if not path.is_file():
-        raise InputError(
-            f"{path}: no such file" if not path.exists() else f"{path} is a directory: an .h5 file is needed"
-        )
+        kind = "is a directory" if path.is_dir() else "is no regular file"
+        raise InputError(f"{path} {kind}: an .h5 file is needed" if path.exists() else f"{path}: no such file")
     try:
-        return h5py.File(path, "r")
+        raw = path.read_bytes()
     except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from error
+    sealed = raw[-_SEAL_LENGTH:].startswith(_SEAL)
+    image = raw[:-_SEAL_LENGTH] if sealed else raw
+    digest = hashlib.sha256(image).hexdigest()
+    if sealed and raw[-_SEAL_LENGTH:] != _SEAL + digest.encode() + b"\n":
+        raise InputError(f"{path} is damaged (its SHA-256 is not the one it ends in): delete it and run again")
+    groups = _groups(path, image, trusted=digest in _written)
+    if not sealed:
+        _require_unsealed(path, groups)
+    return groups
+
+
+def _groups(path: Path, image: bytes, trusted: bool) -> dict[str, Group]:
+    from landscape.results import hdf5_contents, hdf5_process
+
+    try:
+        read = (hdf5_contents if trusted else hdf5_process).contents(image)
+    except hdf5_contents.ForeignContent as error:
+        if str(error):
+            raise InputError(f"{path} is no result of this toolkit: {error}") from error
         raise InputError(
             f"{path} is not a readable HDF5 file (truncated or damaged?): delete it and run again"
         ) from error
+    return {name: Group(part["attributes"], _arrays(part["arrays"])) for name, part in read.items()}
+
+
+def _arrays(parts: Mapping[str, tuple[np.ndarray, list[str], str | None]]) -> Arrays:
+    arrays = Arrays()
+    for name, (values, labels, unit) in parts.items():
+        text = values.dtype.kind == "U"
+        arrays.values[name] = (
+            np.array([printable(str(v)) for v in values.flat]).reshape(values.shape) if text else values
+        )
+        arrays.axes[name] = tuple(labels)
+        if unit is not None:
+            arrays.units[name] = printable(unit)
+    return arrays
+
+
+def _require_unsealed(path: Path, groups: Mapping[str, Group]) -> None:
+    if _SEALED in groups[""].attributes:
+        raise InputError(f"{path} was cut off, or changed by another program, since it was written: run again")
+    warnings.warn(
+        f"{path} carries no checksum (it was written by release 0.1.0 or by another program): "
+        "whether its numbers are whole cannot be said",
+        stacklevel=4,
+    )
