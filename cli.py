@@ -5,18 +5,52 @@
 
 from __future__ import annotations
 
-import errno
-import importlib
+import os
 import signal
 import sys
+from types import FrameType
+
+
+def _interrupt(_signal: int, frame: FrameType | None) -> None:
+    """Raise KeyboardInterrupt, but end at once while a module is imported: imports turn it into errors of their own."""
+    while frame is not None:
+        if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
+            _end_now()
+        frame = frame.f_back
+    raise KeyboardInterrupt
+
+
+def _end_now() -> None:
+    claimed = globals().get("_claimed")
+    os.write(2, f"landscape: {claimed.interrupted() if claimed else 'interrupted'}\n".encode())
+    if "multiprocessing.process" in sys.modules:
+        for child in sys.modules["multiprocessing.process"].active_children():
+            child.terminate()
+    os._exit(130)
+
+
+def _listen() -> None:
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as for a job in the background
+            signal.signal(number, _interrupt)
+
+
+if __name__ == "__main__" or os.path.basename(sys.argv[0]) == "landscape":
+    _listen()  # before anything that takes time
+
+import errno
+import importlib
 from pathlib import Path
 
 import click
 
 import landscape
+from commands.claimed import Claimed
+from landscape.errors import InputError, is_out_of_memory, unknown
 
+HELPERS = {"__init__", "claimed", "numbers", "options"}
 ORDER = ("train", "analyze", "surface", "path", "invariance", "figures", "data", "export", "list")
-FILES = {p.stem for p in (Path(__file__).parent / "commands").glob("*.py")} - {"__init__", "options"}
+FILES = {p.stem for p in (Path(__file__).parent / "commands").glob("*.py")} - HELPERS
 # As a user meets them; a new file in commands/ is a command without being listed here.
 COMMANDS = [*(name for name in ORDER if name in FILES), *sorted(FILES - set(ORDER))]
 
@@ -39,8 +73,6 @@ class Commands(click.Group):
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """As click does, but an unknown command names the nearest ones."""
         if args and args[0] not in COMMANDS and not args[0].startswith("-"):
-            from landscape.errors import unknown
-
             raise unknown("command", args[0], COMMANDS)
         return super().resolve_command(ctx, args)
 
@@ -53,46 +85,67 @@ def program() -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run a command and exit with its status."""
-    signal.signal(signal.SIGTERM, _interrupt)
-    sys.exit(run(sys.argv[1:] if arguments is None else arguments))
+    _listen()
+    try:
+        status = run(sys.argv[1:] if arguments is None else arguments)
+    except KeyboardInterrupt:  # before the command began, or after it ended
+        status = _fail("interrupted", 130)
+    sys.exit(status)
+
+
+_SMALLER = {
+    "train": "a smaller --batch-size or --model",
+    "figures": "fewer --workers",
+    "data": "another data set",
+    "export": "another machine",
+}
+"""What to lower where memory ran out."""
+_DISK = {
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.ESTALE),
+    *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EMFILE, errno.ENODEV),
+}
+"""What the disk, or a name on it, may be the cause of."""
+_claimed = Claimed()
 
 
 def run(arguments: list[str]) -> int:
     """Run a command; errors become a line on stderr and a status."""
-    from landscape.errors import InputError
-
+    global _claimed
+    _claimed = Claimed()
     try:
-        status = program.main(args=arguments, prog_name="landscape", standalone_mode=False)
+        _check_names(arguments)
+        status = program.main(args=arguments, prog_name="landscape", standalone_mode=False, obj=_claimed)
     except InputError as error:
         return _fail(str(error), 2)
     except click.ClickException as error:
         return _fail(error.format_message(), 2)
     except (KeyboardInterrupt, click.Abort):
-        return _fail(
-            "interrupted: what was finished is kept; the same command goes on, with --resume if it has it", 130
-        )
+        return _fail(_claimed.interrupted(), 130)
     except BrokenPipeError:
         sys.stderr.close()
         return 0
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS):
+        if error.errno in _DISK:
             return _fail(f"{error.filename or 'output'}: {error.strerror}: free space or choose another --out", 2)
         raise
     except (MemoryError, RuntimeError) as error:
-        if "out of memory" in str(error) or isinstance(error, MemoryError):
-            return _fail("out of memory: use a smaller --batch-size or fewer --samples", 2)
+        if is_out_of_memory(error):
+            smaller = _SMALLER.get(arguments[0], "a smaller --batch-size, fewer --samples or fewer --parameters")
+            return _fail(f"out of memory: use {smaller}", 2)
         raise
     # Outside of its standalone mode click returns the status of `Exit`.
     return status if isinstance(status, int) else 0
 
 
+def _check_names(arguments: list[str]) -> None:
+    for argument in arguments:
+        if "\0" in argument:
+            raise InputError(f"{argument!r}: no name or number has a NUL byte in it")
+
+
 def _fail(message: str, status: int) -> int:
     click.echo(f"landscape: {message}", err=True)
     return status
-
-
-def _interrupt(*_: object) -> None:
-    raise KeyboardInterrupt
 
 
 if __name__ == "__main__":

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 import click
 
 from commands import options
+from commands.claimed import claim
+from commands.numbers import POSITIVE, Whole
 from commands.options import OutputOptions, ProblemOptions, option
 from landscape.errors import InputError
 
@@ -28,22 +30,22 @@ class MeasureOptions:
         multiple=True,
         metavar="NAME[:KEY=VALUE,...]",
     )
-    rho: tuple[float, ...] = option(
-        "Radius of the plain measures; repeatable: a curve.", multiple=True, type=options.Positive()
-    )
-    k: int | None = option("Number of eigenvalues.", "-k", type=options.AtLeastOne())
+    rho: tuple[float, ...] = option("Radius of the plain measures; repeatable: a curve.", multiple=True, type=POSITIVE)
+    k: int | None = option("Number of eigenvalues.", "-k", type=Whole())
     subsets: int | None = option(
         "Disjoint subsets of the sample for the intervals of sharpness; default 8, 0 for samples under 256; 0: none.",
-        type=int,
+        type=Whole(0),
     )
-    grid: int | None = option("Points per side of the surface; default 21; 0: no surface.", type=int)
-    radius: float = option(
-        "Half-width of the surface in multiples of the weights' norm.", type=options.Positive(), default=0.07
-    )
+    grid: int | None = option("Points per side of the surface; default 21; 0: no surface.", type=Whole(0))
+    radius: float = option("Half-width of the surface in multiples of the weights' norm.", type=POSITIVE, default=0.07)
 
     def __post_init__(self) -> None:
         if self.grid and (self.grid < 0 or self.grid % 2 == 0):
             raise InputError(f"--grid must be odd, so that the checkpoint is on the grid, or 0; received {self.grid}")
+        if self.grid:
+            from landscape.surfaces.grid.axes import check_points
+
+            check_points((self.grid, self.grid))
 
     def requests(self, seed: int, subsets: int) -> list[Request]:
         """The measures, and the surface where one is wanted."""
@@ -83,7 +85,7 @@ def command(
     subjects = [problem.subject(path) for path in checkpoints]
     subsets = measuring.subsets_for([s.problem for s in subjects]) if measured.subsets is None else measured.subsets
     requests = measured.requests(problem.seed, subsets)
-    options.check_writable(directory)
+    claim(directory)
     for name, subject in zip(names, subjects, strict=True):
         options.show_plan(subject.problem, name, measuring.vectors_needed(requests))
     store = Store(directory / "analysis.h5", {n: s.sha256 for n, s in zip(names, subjects, strict=True)})

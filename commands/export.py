@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from commands import options
+from commands.claimed import check_writable
 
 
 @click.command("export")
@@ -22,6 +23,6 @@ def command(file: Path, to: str, out: str | None) -> None:
     """Write the results of an HDF5 file in another format; prints the files written."""
     from landscape.results.export import export
 
-    options.check_writable(Path(out) if out else file.parent)
+    check_writable(Path(out) if out else file.parent)
     for path in export(file, to, out):
         click.echo(path)

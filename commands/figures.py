@@ -9,6 +9,8 @@ from pathlib import Path
 import click
 
 from commands import options
+from commands.claimed import claim
+from commands.numbers import Whole
 from landscape.errors import InputError
 from landscape.progress import is_shown
 
@@ -25,10 +27,8 @@ from landscape.progress import is_shown
     help="quick: small networks on a CPU, minutes; middle: real images on a CPU, an hour (matched-loss alone; "
     "others are as quick); paper: the papers' settings, needs a GPU and the data.",
 )
-@click.option("--seeds", type=click.IntRange(min=1), default=None, help="Seeds; default by figure and preset.")
-@click.option(
-    "--workers", type=click.IntRange(min=1), default=None, help="Processes; default: the cores, on a GPU one."
-)
+@click.option("--seeds", type=Whole(), default=None, help="Seeds; default by figure and preset.")
+@click.option("--workers", type=Whole(), default=None, help="Processes; default: the cores, on a GPU one.")
 @options.always_resumes
 @options.out("Directory of the figures and of what they were made from; default figures-out.")
 @options.data_dir
@@ -63,7 +63,7 @@ def command(
     for name in chosen:
         FIGURES.entry(name)
     directory = Path(out or "figures-out")
-    options.check_writable(directory)
+    claim(directory)
     from figures.study.figure import Unfinished, make
     from figures.study.study import Study
 

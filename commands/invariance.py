@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from commands import options
+from commands.claimed import claim
+from commands.numbers import POSITIVE, Real, Whole
 from commands.options import OutputOptions, ProblemOptions, option
 from landscape.errors import InputError
 
@@ -22,15 +24,17 @@ if TYPE_CHECKING:
 class RescalingOptions:
     """Which rescalings, and which measures at each."""
 
-    transforms: int = option("Rescaled networks.", default=50)
-    low: float = option("Smallest factor tau.", default=0.5)
-    high: float = option("Largest factor tau.", default=1.5)
-    rho: float | None = option("Radius of the plain 2-ball; default 0.05, without CKPT 0.5.", type=float)
-    rho_inf: float = option("Radius of the plain inf-ball.", default=0.005)
-    adaptive_rho: float = option("Radius of the adaptive 2-balls.", default=0.5)
-    adaptive_rho_inf: float = option("... of the adaptive inf-balls.", default=0.05)
-    orders: tuple[float, ...] = option("2 or inf; repeatable; default both.", "-p", "--p", type=float, multiple=True)
-    steps: int = option("Of the worst-case ascents; 0: leave them out.", default=20)
+    transforms: int = option("Rescaled networks.", type=Whole(1, 10**6), default=50)
+    low: float = option("Smallest factor tau.", type=POSITIVE, default=0.5)
+    high: float = option("Largest factor tau.", type=POSITIVE, default=1.5)
+    rho: float | None = option("Radius of the plain 2-ball; default 0.05, without CKPT 0.5.", type=POSITIVE)
+    rho_inf: float = option("Radius of the plain inf-ball.", type=POSITIVE, default=0.005)
+    adaptive_rho: float = option("Radius of the adaptive 2-balls.", type=POSITIVE, default=0.5)
+    adaptive_rho_inf: float = option("... of the adaptive inf-balls.", type=POSITIVE, default=0.05)
+    orders: tuple[float, ...] = option(
+        "2 or inf; repeatable; default both.", "-p", "--p", type=Real(1, infinite=True), multiple=True
+    )
+    steps: int = option("Of the worst-case ascents; 0: leave them out.", type=Whole(0), default=20)
     eigenvalues: bool = option("lambda_max of H and T H T.", "--eigenvalues/--no-eigenvalues", default=True)
     hints: tuple[str, ...] = option(
         "For a model that cannot be traced: opaque (ends paths) or homogeneous; repeatable.",
@@ -89,7 +93,7 @@ def command(
     directory = output.directory((checkpoint.parent if checkpoint else Path()) / "invariance")
     loss, title, facts = _trained(checkpoint, problem) if checkpoint else _untrained(problem)
     options.show_plan(loss, title, 1 + LEAST_BEYOND)
-    options.check_writable(directory)
+    claim(directory)
     journal = Journal(directory / "invariance.partial.jsonl", resume=resume)
     result = rescaling_invariance(
         loss,

@@ -7,7 +7,6 @@ import dataclasses
 import functools
 import importlib
 import json
-import math
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from commands.numbers import SEED, Whole
 from landscape.errors import InputError, unknown
 from landscape.progress import is_shown, shown
 
@@ -49,30 +49,6 @@ quiet = click.option("--quiet", is_flag=True, expose_value=False, callback=_show
 def out(help: str) -> Callable[[F], F]:
     """--out with a command's own default."""
     return click.option("--out", type=click.Path(), default=None, help=help)
-
-
-class Positive(click.types.FloatParamType):
-    """A finite number above zero."""
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        """The number; anything else is refused."""
-        number = super().convert(value, param, ctx)
-        if not 0 < number < math.inf:
-            raise InputError(
-                f"{param.opts[-1] if param else 'the number'} must be positive and finite, received {number}"
-            )
-        return number
-
-
-class AtLeastOne(click.types.IntParamType):
-    """A whole number above zero."""
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """The number; anything else is refused."""
-        number = super().convert(value, param, ctx)
-        if number < 1:
-            raise InputError(f"{param.opts[-1] if param else 'the number'} must be at least 1, received {number}")
-        return number
 
 
 # -- groups ------------------------------------------------------------------------------------------------------------
@@ -132,8 +108,8 @@ class ProblemOptions:
         metavar="MODULE:CALLABLE",
     )
     split: str = option(None, type=click.Choice(["train", "test"]), default="train")
-    samples: int | None = option("Examples of the fixed sample; default 4096, or all.", type=int)
-    batch_size: int | None = option("Default: by the kind of network.", type=int)
+    samples: int | None = option("Examples of the fixed sample; default 4096, or all.", type=Whole())
+    batch_size: int | None = option("Default: by the kind of network.", type=Whole())
     batch_norm: str = option(None, type=click.Choice(["frozen", "batch", "recalibrate"]), default="frozen")
     parameters: tuple[str, ...] = option(
         "Only parameters whose names match; repeatable.", multiple=True, metavar="GLOB"
@@ -141,7 +117,7 @@ class ProblemOptions:
     dtype: str = option(None, type=click.Choice(["float32", "float64", "bfloat16"]), default="float32")
     data_dir: str | None = option(_DATA_DIR, type=click.Path())
     device: str | None = option(_DEVICE)
-    seed: int = option("Seed of every draw.", default=0)
+    seed: int = option("Seed of every draw.", type=SEED, default=0)
 
     def subject(self, path: Path) -> Subject:
         """A checkpoint brought back to life as these options say."""
@@ -235,6 +211,13 @@ def resolve_device(name: str | None) -> torch.device:
         device = torch.device(name)
     except RuntimeError as error:
         raise InputError(f"unknown device {name!r}: cpu, cuda or cuda:N is needed") from error
+    if device.type not in ("cpu", "cuda"):
+        try:
+            torch.zeros(1, device=device).item()
+        except (RuntimeError, NotImplementedError, AssertionError) as error:
+            raise InputError(
+                f"device {name!r} was asked for, this machine or torch has none: use --device cpu"
+            ) from error
     if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
         raise InputError(
             f"device {name!r} was asked for, {torch.cuda.device_count()} CUDA devices are here: use --device cpu"
@@ -322,18 +305,3 @@ def processes(name: str | None) -> Iterator[tuple[torch.device, int]]:
         device = resolve_device(f"cuda:{os.environ.get('LOCAL_RANK', '0')}")
     with process_group(device) as rank:
         yield device, rank
-
-
-def check_writable(directory: Path) -> None:
-    """Fail before any work is done where results could not be written.
-
-    Raises:
-        InputError: the directory, or the nearest one above it that exists, is a file or not writable.
-    """
-    existing = directory
-    while not existing.exists() and existing != existing.parent:
-        existing = existing.parent
-    if not existing.is_dir():
-        raise InputError(f"cannot write to {directory}: {existing} is a file; choose another --out")
-    if not os.access(existing, os.W_OK | os.X_OK):
-        raise InputError(f"cannot write to {directory}: no permission in {existing}; choose another --out")

@@ -7,6 +7,8 @@ from pathlib import Path
 import click
 
 from commands import options
+from commands.claimed import claim
+from commands.numbers import POSITIVE, Whole
 from commands.options import OutputOptions, ProblemOptions
 
 
@@ -15,9 +17,9 @@ from commands.options import OutputOptions, ProblemOptions
 @click.argument("second", type=click.Path(path_type=Path), metavar="CKPT")
 @click.option("--curve", type=click.Choice(["linear", "bezier", "polygon"]), default="linear", show_default=True)
 @click.option("--align", "aligned", is_flag=True, help="Reorder the second network's units to match the first's.")
-@click.option("--points", type=int, default=25, show_default=True, help="Of the path.")
-@click.option("--epochs", type=int, default=10, show_default=True, help="That train a curve's bend.")
-@click.option("--lr", type=float, default=0.05, show_default=True, help="Of the bend.")
+@click.option("--points", type=Whole(3, 10**6), default=25, show_default=True, help="Of the path.")
+@click.option("--epochs", type=Whole(), default=10, show_default=True, help="That train a curve's bend.")
+@click.option("--lr", type=POSITIVE, default=0.05, show_default=True, help="Of the bend.")
 @click.option("--both-splits", is_flag=True, help="Evaluate the other split at the same points.")
 @options.problem(batch_norm={"default": "recalibrate"})
 @options.output("Default: path/ beside the first checkpoint.")
@@ -45,7 +47,7 @@ def command(
 
     directory = output.directory(first.parent / "path")
     start, end = (problem.subject(path) for path in (first, second))
-    options.check_writable(directory)
+    claim(directory)
     result = landscape.path(
         start.problem,
         end.problem,

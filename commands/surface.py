@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from commands import options
+from commands.claimed import claim
+from commands.numbers import POSITIVE, Whole
 from commands.options import OutputOptions, ProblemOptions, option
 from landscape.errors import InputError
 
@@ -32,16 +34,16 @@ class GridOptions:
         metavar="NAME",
     )
     grid: str = option("Points per axis; odd.", default="41", metavar="N[xM]")
-    radius: float | None = option("Half-width; default 0.07 of ||w||, or 1 filter norm.", type=float)
+    radius: float | None = option("Half-width; default 0.07 of ||w||, or 1 filter norm.", type=POSITIVE)
     ranges: tuple[str, ...] = option(
         "Instead of the radius, once per axis.", "--range", multiple=True, metavar="LOW,HIGH"
     )
-    dimensions: int = option("1: a profile.", type=click.IntRange(1, 2), default=2)
+    dimensions: int = option("1: a profile.", type=Whole(1, 2), default=2)
     spacing: str = option(None, type=click.Choice(["linear", "log"]), default="linear")
     no_center: bool = option("Allow grids without the trained weights (even numbers).", default=False)
     biases: bool = option("Normalized directions move biases and norm parameters too.", default=False)
-    draws: int = option("Directions: more than 1 gives a 1-D band.", default=1)
-    subsets: int = option("Parts of the data: a 1-D band.", default=1)
+    draws: int = option("Directions: more than 1 gives a 1-D band.", type=Whole(), default=1)
+    subsets: int = option("Parts of the data: a 1-D band.", type=Whole(), default=1)
     both_splits: bool = option("Evaluate the other split at the same points.", default=False)
     gradient_norm: bool = option("||grad L|| at every point.", default=False)
     curvature: bool = option("lambda_min and lambda_max at every point.", default=False)
@@ -70,7 +72,7 @@ class GridOptions:
     def line(self) -> dict[str, Any]:
         """What `landscape.profiles` and `landscape.surface` both take."""
         shared = {k: getattr(self, k) for k in ("directions", "radius", "spacing", "biases")}
-        return {**shared, "grid": _sizes(self.grid)}
+        return {**shared, "grid": _sizes(self.grid, self.dimensions)}
 
     def plane(self) -> dict[str, Any]:
         """What `landscape.surface` takes."""
@@ -109,7 +111,7 @@ def command(
         for subject in subjects:
             curved = grid.curvature or grid.directions == "hessian"
             options.show_plan(subject.problem, str(subject.path), 2 + LEAST_BEYOND if curved else None)
-        options.check_writable(directory)
+        claim(directory)
         file = directory / "surface.h5"
         if grid.band:
             results = {"profiles": _profiles(subjects[0].problem, grid, arguments)}
@@ -136,11 +138,14 @@ def command(
     output.show(summary, *lines, f"written to {directory}")
 
 
-def _sizes(text: str) -> int | tuple[int, ...]:
+def _sizes(text: str, dimensions: int) -> int | tuple[int, ...]:
+    from landscape.surfaces.grid.axes import check_points
+
     try:
         sizes = tuple(int(n) for n in text.split("x"))
     except ValueError as error:
         raise InputError(f"--grid {text!r}: a number, or one per axis as in 41x21, is needed") from error
+    check_points(sizes * dimensions if len(sizes) == 1 else sizes)
     return sizes[0] if len(sizes) == 1 else sizes
 
 

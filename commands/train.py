@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from commands import options
+from commands.claimed import announce
+from commands.numbers import Real, Whole
 from landscape.registry import Entry, Option, argument_help
 from trainers import METHODS
 from trainers.loop.settings import BASES, ENDS, PRECISIONS, SCHEDULES, Settings
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
 
 _CHOICES = {"base": BASES, "schedule": SCHEDULES, "precision": PRECISIONS}
 _METAVARS = {"save_every": "EPOCHS", "keep_every": "EPOCHS", "data_dir": "DIR", "data": "NAME", "model": "NAME"}
-_TYPES = {"int": click.INT, "float": click.FLOAT, "str": click.STRING, "bool": click.BOOL}
+_TYPES = {"int": Whole(-(2**63), 2**63 - 1), "float": Real(), "str": click.STRING, "bool": click.BOOL}
 
 
 class Methods(click.Group):
@@ -100,7 +102,7 @@ def _train(
     resume: bool,
 ) -> None:
     Settings(**settings)
-    options.check_writable(out)
+    announce(out)
     from trainers import train
 
     with options.processes(device) as (here, rank):

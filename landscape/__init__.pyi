@@ -11,6 +11,7 @@ from landscape import errors as errors
 from landscape import files as files
 from landscape import formatting as formatting
 from landscape import invariance as invariance
+from landscape import locks as locks
 from landscape import meaning as meaning
 from landscape import measure as measure
 from landscape import measures as measures

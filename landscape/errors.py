@@ -26,6 +26,14 @@ class NonDeterministicWarning(UserWarning):
     """Two evaluations of the same loss at the same weights differ; the message names the cause."""
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocation failed, on whatever device: torch says so in several ways."""
+    return isinstance(error, MemoryError) or any(words in str(error) for words in _NO_MEMORY)
+
+
+_NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "Storage size calculation overflowed")
+
+
 def unknown(kind: str, name: str, known: Iterable[str]) -> InputError:
     """The error for a name that does not exist, with the nearest ones that do."""
     known = sorted(known)

@@ -341,7 +341,7 @@ def test_interrupted_analysis_keeps_what_is_finished(runs, tmp_path, capsys, mon
     monkeypatch.setattr("landscape.surface", stop, raising=False)
     status, _, error = run(capsys, "analyze", root / "a" / "ckpt.pt", "--out", tmp_path / "o", *QUICK)
     assert status == 130
-    assert "--resume" in error
+    assert f"kept in {tmp_path / 'o'}; go on with the same command" in error
     assert "sam_sharpness" in landscape.load(tmp_path / "o" / "analysis.h5")
     monkeypatch.undo()
     assert run(capsys, "analyze", root / "a" / "ckpt.pt", "--out", tmp_path / "o", "--resume", *QUICK)[0] == 0

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from figures.study import tasks
 from figures.study.tasks import Machine, Task, needed
-from landscape.errors import InputError
+from landscape.errors import InputError, is_out_of_memory
 
 Outcome = tuple["Job", "Exception | None"]
 """A job that ended, and the error that ended it."""
@@ -65,7 +65,7 @@ def execute(jobs: Sequence[Job], workers: int) -> Iterator[Outcome]:
 def _is_the_machine(error: Exception) -> bool:
     """Whether the disk or the memory is full: no failure of one figure."""
     full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
-    return full or isinstance(error, MemoryError) or "out of memory" in str(error)
+    return full or is_out_of_memory(error)
 
 
 def _here(jobs: Sequence[Job], workers: int, failed: Mapping[Path, Exception]) -> Iterator[Outcome]:

@@ -11,6 +11,7 @@ from landscape.errors import InputError
 from landscape.problem.problem import Problem
 from landscape.surfaces.directions.directions import RADII, Directions
 from landscape.surfaces.grid.axes import axes as axes_of
+from landscape.surfaces.grid.axes import check_points
 from landscape.surfaces.grid.choice import choose
 
 
@@ -21,6 +22,8 @@ def check(arguments: Mapping[str, Any]) -> None:
         raise InputError(f"a surface has 1 or 2 dimensions, received {dimensions}")
     if radius is not None and not (radius > 0 and math.isfinite(radius)):
         raise InputError(f"radius must be a positive number, received {radius}")
+    grid = arguments["grid"]
+    check_points([grid] * dimensions if isinstance(grid, int) else grid)
     if radius is not None and arguments["ranges"] is not None:
         raise InputError("radius and ranges were both given: give one of them")
 

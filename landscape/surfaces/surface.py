@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -13,6 +14,7 @@ import numpy as np
 from torch import Tensor
 
 from landscape import processes
+from landscape.locks import locked
 from landscape.problem.problem import Problem
 from landscape.results import hdf5
 from landscape.surfaces import picture_checks, plan, stored
@@ -85,7 +87,8 @@ def surface(
 
     Raises:
         InputError: see `surfaces.grid.axes.axis` and `surfaces.directions.directions.directions`; a radius that is not
-            positive; a file that holds a surface of another checkpoint, sample or set of arguments.
+            positive; a file that holds a surface of another checkpoint, sample or set of arguments, or that another
+            process writes.
 
     Cost: one forward pass a point and dataset; one forward and one backward more with `gradient_norm`; 15 to 60
     Hessian-vector products more with `curvature`. Under torch.distributed the points are shared among the processes.
@@ -108,29 +111,30 @@ def surface(
     problems = {"": problem, **(others or {})}
     ready = directions if isinstance(directions, Directions) else None
     identity = processes.agree(stored.identity_of(problems, arguments, ready, checkpoints, optimizer))
-    journal: Journal | None = None
-    save: Callable[[Surface], None] = _nowhere
-    if file is not None:
-        path, options = Path(file), {"resume": resume, "replace_other": replace_other}
-        kept = processes.on_first(lambda: stored.opened(path, name, identity, **options))
-        if isinstance(kept, Surface):
-            return kept
-        journal = kept
-        if processes.rank() == 0:
-            save = partial(_save, path, name)
-    plane = (journal.directions if journal else None) or ready
-    if plane is None:
-        sources: dict[str, Any] = {"checkpoints": checkpoints, "optimizer": optimizer}
-        plane = draw(arguments["directions"], problem, count=dimensions, seed=seed, biases=biases, **sources)
-    plane = plane.to(problem.weights)
-    for vector in plane.vectors:
-        processes.broadcast(vector)
-    header = journal.header if journal else None
-    if header is None:
-        header = processes.agree(plan.header(problems, plane, arguments, batch_size, points_per_launch))
-        if journal and processes.rank() == 0:
-            journal.begin(header, plane)
-    return _computed(problems, plane, header, arguments, identity, journal, save)
+    with nullcontext() if file is None else locked(file, file=True):
+        journal: Journal | None = None
+        save: Callable[[Surface], None] = _nowhere
+        if file is not None:
+            path, options = Path(file), {"resume": resume, "replace_other": replace_other}
+            kept = processes.on_first(lambda: stored.opened(path, name, identity, **options))
+            if isinstance(kept, Surface):
+                return kept
+            journal = kept
+            if processes.rank() == 0:
+                save = partial(_save, path, name)
+        plane = (journal.directions if journal else None) or ready
+        if plane is None:
+            sources: dict[str, Any] = {"checkpoints": checkpoints, "optimizer": optimizer}
+            plane = draw(arguments["directions"], problem, count=dimensions, seed=seed, biases=biases, **sources)
+        plane = plane.to(problem.weights)
+        for vector in plane.vectors:
+            processes.broadcast(vector)
+        header = journal.header if journal else None
+        if header is None:
+            header = processes.agree(plan.header(problems, plane, arguments, batch_size, points_per_launch))
+            if journal and processes.rank() == 0:
+                journal.begin(header, plane)
+        return _computed(problems, plane, header, arguments, identity, journal, save)
 
 
 def _computed(

@@ -7,6 +7,7 @@ step. Only dropout draws from torch's global streams, whose states are in the ch
 from __future__ import annotations
 
 import dataclasses
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import torch
 from torch import nn
 
 from landscape.errors import unknown
+from landscape.locks import locked
 from landscape.processes import rank
 from trainers import METHODS
 from trainers.datasets import Data
@@ -69,8 +71,8 @@ def train(
         settings: fields of `trainers.loop.settings.Settings`.
 
     Raises:
-        InputError: wrong settings, a directory that holds another run, a loss that is not finite (the step is named,
-            the last good checkpoint kept).
+        InputError: wrong settings, a directory that holds another run or that another process trains into, a loss that
+            is not finite (the step is named, the last good checkpoint kept).
     """
     known = {f.name for f in dataclasses.fields(Settings)}
     for name in settings:
@@ -85,7 +87,10 @@ def train(
     chosen = Settings(**{**settings, **named}).resolved(method.base)
     device = torch.device(device)
     # Dropout draws from the global streams: the run's own, put back afterwards.
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    with (
+        nullcontext() if out is None else locked(out),
+        torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
+    ):
         torch.manual_seed(chosen.seed + rank())
         network = None if isinstance(model, str) else model
         trainer = Trainer(method, chosen, device, network, None if isinstance(data, str) else data, out, resume)

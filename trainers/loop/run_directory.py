@@ -48,8 +48,6 @@ class RunDirectory:
         self.path, self.writes, self.config = Path(path), writes, config
         self.content: dict[str, Any] | None = None
         existing = [n for n in ("ckpt.pt", "config.json", "history.csv") if (self.path / n).exists()]
-        if self.path.exists() and not self.path.is_dir():
-            raise InputError(f"--out {self.path} is a file: give a directory")
         if existing and not resume:
             raise InputError(
                 f"{self.path} already holds a run ({existing[0]}): go on with it by --resume, or choose another --out"
@@ -108,8 +106,6 @@ class RunDirectory:
         """Leave nothing behind of a run that has not finished an epoch."""
         if self.writes and not (self.path / "history.csv").exists() and not (self.path / "ckpt.pt").exists():
             (self.path / "config.json").unlink(missing_ok=True)
-            with contextlib.suppress(OSError):
-                self.path.rmdir()
 
     def save(self, content: Mapping[str, Any], keep_as: str | None = None) -> None:
         """Replace ckpt.pt, whole at every moment; `keep_as` names a copy that later saves leave alone."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import platform
 import sys
 import time
@@ -25,7 +26,7 @@ from trainers.loop.network import Network
 from trainers.loop.run_directory import COLUMNS, RunDirectory
 from trainers.loop.run_state import RunState
 from trainers.loop.settings import Settings
-from trainers.method.method import Context, Method, Pass
+from trainers.method.method import Context, Method, Pass, Step
 from trainers.storable import without_tuples
 
 CHECK_STEPS = 50
@@ -89,7 +90,7 @@ class Trainer:
             while self._progress() < 1:
                 try:
                     self._train_epoch(bar)
-                except InputError:
+                except (InputError, KeyboardInterrupt):
                     if self.directory is not None:  # what is wrong with the input may show in the first step
                         self.directory.abandon()
                     raise
@@ -109,37 +110,42 @@ class Trainer:
         self.model.train()
         start, before = time.perf_counter(), self.now.seconds
         sizes: list[int] = []
-        trace = torch.zeros(2, self.epochs.steps, dtype=torch.float64, device=self.device)
+        trace = torch.zeros(3, self.epochs.steps, dtype=torch.float64, device=self.device)
         lr, first, checked = 0.0, self.now.step, 0
         for i, share in enumerate(self.epochs(self.now.epoch)):
             if self._progress() >= 1:
                 break
             context = self._context()
             lr = context.lr
-            result = self._train_step(share, context)
+            step = self._step(share, context)
+            result = self._train_step(step)
             trace[0, i], trace[1, i] = result.loss, result.hits()
+            if self.now.scaler is None:  # else a pass may overflow: its step is skipped
+                trace[2, i] = torch.stack(step.losses).sum()
             sizes.append(result.size)
             self.now.step += 1
             self._look_at_clock(before + time.perf_counter() - start)
             if i + 1 - checked == CHECK_STEPS:
-                self._require_finite(trace[0, : i + 1], first)
+                self._require_finite(trace[:, : i + 1], first)
                 checked = i + 1
             bar.advance()
-        self._require_finite(trace[0, : self.now.step - first], first)
+        self._require_finite(trace[:, : self.now.step - first], first)
         self._look_at_clock(before + time.perf_counter() - start)
         self.now.epoch += 1
         self._finish_epoch(trace[:, : self.now.step - first], sizes, lr)
         row = self.history[-1]
         bar.note(f"{self.method.name} epoch {self.now.epoch}: test accuracy {row['test_accuracy']:.4f}")
 
-    def _train_step(self, share: Share, context: Context) -> Pass:
+    def _step(self, share: Share, context: Context) -> Step:
         inputs = share.inputs
         if self.network.channels_last:
             inputs = inputs.contiguous(memory_format=torch.channels_last)
-        for group in self.now.optimizer.param_groups:
-            group["lr"] = context.lr
         batch = Batch((inputs,), {}, share.targets, inputs.shape[0])
-        step = self.task.step(batch, context, indices=share.indices, sizes=share.sizes)
+        return self.task.step(batch, context, indices=share.indices, sizes=share.sizes)
+
+    def _train_step(self, step: Step) -> Pass:
+        for group in self.now.optimizer.param_groups:
+            group["lr"] = step.context.lr
         before = dict(self.now.method)
         result = self.method.gradient(step, self.now.method)
         if self.now.apply(self.settings.clip):
@@ -172,16 +178,20 @@ class Trainer:
 
     # -- the end of an epoch ---------------------------------------------------------------------------------------
 
-    def _require_finite(self, losses: Tensor, first: int) -> None:
-        """Stop at a loss that is not finite; `first` steps were done before the first of `losses`."""
-        bad = ~torch.isfinite(losses)
+    def _require_finite(self, trace: Tensor, first: int) -> None:
+        """Stop at a loss, in whatever pass, that is not finite; `first` steps were done before those of `trace`."""
+        reported, passes = trace[0], trace[2]
+        bad = ~(torch.isfinite(reported) & torch.isfinite(passes))
         if self.task.world > 1:
             bad = bad.to(torch.uint8)
             torch.distributed.all_reduce(bad, torch.distributed.ReduceOp.MAX)
         if not bool(bad.any()):
             return
         i = int(bad.to(torch.uint8).argmax())
-        self._diverged(f"the loss is {float(losses[i])} at step {first + i + 1} (epoch {self.now.epoch + 1})")
+        loss, where = float(reported[i]), "the loss"
+        if math.isfinite(loss):
+            loss, where = float(passes[i]), "the loss in another pass"
+        self._diverged(f"{where} is {loss} at step {first + i + 1} (epoch {self.now.epoch + 1})")
 
     def _diverged(self, what: str) -> None:
         kept = "nothing was saved"

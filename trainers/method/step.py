@@ -32,6 +32,7 @@ class Step:
         batch: the examples of this process, or of this m-group.
         context: where training stands.
         memory: lives for this step alone, from `compute` to `after_step`.
+        losses: of the passes that were made, 0-dim each, of all m-groups.
         size: examples in the scope of one perturbation: of the global batch, of this process, or of this m-group.
         reached: ids of the parameters that a pass of this step gave a gradient; the others are left without one, which
             the base optimizer passes over: zeros would let weight decay and momentum move them.
@@ -53,6 +54,7 @@ class Step:
         self.size = sum(sizes) if self.shared else batch.size
         self.sizes, self.overflow = sizes, None if task.scaler is None else torch.zeros((), device=task.device)
         self._indices, self._group = indices, group
+        self.losses: list[Tensor] = []
         self._statistics_moved = False
         self.reached: set[int] = set()
         self._random: dict[str, Tensor] | None = None
@@ -180,7 +182,9 @@ class Step:
         for i, start in enumerate(range(0, self.batch.size, size)):
             rows = slice(start, start + size)
             indices = None if self._indices is None else self._indices[rows]
-            yield Step(self.task, self.batch.rows(rows.start, rows.stop), self.context, indices, self.sizes, i)
+            group = Step(self.task, self.batch.rows(rows.start, rows.stop), self.context, indices, self.sizes, i)
+            group.losses = self.losses
+            yield group
 
     # -- inner -----------------------------------------------------------------------------------------------------
 
@@ -199,6 +203,7 @@ class Step:
                 raise
         logits = network.logits_of(outputs)
         value = outputs.loss if task.loss is None else task.loss(logits, batch.target)
+        self.losses.append(value.detach().sum())
         if value.dim() == 0:
             return Pass(value, logits, batch.target)
         if value.shape != (batch.size,):

@@ -10,6 +10,8 @@ import numpy as np
 from landscape.errors import InputError
 
 SPACINGS = ("linear", "log")
+MOST_POINTS = 10_000_000
+"""Of a grid: each is a pass over the examples, and takes some 300 bytes while they are computed."""
 Range = tuple[float, float]
 
 
@@ -33,7 +35,19 @@ def axes(
     counts = [grid] * len(ranges) if isinstance(grid, int) else list(grid)
     if len(counts) != len(ranges):
         raise InputError(f"grid has {len(counts)} numbers for {len(ranges)} directions: give one number, or one each")
+    check_points(counts)
     return [axis(n, r, spacing=spacing, center=center, decades=decades) for n, r in zip(counts, ranges, strict=True)]
+
+
+def check_points(counts: Sequence[int]) -> None:
+    """Raise InputError for a grid of more points than can be kept."""
+    points = math.prod(counts)
+    if points > MOST_POINTS:
+        sizes = " x ".join(f"{n:,}" for n in counts)
+        raise InputError(
+            f"a grid of {sizes} = {points:,} points: at most {MOST_POINTS:,} are possible, each a pass over the "
+            "examples; try 41 a side"
+        )
 
 
 def axis(points: int, span: Range, *, spacing: str = "linear", center: bool = True, decades: float = 3.0) -> np.ndarray:

@@ -1,0 +1,100 @@
+"""One process at a time writes to a directory or file.
+
+The lock is the operating system's, on an open file, and ends with the process, however that ends: what a killed run
+leaves behind is taken over. The file says whose it is: process, host and time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from landscape import processes
+from landscape.errors import InputError
+
+try:
+    import fcntl
+except ImportError:  # a system without it has no locks
+    fcntl = None  # type: ignore[assignment]
+
+
+@contextlib.contextmanager
+def locked(path: str | Path, *, file: bool = False) -> Iterator[None]:
+    """Within the context no other process that asks for `path` gets it. Under torch.distributed process 0 holds it.
+
+    Args:
+        path: a directory, made where it is missing and removed again if nothing was written to it.
+        file: `path` is a file, which need not exist, in such a directory.
+
+    Raises:
+        InputError: another process holds it, who is named; or the directory cannot be made.
+    """
+    held: list[_Lock] = []
+    processes.on_first(lambda: held.append(_Lock(Path(path), file)))
+    try:
+        yield
+    finally:
+        for lock in held:
+            lock.release()
+
+
+class _Lock:
+    def __init__(self, path: Path, file: bool) -> None:
+        directory = path.parent if file else path
+        self._file = directory / (f".{path.name}.lock" if file else ".lock")
+        self._made = [p for p in (directory, *directory.parents) if not p.exists()]
+        self._handle: int | None = None
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            if fcntl is not None and os.access(directory, os.W_OK | os.X_OK):  # else nothing can be written at all
+                self._acquire(path)
+        except OSError as error:
+            self._unmake()
+            raise InputError(f"cannot write to {directory}: {error.strerror}; choose another --out") from error
+
+    def _acquire(self, path: Path) -> None:
+        while True:
+            handle = os.open(self._file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                holder = os.pread(handle, 200, 0).decode("utf-8", "replace").strip()
+                os.close(handle)
+                raise InputError(
+                    f"{path}: another process writes there ({holder or 'just started'}): wait until it has ended, or "
+                    "choose another --out"
+                ) from None
+            except OSError:  # a file system without locks
+                self._handle = handle
+                return
+            if self._is_current(handle):
+                break
+            os.close(handle)  # of a process that ended between the two calls
+        self._handle = handle
+        with contextlib.suppress(OSError):  # on a full disk the lock holds without a name
+            os.ftruncate(handle, 0)
+            os.pwrite(handle, f"process {os.getpid()} on {socket.gethostname()}, {time.ctime()}\n".encode(), 0)
+
+    def _is_current(self, handle: int) -> bool:
+        try:
+            return os.path.samestat(os.fstat(handle), os.stat(self._file))
+        except FileNotFoundError:
+            return False
+
+    def release(self) -> None:
+        """Remove the file while it is held, so that nobody takes a removed one for the lock; then let go."""
+        if self._handle is not None:
+            with contextlib.suppress(OSError):
+                os.unlink(self._file)
+            os.close(self._handle)
+            self._handle = None
+        self._unmake()
+
+    def _unmake(self) -> None:
+        for directory in self._made:
+            with contextlib.suppress(OSError):  # something was written to it
+                directory.rmdir()

@@ -1,0 +1,89 @@
+"""One process at a time writes to a directory: a second one is refused, what a killed one left is taken over."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import landscape
+from landscape import InputError, Problem
+from landscape.locks import locked
+from trainers import train
+
+ROOT = Path(__file__).parent.parent
+HOLD = (
+    "import sys, time; from landscape.locks import locked\nwith locked(sys.argv[1]): print(flush=True); time.sleep(60)"
+)
+
+
+@pytest.fixture
+def holder(tmp_path):
+    """A process that holds the lock of tmp_path / "out"."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(tmp_path / "out")], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    )
+    process.stdout.readline()
+    yield process
+    process.kill()
+    process.wait()
+
+
+def test_a_second_process_is_told_who_writes_there_and_a_killed_one_holds_nothing(holder, tmp_path):
+    out = tmp_path / "out"
+    with pytest.raises(InputError, match=f"process {holder.pid} on {socket.gethostname()}, .*choose another --out"):
+        train("sgd", data="toy2d:n=200", model="mlp:hidden=8", epochs=1, out=out)
+    assert [p.name for p in out.iterdir()] == [".lock"]
+    holder.send_signal(signal.SIGKILL)
+    holder.wait()
+    assert (out / ".lock").exists()
+    train("sgd", data="toy2d:n=200", model="mlp:hidden=8", epochs=1, out=out)
+    assert sorted(p.name for p in out.iterdir()) == ["ckpt.pt", "config.json", "history.csv"]
+
+
+def test_a_lock_excludes_its_own_process_too_and_leaves_nothing(tmp_path):
+    refused = pytest.raises(InputError, match="another process writes there")
+    with locked(tmp_path / "a" / "b"), refused, locked(tmp_path / "a" / "b"):
+        pass
+    assert list(tmp_path.iterdir()) == []
+    with locked(tmp_path / "a"):
+        (tmp_path / "a" / "kept").touch()
+    assert [p.name for p in (tmp_path / "a").iterdir()] == ["kept"]
+
+
+def test_a_removed_lock_is_none(tmp_path, monkeypatch):
+    """Between opening and locking the holder may end, and remove the file that was opened."""
+    opened, calls = os.open, []
+
+    def late(path, *arguments):
+        handle = opened(path, *arguments)
+        if not calls:
+            os.unlink(path)
+        calls.append(path)
+        return handle
+
+    monkeypatch.setattr(os, "open", late)
+    with locked(tmp_path):
+        assert len(calls) == 2
+        with pytest.raises(InputError), locked(tmp_path):
+            pass
+
+
+def test_a_surface_locks_its_file_and_a_finished_one_is_read_where_nothing_can_be_written(tmp_path):
+    torch.manual_seed(0)
+    batch = torch.randn(8, 4), torch.randint(3, (8,))
+    problem = Problem(nn.Linear(4, 3), nn.CrossEntropyLoss(), [batch])
+    arguments = {"radius": 0.05, "grid": 3, "file": tmp_path / "s.h5"}
+    with locked(tmp_path / "s.h5", file=True), pytest.raises(InputError, match=r"s.h5: another process writes there"):
+        landscape.surface(problem, **arguments)
+    made = landscape.surface(problem, **arguments)
+    assert [p.name for p in tmp_path.iterdir()] == ["s.h5"]
+    tmp_path.chmod(0o500)
+    again = landscape.surface(problem, **arguments)
+    tmp_path.chmod(0o700)
+    assert (again.loss == made.loss).all()
