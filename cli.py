@@ -40,6 +40,7 @@ if __name__ == "__main__" or os.path.basename(sys.argv[0]) == "landscape":
 
 import errno
 import importlib
+import warnings
 from pathlib import Path
 
 import click
@@ -86,6 +87,7 @@ def program() -> None:
 def main(arguments: list[str] | None = None) -> None:
     """Run a command and exit with its status."""
     _listen()
+    warnings.formatwarning = _warning_line
     try:
         status = run(sys.argv[1:] if arguments is None else arguments)
     except KeyboardInterrupt:  # before the command began, or after it ended
@@ -141,6 +143,15 @@ def _check_names(arguments: list[str]) -> None:
     for argument in arguments:
         if "\0" in argument:
             raise InputError(f"{argument!r}: no name or number has a NUL byte in it")
+
+
+def _warning_line(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    """Our own warnings as one line of their text, all others with where they come from."""
+    if category.__module__ == "landscape.errors":
+        return f"landscape: {message}\n"
+    return f"{filename}:{lineno}: {category.__name__}: {message}\n"
 
 
 def _fail(message: str, status: int) -> int:

@@ -107,6 +107,18 @@ class ProblemOptions:
         "In place of --loss: module:callable, called as objective(model, batch); returns loss or (loss, weight).",
         metavar="MODULE:CALLABLE",
     )
+    key: str | None = option(
+        "Which of the sets of weights in the file: its dotted name, such as ema or state_dict.model."
+    )
+    allow_missing: tuple[str, ...] = option(
+        "Tensors of the model that the file may lack; repeatable.", multiple=True, metavar="GLOB"
+    )
+    allow_extra: tuple[str, ...] = option(
+        "Tensors of the file that are left out; repeatable.", multiple=True, metavar="GLOB"
+    )
+    rename: tuple[str, ...] = option(
+        "What the model calls a part of the names in the file; repeatable.", multiple=True, metavar="OLD=NEW"
+    )
     split: str = option(None, type=click.Choice(["train", "test"]), default="train")
     samples: int | None = option("Examples of the fixed sample; default 4096, or all.", type=Whole())
     batch_size: int | None = option("Default: by the kind of network.", type=Whole())
@@ -136,6 +148,10 @@ class ProblemOptions:
                 data_dir=self.data_dir,
             ),
             model=resolve_model(self.model),
+            key=self.key,
+            allow_missing=self.allow_missing,
+            allow_extra=self.allow_extra,
+            rename=self.rename,
             loss=resolve_loss(self.loss),
             objective=import_callable(self.objective, "--objective") if self.objective else None,
             batch_norm=self.batch_norm,

@@ -22,6 +22,16 @@ class AsymmetryWarning(UserWarning):
     """Products that should be those of a symmetric matrix are not: a second derivative is wrong."""
 
 
+class CheckpointWarning(UserWarning):
+    """Something in a checkpoint was not used, or the model supplied what the file lacks; the message names it.
+
+    One line: what is quoted from files is escaped.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(printable(message))
+
+
 class NonDeterministicWarning(UserWarning):
     """Two evaluations of the same loss at the same weights differ; the message names the cause."""
 

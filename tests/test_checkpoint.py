@@ -1,4 +1,4 @@
-"""Checkpoints: read safely, written whole, clear about what is wrong with a file."""
+"""This toolkit's checkpoints: read safely, written whole, clear about what is wrong with a file."""
 
 import os
 import pickle
@@ -69,7 +69,7 @@ def test_code_in_a_file_is_never_run(tmp_path, monkeypatch):
     (tmp_path / "raw.pt").write_bytes(pickle.dumps(Evil()))
     for name in ("evil.pt", "raw.pt"):
         with pytest.raises(
-            InputError, match="pickled Python objects, which are never loaded|not a readable checkpoint"
+            InputError, match=r"pickled Python objects \(\w+.mkdir\), which are never loaded|not a readable checkpoint"
         ):
             checkpoint.read(name)
     assert not (tmp_path / "pwned").exists()
@@ -102,28 +102,3 @@ def test_bad_files_are_named(tmp_path):
     }.items():
         with pytest.raises(InputError, match=message):
             checkpoint.read(path)
-
-
-@pytest.mark.parametrize(
-    "wrap",
-    [
-        lambda s: s,
-        lambda s: {"state_dict": s},
-        lambda s: {"model": s, "optimizer": {}},
-        lambda s: {"module." + k: v for k, v in s.items()},
-        lambda s: {"state_dict": {"model." + k: v for k, v in s.items()}, "epoch": 3},
-        lambda s: {"_orig_mod." + k: v for k, v in s.items()},
-    ],
-)
-def test_state_dicts_of_other_tools(tmp_path, wrap):
-    state = torch.nn.Linear(2, 2).state_dict()
-    torch.save(wrap(dict(state)), tmp_path / "x.pt")
-    found = checkpoint.read_state(tmp_path / "x.pt")
-    assert sorted(found) == ["bias", "weight"]
-    assert torch.equal(found["weight"], state["weight"])
-
-
-def test_safetensors(tmp_path):
-    safetensors = pytest.importorskip("safetensors.torch")
-    safetensors.save_file({"weight": torch.ones(2)}, tmp_path / "x.safetensors")
-    assert torch.equal(checkpoint.read_state(tmp_path / "x.safetensors")["weight"], torch.ones(2))

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from landscape import checkpoint
+from landscape.checkpoint import Choice
 from landscape.errors import InputError
 from landscape.problem.batches import Reader
 from landscape.problem.losses import NAMED
@@ -92,12 +93,16 @@ def subject(
     parameters: Sequence[str] = (),
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
+    key: str | None = None,
+    allow_missing: Sequence[str] = (),
+    allow_extra: Sequence[str] = (),
+    rename: Sequence[str] = (),
     **options: Any,
 ) -> Subject:
     """Rebuild the model of a checkpoint and state its loss over a fixed sample.
 
     Args:
-        path: a checkpoint of this toolkit, or with `model` any file that holds a state dict.
+        path: a checkpoint of this toolkit, or with `model` any file or folder that holds a state dict.
         sample: the examples; default 4,096 of the training set that the checkpoint names.
         model: returns the architecture of a foreign checkpoint.
         loss: a name ("own", "cross-entropy", "mse", "bce", "nll") or called as loss(outputs, targets); default
@@ -108,16 +113,22 @@ def subject(
         parameters: shell patterns; default all.
         dtype: of the analysis.
         device: where it runs.
+        key: which of the sets of weights in the file, see `landscape.checkpoint.Choice`.
+        allow_missing: shell patterns of the model's tensors that the file may lack.
+        allow_extra: shell patterns of the file's tensors that are left out.
+        rename: "OLD=NEW", parts of names in the file and what the model calls them.
         options: fields of `sample` by name (data, split, samples, ...).
 
     Raises:
         InputError: the file is unreadable or not ours, tensors do not fit the model, a non-finite weight, bad sizes.
     """
     sample, path = replace(sample or Sample(), **options), Path(path)
-    content = None if model is not None else checkpoint.read(path)
-    if content is None and sample.data is None:
+    if model is not None and sample.data is None:
         raise InputError(f"{path} is analyzed with --model: give its data too, --data NAME or module:callable")
-    network = _model(path, content, model).to(device, dtype).eval()
+    content = checkpoint.read(path) if model is None else checkpoint.contents(path)
+    choice = Choice(key, allow_missing, allow_extra, rename)
+    network = _model(path, content, model, choice, dtype).to(device).eval()
+    content = content if model is None else None
     if objective is not None and loss is not None:
         raise InputError("--objective computes the loss by itself: give it without --loss")
     problem = Problem(
@@ -133,7 +144,7 @@ def subject(
     if sample.batch_size and callable(sample.data):
         problem = problem.rebatched(sample.batch_size)
     _require_finite(path, problem)
-    return Subject(path, digest.of_file(path), network, problem, _metadata(content), sample.seed)
+    return Subject(path, digest.of_path(path), network, problem, _metadata(content), sample.seed)
 
 
 def _loss(loss: str | Callable[[Any, Any], Tensor] | None) -> Callable[[Any, Any], Tensor] | None:
@@ -161,28 +172,28 @@ def _require_finite(path: Path, problem: Problem) -> None:
         )
 
 
-def _model(path: Path, content: dict[str, Any] | None, build: Callable[[], nn.Module] | None) -> nn.Module:
-    if content is not None:
-        network = build_model(content["model"]["name"], **content["model"]["arguments"])
-        state = content["model"]["state"]
+def _model(
+    path: Path, content: Any, build: Callable[[], nn.Module] | None, choice: Choice, dtype: torch.dtype
+) -> nn.Module:
+    """The network in the analysis' dtype with the file's weights, which are rounded once and no more."""
+    if build is None:
+        network, content = build_model(content["model"]["name"], **content["model"]["arguments"]), content["model"]
+        content = content["state"]
     else:
-        assert build is not None
-        network, state = build(), checkpoint.read_state(path)
+        network = build()
         if not isinstance(network, nn.Module):
             raise InputError(f"--model returned {type(network).__name__}: an nn.Module is needed")
-    needed = network.state_dict()
-    for name, tensor in needed.items():
-        if name not in state:
-            raise InputError(f"{path} does not fit the model: it lacks {name} {tuple(tensor.shape)}")
-        if state[name].shape != tensor.shape:
-            raise InputError(
-                f"{path} does not fit the model: {name} is {tuple(state[name].shape)}, "
-                f"the model needs {tuple(tensor.shape)}"
-            )
-    extra = [name for name in state if name not in needed]
-    if extra:
-        raise InputError(f"{path} does not fit the model: it holds {extra[0]}, which the model has not")
-    network.load_state_dict(state)
+        if checkpoint.is_ours(content) and choice.key is None:
+            choice = replace(choice, key="model.state")
+    tensors = [*network.named_parameters(), *network.named_buffers()]
+    imaginary = next((name for name, tensor in tensors if tensor.is_complex()), None)
+    if imaginary is not None:
+        raise InputError(
+            f"the model's {imaginary!r} is complex: weights must be real (store it as real and imaginary parts, "
+            "torch.view_as_real)"
+        )
+    network = network.to(dtype)
+    checkpoint.load_weights(network, content, path, choice)
     return network
 
 

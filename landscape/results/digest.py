@@ -44,6 +44,14 @@ def of_file(path: str | Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def of_path(path: str | Path) -> str:
+    """SHA-256 of a file's bytes; of a folder, over the names and digests of the files that lie in it."""
+    path = Path(path)
+    if not path.is_dir():
+        return of_file(path)
+    return of_parts(f"{p.name}\n{of_file(p)}\n" for p in sorted(path.iterdir()) if p.is_file())
+
+
 def of_configuration(content: Any) -> str:
     """SHA-256 of plain values as JSON with sorted keys; what JSON does not know counts by its `str`."""
     return of_parts([json.dumps(content, sort_keys=True, default=str)])

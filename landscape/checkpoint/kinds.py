@@ -1,0 +1,48 @@
+"""Kinds of files, told by their first bytes or the entries of their archive, and how weights get out of each."""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+
+from landscape import archive
+from landscape.errors import InputError
+
+_STATE = "save a state dict, torch.save(model.state_dict(), 'state.pt')"
+_EXPORTED = f"a program of torch.export, which holds code: {_STATE} of the network that it was made of"
+_SIGNATURES = {
+    b"GGUF": "a GGUF file, whose weights are quantized: give the network's safetensors or state dict",
+    b"\x89HDF": "an HDF5 file, results or another tool's weights: give a checkpoint of PyTorch",
+    b"\x1f\x8b": "compressed by gzip: unpack it first, gunzip -k",
+    b"version https://git-lfs": "the pointer of a file in Git LFS, which is elsewhere: git lfs pull",
+}
+_ARCHIVES = {
+    "constants.pkl": f"a TorchScript archive (torch.jit.save), which holds code: load it with torch.jit.load, {_STATE}",
+    "serialized_exported_program.json": _EXPORTED,
+    "archive_format": _EXPORTED,
+    ".npy": "a file of numpy arrays (.npz), not of a network: give a checkpoint",
+}
+
+
+def require_known(path: Path) -> None:
+    """Raise InputError with the file's kind, and what to do, where it is one that cannot be read as weights."""
+    with path.open("rb") as stream:
+        head = stream.read(32)
+    kind = next((kind for start, kind in _SIGNATURES.items() if head.startswith(start)), None)
+    if kind is None and zipfile.is_zipfile(path):
+        try:
+            with zipfile.ZipFile(path) as opened:
+                names = opened.namelist()
+        except archive.DAMAGE:
+            names = []  # said by who verifies the archive
+        kind = next((kind for end, kind in _ARCHIVES.items() if any(name.endswith(end) for name in names)), None)
+    if kind is not None:
+        raise InputError(f"{path} is {kind}")
+
+
+def is_safetensors(path: Path) -> bool:
+    """By the suffix, or by the length of a header and its brace where the suffix says nothing."""
+    with path.open("rb") as stream:
+        head = stream.read(9)
+    header = int.from_bytes(head[:8], "little")
+    return path.suffix == ".safetensors" or (head[8:] == b"{" and 0 < header < path.stat().st_size)

@@ -1,0 +1,221 @@
+"""A network's weights from a file of any origin: found by the names and shapes that the network needs."""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from landscape.checkpoint import states
+from landscape.checkpoint.adapters import with_adapter_names
+from landscape.checkpoint.states import Reading, Tensors
+from landscape.errors import CheckpointWarning, InputError
+
+STALE = ("masked_bias", "inv_freq")
+"""Buffers that older releases of transformers stored and newer ones compute."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What is read of a file, and what of it may be left.
+
+    Attributes:
+        key: dotted name of the mapping that holds the weights, or of a prefix of their names; "" is the outermost
+            mapping; default: the only one that fits.
+        allow_missing: shell patterns of the network's tensors that stay as the model was built.
+        allow_extra: shell patterns of the file's tensors that are left out.
+        rename: "OLD=NEW", parts of names in the file and what the network calls them.
+    """
+
+    key: str | None = None
+    allow_missing: Sequence[str] = ()
+    allow_extra: Sequence[str] = ()
+    rename: Sequence[str] = ()
+
+
+def load_weights(network: nn.Module, content: Any, path: str | Path, choice: Choice | None = None) -> None:
+    """Load the weights in `content` (see `contents`) into the network.
+
+    A tensor that is one with another of the network (a tie), a count of batches and an integer or boolean buffer need
+    not be in the file. A buffer that the network computes and a tensor outside the network's prefix may be. What is
+    not used, and what the network supplies, is named in a warning.
+
+    Raises:
+        InputError: several sets of weights fit, tensors are missing, left over, of other shapes, quantized or complex.
+    """
+    choice = choice or Choice()
+    needed = {n: t for n, t in network.state_dict(keep_vars=True).items() if isinstance(t, Tensor)}
+    tensors = _chosen(Tensors.of(content), choice, path)
+    tensors, base = with_adapter_names(tensors, needed, path)
+    ties = _ties(needed)
+    optional = base | _optional(network, needed, choice)
+    reading = _reading(tensors, needed, [ties[n] for n in needed if n not in optional], path)
+    used = {n: tensors.named[f] for n in needed if (f := reading.in_file(n)) in tensors.named}
+    _require_values(needed, used, ties, path)
+    mapped = _mapped(tensors, reading)
+    missing, extra = _load(network, {n: tensors.named[f] for n, f in mapped.items()}, path)
+    missing = [n for n in missing if n in needed and not any(tie in used for tie in ties[n])]
+    lacking = [n for n in missing if n not in optional]
+    left = [mapped[n] for n in extra if not _is_stale(network, n, tensors.named[mapped[n]], mapped[n], choice)]
+    if lacking or left:
+        raise InputError(_unfit(path, needed, lacking, tensors, left))
+    _tell(path, [mapped[n] for n in extra] + _beside(tensors, reading), [n for n in missing if n not in base], base)
+
+
+def _chosen(tensors: Tensors, choice: Choice, path: str | Path) -> Tensors:
+    if tensors.packed:
+        raise InputError(
+            f"{path} holds quantized weights ({tensors.packed[0]}), which have no gradient: give the network's weights "
+            "from before its quantization"
+        )
+    if not tensors.named:
+        raise InputError(f"{path} holds no state dict: save one with torch.save(model.state_dict(), path)")
+    if choice.key is not None:
+        within = tensors.below(choice.key)
+        if not within.named:
+            raise InputError(f"{path} has no tensors under --key {choice.key!r}: it holds {tensors.summary()}")
+        tensors = within
+    return tensors.renamed(choice.rename)
+
+
+def _ties(needed: Mapping[str, Tensor]) -> dict[str, tuple[str, ...]]:
+    """Name -> all names of the same tensor of the network."""
+    names: dict[int, list[str]] = {}
+    for name, tensor in needed.items():
+        names.setdefault(id(tensor), []).append(name)
+    return {name: tuple(names[id(tensor)]) for name, tensor in needed.items()}
+
+
+def _optional(network: nn.Module, needed: Mapping[str, Tensor], choice: Choice) -> set[str]:
+    """Names that a file may lack: no part in evaluation, computed by the network, or left by the user."""
+    declared = [re.compile(p) for p in getattr(network, "_keys_to_ignore_on_load_missing", None) or ()]
+    optional = set()
+    for name, tensor in needed.items():
+        buffer = not isinstance(tensor, nn.Parameter)
+        counts = buffer and not (tensor.is_floating_point() or tensor.is_complex())
+        computed = buffer and any(p.search(name) for p in declared)
+        if counts or computed or _matches(name, choice.allow_missing):
+            optional.add(name)
+    return optional
+
+
+def _matches(name: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatch.fnmatchcase(name, p) for p in patterns)
+
+
+def _reading(
+    tensors: Tensors, needed: Mapping[str, Tensor], required: Sequence[tuple[str, ...]], path: str | Path
+) -> Reading:
+    """The one reading that fits best.
+
+    Raises:
+        InputError: none fits at all, or several fit equally.
+    """
+    found = states.different(states.readings(tensors, needed, required), tensors)
+    if not found:
+        raise InputError(
+            f"{path} does not fit the model: no tensor has a name and a shape of it; the model needs "
+            f"{states.shown(needed, list(needed))}; the file holds {tensors.summary()}, such as "
+            f"{states.shown(tensors.named, list(tensors.named))}: give another --model, --key or --rename OLD=NEW"
+        )
+    if len(found) > 1:
+        keys = [r.prefix.rstrip(".") for r in found]
+        fitting = ", ".join(key or "the outermost" for key in keys)
+        raise InputError(
+            f"{path} holds several sets of weights that fit: {fitting}; say which, --key {next(k for k in keys if k)}"
+        )
+    return found[0]
+
+
+def _require_values(
+    needed: Mapping[str, Tensor], used: Mapping[str, Tensor], ties: Mapping[str, tuple[str, ...]], path: str | Path
+) -> None:
+    """Raise InputError for a tensor that would lose something on its way into the network."""
+    for name, tensor in used.items():
+        states.require_numbers(path, name, tensor)
+        ours = needed[name]
+        if tensor.shape != ours.shape:
+            problem = f"{name} is {tuple(tensor.shape)}, the model needs {tuple(ours.shape)}"
+        elif tensor.is_complex() and not ours.is_complex():
+            problem = f"{name} is complex, the model's is real"
+        elif ours.is_floating_point() and not tensor.is_floating_point() and not tensor.is_complex():
+            problem = f"{name} is stored as {tensor.dtype} (quantized?), the model's is {ours.dtype}"
+        elif any(not torch.equal(tensor, used[tie]) for tie in ties[name] if tie != name and tie in used):
+            problem = f"{' and '.join(ties[name])} are one tensor in the model and differ in the file"
+        else:
+            continue
+        raise InputError(f"{path} does not fit the model: {problem}; give the network that was saved")
+
+
+def _mapped(tensors: Tensors, reading: Reading) -> dict[str, str]:
+    """The network's name -> the file's, of all tensors below the prefix in mappings that the network is read from."""
+    holders = {tensors.container[name] for name in reading.names.values()}
+    below = [f for f, c in tensors.container.items() if c in holders and f.startswith(reading.prefix)]
+    return {reading.dropped + f.removeprefix(reading.prefix): f for f in below}
+
+
+def _beside(tensors: Tensors, reading: Reading) -> list[str]:
+    """The file's names outside the prefix, in the mappings that the network is read from."""
+    holders = {tensors.container[name] for name in reading.names.values()}
+    return [f for f, c in tensors.container.items() if c in holders and not f.startswith(reading.prefix)]
+
+
+def _load(network: nn.Module, mapped: dict[str, Tensor], path: str | Path) -> tuple[list[str], list[str]]:
+    """Missing and unexpected names by torch's own loading, which knows former names of its layers' tensors."""
+    try:
+        result = network.load_state_dict(mapped, strict=False)
+    except (RuntimeError, ValueError, KeyError, AttributeError) as error:
+        why = " ".join(str(error).split())
+        raise InputError(f"{path} does not fit the model: {why[:300]}; give the network that was saved") from error
+    return list(result.missing_keys), list(result.unexpected_keys)
+
+
+def _is_stale(network: nn.Module, name: str, tensor: Tensor, in_file: str, choice: Choice) -> bool:
+    """Whether a tensor without a place may be left out: the network computes it, or the user leaves it."""
+    declared = getattr(network, "_keys_to_ignore_on_load_unexpected", None) or ()
+    return (
+        name in dict(network.named_buffers())
+        or not (tensor.is_floating_point() or tensor.is_complex())
+        or name.rpartition(".")[2] in STALE
+        or any(re.search(p, name) for p in declared)
+        or _matches(name, choice.allow_extra)
+        or _matches(in_file, choice.allow_extra)
+    )
+
+
+def _unfit(
+    path: str | Path, needed: Mapping[str, Tensor], lacking: list[str], tensors: Tensors, left: list[str]
+) -> str:
+    said, options = [], []
+    if lacking:
+        said.append(f"it lacks {states.shown(needed, lacking, left)}")
+        options.append("--allow-missing GLOB (keeps what the model was built with)")
+    if left:
+        said.append(f"it holds {states.shown(tensors.named, left)}, which the model has not")
+        options.append("--allow-extra GLOB (leaves them out)")
+    if lacking and left:
+        options.insert(0, "--rename OLD=NEW (names of the file in the model's words)")
+    return f"{path} does not fit the model: {'; '.join(said)}: give the network that was saved, or {', '.join(options)}"
+
+
+def _tell(path: str | Path, unused: list[str], supplied: list[str], base: set[str]) -> None:
+    """Warn of what was left out and of what the network supplied; counts of batches are not worth it."""
+    unused, supplied = ([n for n in names if not n.endswith("num_batches_tracked")] for names in (unused, supplied))
+    said = [f"left out: {_list(unused)}"] if unused else []
+    if supplied:
+        said.append(f"as the model was built, not from the file: {_list(supplied)}")
+    if base:
+        said.append(f"an adapter; the {len(base)} tensors of the network below it are as the model was built")
+    if said:
+        warnings.warn(CheckpointWarning(f"{path}: {'; '.join(said)}"), stacklevel=5)
+
+
+def _list(names: list[str], most: int = 6) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
