@@ -12,7 +12,7 @@ from torch import Tensor
 from landscape import random
 from landscape.ball.vectors import dot, norm
 from landscape.curvature.basis import Basis
-from landscape.curvature.krylov import Factorization
+from landscape.curvature.factorization import Factorization
 from landscape.errors import InputError
 from landscape.problem.memory import free_memory
 from landscape.progress import Bar

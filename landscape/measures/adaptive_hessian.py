@@ -37,7 +37,7 @@ def adaptive_top_eigenvalues(
     For T = |w| they stay the same under every rescaling of units that leaves the network's function as it is (a
     positive factor into a ReLU unit, its inverse out of it); the eigenvalues of H do not.
     Second order of adaptive sharpness: max over ||T^-1 epsilon|| <= rho of epsilon' H epsilon = rho^2 lambda_max(THT).
-    Cost: about 10 to 30 Hessian-vector products, with the guarantees of `hessian_top_eigenvalues`.
+    Cost: about 13 to 35 Hessian-vector products, with the guarantees of `hessian_top_eigenvalues`.
     Source: T as in Kwon 2021 (arXiv 2102.11600); the eigenvalues by Lanczos as in `hessian_top_eigenvalues`.
 
     Args:
@@ -48,9 +48,9 @@ def adaptive_top_eigenvalues(
         which: "LA" largest, "SA" smallest, "LM" largest in magnitude, "BE" both ends.
         scaling: elementwise, filterwise, layerwise or asam-official.
         biases: scaled, unscaled or fixed.
-        verify: spend some more products on looking for missed eigenvalues.
+        verify: look for missed eigenvalues until a probability below 1e-5, in any case.
         hvp: "double-backward", or "differences" for models without second derivative.
-        max_hvps: products allowed; then converged is False.
+        max_hvps: products allowed, the look included; then converged is False.
         seed: draws the start vector.
 
     Example:

@@ -1,0 +1,195 @@
+"""Eigenvalues that one start vector cannot show: copies of a repeated one, clusters, and what lies at right angles.
+
+A Krylov space holds one vector of every eigenspace, so its residuals say nothing of a second copy, and a space that is
+exhausted says nothing of the rest. The search deflates what is known and starts anew from an independent random
+vector; what it has not found, it has overlooked with a probability that its own coefficients bound
+(`Factorization.chance`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from landscape import random
+from landscape.ball.vectors import dot, norm
+from landscape.curvature.basis import Basis
+from landscape.curvature.factorization import Factorization, Matvec
+from landscape.curvature.wanted import Eigenpairs, Fence, Request, wanted
+from landscape.errors import InputError
+from landscape.progress import Bar
+
+SHARE, LEAST, MOST = 0.25, 3, 4
+"""A short look: products, relative to those of the first process, and their limits. In a network's spectrum they see a
+second copy with 80 to 95%."""
+CHANCE = 1e-5
+"""Probability at which a thorough look ends."""
+SMALL = 1000
+"""Dimension up to which every look is thorough: products cost little, and small models repeat eigenvalues."""
+
+
+@dataclass(frozen=True)
+class Search:
+    """A search for missed eigenpairs.
+
+    Args:
+        request: what is wanted.
+        matvec: v -> A v.
+        like: a vector with A's length, dtype and device.
+        generator: draws start vectors.
+        scale: ||A|| as far as known.
+        bar: shows the products.
+    """
+
+    request: Request
+    matvec: Matvec
+    like: Tensor
+    generator: torch.Generator
+    scale: float
+    bar: Bar
+
+    def completed(self, pairs: Eigenpairs, others: Tensor, thorough: bool) -> Eigenpairs:
+        """The pairs with what they miss, looked for until a look sees nothing.
+
+        Args:
+            pairs: as a first process found them.
+            others: (m, d) vectors that are known not to be wanted.
+            thorough: look until the probability of missing one is below `CHANCE`, not for a share of the products.
+        """
+        thorough = thorough or self.like.numel() <= SMALL
+        while pairs.converged:
+            locked = self._basis(pairs.vectors, others)
+            if locked.size == self.like.numel():
+                return replace(pairs, missed_probability=0.0)
+            if self._left(pairs) < 1:
+                return replace(pairs, converged=False)
+            state = self._process(locked)
+            fences = self.request.fences(pairs.values, self.scale, self.like.numel())
+            short = min(max(int(SHARE * pairs.products), LEAST), MOST)
+            chance = self._look(state, fences, self._left(pairs) if thorough else min(short, self._left(pairs)))
+            pairs = replace(pairs, products=pairs.products + state.products)
+            if chance is not None:
+                enough = chance <= CHANCE or not thorough
+                return replace(pairs, missed_probability=chance, converged=enough)
+            thorough = True
+            pairs, dropped = self._with_missed(pairs, fences, self._beyond(state, fences)[1].sum(dim=0))
+            others = torch.cat([others, dropped])
+        return pairs
+
+    def _left(self, pairs: Eigenpairs) -> int:
+        return self.request.max_products - pairs.products
+
+    def _process(self, locked: Basis, start: Tensor | None = None) -> Factorization:
+        return Factorization(self.matvec, self.like, self.generator, start, locked, self.scale)
+
+    def _basis(self, vectors: Tensor, others: Tensor) -> Basis:
+        basis = Basis(self.like)
+        for i, vector in enumerate([*vectors, *others]):
+            rest = vector.clone()
+            basis.orthogonalize(rest)
+            length = norm(rest)
+            # Of the others only those are deflated that the pairs leave as they are.
+            if i < len(vectors) or float(length) > 0.99:
+                basis.append(rest.div_(length))
+        return basis
+
+    def _look(self, state: Factorization, fences: list[Fence], products: int) -> float | None:
+        """Probability that an eigenvalue beyond a fence is overlooked; None as soon as there is one."""
+        while True:
+            self._step(state)
+            if len(self._beyond(state, fences)[0]):
+                return None
+            chance = max(state.chance(sign * excluded) for sign, _, excluded in fences)
+            if chance <= CHANCE or state.products >= products:
+                return chance
+
+    def _step(self, state: Factorization) -> None:
+        if state.steps == self.request.room:
+            state.restart(self.request.kept(state.ritz()[0]))
+        state.step()
+        self.bar.advance()
+
+    def _beyond(self, state: Factorization, fences: list[Fence]) -> tuple[np.ndarray, Tensor]:
+        """Columns of the Ritz vectors beyond a fence, and the vectors."""
+        values, vectors, _ = state.ritz()
+        index = np.flatnonzero(np.any([sign * values >= level for sign, level, _ in fences], axis=0))
+        index = index[wanted(values[index], self.request.k, self.request.which)]
+        return index, state.basis.combined(vectors[:, index])
+
+    def _with_missed(self, pairs: Eigenpairs, fences: list[Fence], start: Tensor) -> tuple[Eigenpairs, Tensor]:
+        """The wanted among the pairs and those beyond the fences, and the vectors that are no longer wanted."""
+        state = self._process(self._basis(pairs.vectors, start[:0].reshape(0, len(start))), start)
+        products = self._left(pairs)
+        while True:
+            self._step(state)
+            index, rows = self._beyond(state, fences)
+            values, vectors, residuals = state.ritz()
+            settled = state.steps == state.dimension
+            settled |= len(index) > 0 and bool(
+                np.all(residuals[index] <= 0.5 * self.request.allowed(values[index], self.scale))
+            )
+            if settled or state.products >= products:
+                break
+        bounds = self.request.bounds(residuals[index], state.asymmetry, self.scale)
+        extra = Eigenpairs(values[index], rows, bounds, state.products, settled and state.symmetric())
+        return self._merged(pairs, extra, state.coupling(vectors[:, index]))
+
+    def _merged(self, pairs: Eigenpairs, extra: Eigenpairs, coupling: np.ndarray) -> tuple[Eigenpairs, Tensor]:
+        """Rayleigh-Ritz on both: two vectors of a cluster are told apart only together."""
+        matrix = np.diag(np.concatenate([pairs.values, extra.values]))
+        k = len(pairs.values)
+        matrix[:k, k:], matrix[k:, :k] = coupling, coupling.T
+        values, q = np.linalg.eigh(matrix)
+        # What the coupling explains of the pairs' residuals is no error any more.
+        explained = np.sqrt(np.maximum(pairs.residuals**2 - (coupling**2).sum(axis=1), 0))
+        floor = self.request.rounding(self.scale) / 2
+        rests = np.maximum(np.concatenate([explained, extra.residuals]) - floor, 0)
+        bounds = np.abs(q).T @ rests + floor
+        index = wanted(values, self.request.k, self.request.which)
+        rest = np.setdiff1d(np.arange(len(values)), index)
+        both = torch.cat([pairs.vectors, extra.vectors]).double()
+        rows = [(torch.from_numpy(q[:, i].T.copy()).to(both) @ both).to(self.like) for i in (index, rest)]
+        merged = replace(
+            pairs,
+            values=values[index],
+            vectors=rows[0],
+            residuals=bounds[index],
+            products=pairs.products + extra.products,
+            converged=extra.converged and self.request.met(values[index], bounds[index], self.scale),
+        )
+        return (merged if merged.converged or not extra.converged else self._measured(merged)), rows[1]
+
+    def _measured(self, pairs: Eigenpairs) -> Eigenpairs:
+        """The pairs with their residuals from a product each: what a rotation bounds is often far smaller."""
+        values, residuals = pairs.values.copy(), pairs.residuals.copy()
+        allowed = self.request.allowed(values, self.scale)
+        failing = np.flatnonzero(residuals > allowed)[: self._left(pairs)]
+        for i in failing:
+            v = pairs.vectors[i]
+            product = self.matvec(v)
+            values[i] = float(dot(v, product) / dot(v, v))
+            residuals[i] = float(norm(product - values[i] * v)) + self.request.rounding(self.scale) / 2
+            self.bar.advance()
+        return replace(
+            pairs,
+            values=values,
+            residuals=residuals,
+            products=pairs.products + len(failing),
+            converged=self.request.met(values, residuals, self.scale),
+        )
+
+
+def mixed(vectors: Tensor, like: Tensor, generator: torch.Generator, share: float) -> Tensor:
+    """The sum of some vectors and a random one of `share` of its length: no eigenvector is shut out."""
+    rows = vectors.reshape(-1, vectors.shape[-1]).to(like)
+    if rows.shape[1] != like.numel():
+        raise InputError(f"start vectors must have length d = {like.numel()}, received shape {tuple(vectors.shape)}")
+    total = rows.sum(dim=0)
+    noise = random.normal(like, generator)
+    norms = [norm(x) for x in (total, noise)]
+    if not bool(norms[0] > 0):
+        return noise
+    return (total / norms[0]).to(like) + (noise * (share / norms[1])).to(like)
