@@ -1,4 +1,4 @@
-"""Estimates and their 95% intervals: Student's t, normal, Wilson's, the bootstrap; means and paired differences."""
+"""Estimates and their 95% intervals: Student's t, of few draws, Wilson's, the bootstrap; paired differences."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Estimate:
         low: lower end.
         high: upper end.
         n: seeds (or other independent draws, clusters of a cluster bootstrap) behind it.
-        kind: how the interval was made: "t", "paired t", "t of ln", "normal", "Wilson",
+        kind: how the interval was made: "t", "paired t", "against each", "t of ln", "Agresti-Min", "Wilson",
             "bootstrap", "cluster bootstrap", "exact".
         draws: of a bootstrap.
         dropped: draws that gave no finite number and were left out; more than 5% leave no interval.
@@ -54,6 +54,35 @@ def half_width(values: np.ndarray, axis: int = 0) -> np.ndarray:
     return _student(np.shape(values)[axis]) * standard_error(values, axis)
 
 
+def interval_of_rises(values: np.ndarray) -> np.ndarray:
+    """Interval of the mean, (bound, ...), of independent rises of a loss (n, ...), also for few of them.
+
+    The rise under Gaussian noise is a weighted sum of chi-squared variables, skewed where few directions are steep:
+    Student's t then holds the mean of 5 draws in 82% for one direction. Where all rises are positive they are close to
+    a gamma variable (Box 1954), whose cube root is close to normal; that gives an interval of its mean
+    (Krishnamoorthy, Mathew and Mukherjee 2008). Each end is the outer one of both intervals; with rises <= 0 it is
+    Student's alone.
+    """
+    with np.errstate(invalid="ignore"):  # an infinite rise has no variance: nan says so
+        mean, half = values.mean(axis=0), half_width(values)
+        low, high = mean - half, mean + half
+        gamma = _gamma_mean(np.cbrt(values))
+    positive = (values > 0).all(axis=0) & np.isfinite(values).all(axis=0)
+    return np.where(positive, [np.fmin(low, gamma[0]), np.fmax(high, gamma[1])], [low, high])
+
+
+def _gamma_mean(roots: np.ndarray, draws: int = 20_000) -> np.ndarray:
+    """Interval of E y^3, (bound, ...), for normal y = (n, ...): quantiles of its generalized pivotal quantity."""
+    n = len(roots)
+    generator = np.random.default_rng(0)
+    z = generator.normal(size=draws) / math.sqrt(n)
+    spread = np.sqrt((n - 1) / generator.chisquare(n - 1, size=draws))
+    mean, deviation = roots.mean(axis=0)[..., None], roots.std(axis=0, ddof=1)[..., None] * spread
+    center = mean + z * deviation
+    tail = (1 - LEVEL) / 2
+    return np.quantile(center**3 + 3 * center * deviation**2, [tail, 1 - tail], axis=-1)
+
+
 def interval_around(center: np.ndarray, values: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
     """Student's t interval around `center`, (bound, ...), from independent values (k, ...): center +- t s / sqrt(k).
 
@@ -74,11 +103,33 @@ def interval_around(center: np.ndarray, values: np.ndarray, weights: np.ndarray 
     return np.stack([center - half, center + half])
 
 
-def _student(n: int) -> float:
-    """Quantile of Student's t with n - 1 degrees of freedom."""
+def combined(center: np.ndarray, *intervals: np.ndarray, counted_twice: np.ndarray | float = 0.0) -> np.ndarray:
+    """Interval, (bound, ...), of a value with several errors, each with an interval of its own.
+
+    Their distances from the center add in quadrature, upwards and downwards apart (Zou and Donner 2008), less what both
+    count: `counted_twice` is the variance of it (of `interaction`).
+    """
+    squares = np.stack([(bounds - center) ** 2 for bounds in intervals])
+    low, high = np.sqrt(np.maximum(squares.sum(axis=0) - Z**2 * counted_twice, squares.max(axis=0)))
+    return np.stack([center - low, center + high])
+
+
+def interaction(values: np.ndarray) -> np.ndarray:
+    """Variance of the mean of values (a, b, ...) that stands in the spread over a and in that over b alike.
+
+    The same draws b on every part a of the examples: what a draw does to one part and not to the others. Of the two-way
+    analysis of variance, Var(mean) = (MS_a + MS_b - MS_ab) / (a b), this is MS_ab / (a b).
+    """
+    a, b = values.shape[:2]
+    residuals = values - values.mean(axis=0) - values.mean(axis=1, keepdims=True) + values.mean(axis=(0, 1))
+    return (residuals**2).sum(axis=(0, 1)) / ((a - 1) * (b - 1) * a * b)
+
+
+def _student(n: int, tests: int = 1) -> float:
+    """Quantile of Student's t with n - 1 degrees of freedom; Bonferroni's of several tests."""
     from scipy import stats
 
-    return float(stats.t.ppf((1 + LEVEL) / 2, n - 1))
+    return float(stats.t.ppf(1 - (1 - LEVEL) / 2 / tests, n - 1))
 
 
 # -- estimates -------------------------------------------------------------------------------------------------------
@@ -101,10 +152,41 @@ def paired(a: Sequence[float] | np.ndarray, b: Sequence[float] | np.ndarray) -> 
     return mean(a - b, "paired t")
 
 
+def against_each(one: Sequence[float] | np.ndarray, rivals: Sequence[Sequence[float] | np.ndarray]) -> Estimate:
+    """The largest of the mean differences one - rival, paired by seed: below 0 where `one` is lower than every rival.
+
+    The upper end is the largest of the rivals' own upper ends: that `one` is below all of them needs each to show it,
+    at the plain level (Berger 1982). The lower end is the largest of the lower ends, which any single rival can lift:
+    these stand at Bonferroni's level. (The smallest rival of each seed would be lower than the lower of the two means:
+    of three equal methods "not the lowest" came out in 11%.)
+
+    Args:
+        one: (seeds,).
+        rivals: (rivals, seeds).
+    """
+    differences = np.asarray(one, dtype=np.float64) - np.asarray(rivals, dtype=np.float64)
+    k, n = differences.shape
+    means = differences.mean(axis=1)
+    if n < 2 or not np.isfinite(differences).all():
+        return Estimate(float(means.max()), math.nan, math.nan, n, "against each")
+    error = standard_error(differences, 1)
+    low, high = (means - _student(n, k) * error).max(), (means + _student(n) * error).max()
+    return Estimate(float(means.max()), float(low), float(high), n, "against each")
+
+
 def paired_examples(a: np.ndarray, b: np.ndarray) -> Estimate:
-    """Mean of a - b over many examples, paired, with the normal interval: difference +- 1.96 standard errors."""
-    difference = a - b
-    return _around(float(difference.mean()), Z * float(standard_error(difference)), len(difference), "normal")
+    """Mean of a - b over examples, paired: Student's t; of zeros and ones (right or wrong) that of Agresti and Min.
+
+    Few examples that only one of two networks gets right leave a difference of shares without a usable spread: half an
+    example is added to each of the four outcomes (Agresti and Min 2005).
+    """
+    difference = np.asarray(a, dtype=np.float64) - b
+    if not np.isin([a, b], (0, 1)).all():
+        return paired(a, b)
+    n = len(difference)
+    center, squares = difference.sum() / (n + 2), ((difference**2).sum() + 1) / (n + 2)
+    half = Z * math.sqrt((squares - center**2) / (n + 2))
+    return Estimate(float(difference.mean()), center - half, center + half, n, "Agresti-Min")
 
 
 def geometric_mean(values: Sequence[float] | np.ndarray) -> Estimate:

@@ -43,18 +43,16 @@ def test_subsets_give_an_interval_around_the_value():
     # t(0.975, 5) = 2.5706
     half = 2.570582 * found.subsets.std(axis=0, ddof=1) / math.sqrt(6)
     np.testing.assert_allclose(high - found.sharpness, half, rtol=1e-6)
-    np.testing.assert_allclose(found.sample_bias, (found.subsets.mean(axis=0) - found.sharpness) / 5)
     again = landscape.adaptive_sharpness(problem, rho=[0.2, 0.5], subsets=6)
     np.testing.assert_array_equal(found.subsets, again.subsets)
 
 
-def test_interval_and_bias_describe_new_samples():
-    """Over 60 samples of 300 examples: the interval covers the mean of the measure, and the bias its excess."""
+def test_the_interval_describes_new_samples():
+    """Over 60 samples of 300 examples the interval covers the mean of the measure."""
     model, _ = trained(examples=200)
     generator = torch.Generator().manual_seed(5)
     x = torch.randn(12_000, 6, generator=generator).double()
     y = (x[:, :3].abs().argmax(dim=1) + (x[:, 3] > 1)) % 3
-    limit = landscape.sam_sharpness(landscape.Problem(model, nn.functional.cross_entropy, [(x, y)]), rho=0.1).value
     runs = []
     for rows in torch.arange(18_000).remainder(12_000).split(300):
         part = landscape.Problem(model, nn.functional.cross_entropy, [(x[rows], y[rows])], check=False)
@@ -63,10 +61,6 @@ def test_interval_and_bias_describe_new_samples():
     covered = np.mean([r.interval[0, 0] <= values.mean() <= r.interval[1, 0] for r in runs])
     # 95% less the error of 60 trials and of a t interval for skewed values.
     assert covered > 0.8
-    bias = np.mean([r.sample_bias[0] for r in runs])
-    assert values.mean() > limit
-    # First order in 1/n: it takes most of the excess.
-    assert 0.4 < bias / (values.mean() - limit) < 1.3
 
 
 def test_restarts_are_reported_with_their_spread():

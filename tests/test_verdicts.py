@@ -157,6 +157,10 @@ def test_verdicts_are_written_and_collected(tmp_path):
     assert (entry["claims"][0]["ours"]["low"], entry["claims"][0]["above"]) == (0.1, 0)
     text = verdict.collect(tmp_path).read_text()
     assert "3 claims: 1 supported, 0 not supported, 2 undecided" in text
+    assert "3 of these rest on intervals" in text
+    assert "about 0.15 would be decided by chance alone" in text
+    assert "2 of these rest on intervals" in (tmp_path / "b-fig-verdict.md").read_text()
+    assert "rest on intervals" not in (tmp_path / "a-fig-verdict.md").read_text(), "one claim has no multiplicity"
     assert text.index("## a-fig") < text.index("## b-fig")
     assert "0.25 [0.1, 0.4] | 5 | above 0 | **supported** |" in text
     assert "not computed" in text

@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 def paired(analyses: Sequence[Analysis]) -> Differences:
     """Each checkpoint's difference from the first, with a 95% interval over draws of the examples.
 
-    Loss and accuracy: mean of the per-example differences +- 1.96 standard errors. A sharpness: from its values on the
-    same disjoint subsets of the examples (Student's t). Nothing where the samples differ or a spread is missing: an
-    unpaired interval would be far too wide.
+    Loss and accuracy: of the per-example differences. A sharpness: from its values on the same disjoint subsets of the
+    examples and, of a drawn one, under the same draws (Student's t). Nothing where the samples differ or a spread is
+    missing: an unpaired interval would be far too wide.
     """
     first = analyses[0]
     samples = {a.provenance.get("sample_sha256") for a in analyses}
@@ -51,20 +51,23 @@ def _of_subsets(other: Analysis, first: Analysis, key: str) -> dict[str, float] 
     if mine.shape != theirs.shape:
         return None
     center = np.array([results[0].value - results[1].value])  # type: ignore[union-attr]
-    low, high = (float(bound[0]) for bound in statistics.interval_around(center, mine - theirs))
+    parts = [statistics.interval_around(center, mine - theirs), *_of_draws(center, results)]
+    low, high = (float(bound[0]) for bound in statistics.combined(center, *parts))
     if not math.isfinite(low):  # an infinite sigma has no difference
         return None
-    # Both saw the same noise, but the spread over subsets says nothing of other draws: theirs is added, unpaired.
-    half = math.hypot((high - low) / 2, *(statistics.Z * _draw_error(r) for r in results))
-    return {"value": float(center[0]), "low": float(center[0]) - half, "high": float(center[0]) + half}
+    return {"value": float(center[0]), "low": low, "high": high}
 
 
-def _draw_error(result: Result | None) -> float:
-    """Standard error over random draws at the first radius; 0 for a measure that draws nothing."""
-    stderr = getattr(result, "stderr", None)
-    return 0.0 if stderr is None else float(np.ravel(stderr)[0])
+def _of_draws(center: np.ndarray, results: Sequence[Result | None]) -> list[np.ndarray]:
+    """The difference over draws: paired where both results hold the draws, which they share; else each one's apart."""
+    drawn = [getattr(r, "per_draw", None) for r in results]
+    mine, theirs = (_at_first_radius(d) if d is not None else np.empty(0) for d in drawn)
+    if len(mine) and mine.shape == theirs.shape:
+        return [statistics.interval_around(center, mine - theirs)]
+    halves = [statistics.Z * float(np.ravel(r.stderr)[0]) for r in results if getattr(r, "stderr", None) is not None]  # type: ignore[union-attr]
+    return [np.stack([center - half, center + half]) for half in halves]
 
 
-def _at_first_radius(subsets: np.ndarray) -> np.ndarray:
-    """(subset, 1) of (subset, rho), or of (subset,) for a measure that has one value."""
-    return np.asarray(subsets).reshape(len(subsets), -1)[:, :1]
+def _at_first_radius(values: np.ndarray) -> np.ndarray:
+    """(n, 1) of (n, rho), or of (n,) for a measure that has one value."""
+    return np.asarray(values).reshape(len(values), -1)[:, :1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -152,12 +153,12 @@ def error(summary: Mapping[str, Any]) -> tuple[float | None, str]:
     """Half width and kind of the error that a summary states for its `value`."""
     if summary.get("exact"):
         return 0.0, EXACT
-    low, high, stderr = (finite(summary.get(name)) for name in ("low", "high", "stderr"))
-    # `low` and `high` speak of other examples, `stderr` of other draws: independent errors of one number.
-    examples = (high - low) / 2 if low is not None and high is not None else None
-    parts = [e for e in (examples, None if stderr is None else statistics.Z * stderr) if e is not None]
-    if parts:
-        return math.hypot(*parts), INTERVAL
+    if "low" in summary:  # of few draws the value is not its middle: the longer side holds both
+        ends = [finite(summary.get(name)) for name in ("low", "value", "high")]
+        sides = [b - a for a, b in itertools.pairwise(ends) if a is not None and b is not None]
+        return (max(sides), INTERVAL) if len(sides) == 2 else (None, "")
+    if (stderr := finite(summary.get("stderr"))) is not None:
+        return statistics.Z * stderr, INTERVAL
     for name in ("error_bound", "error"):
         if (bound := finite(summary.get(name))) is not None:
             return bound, BOUND

@@ -192,7 +192,7 @@ class EdgeOfStability(Figure):
                         quantity=f"mean of lambda_max eta / 2 at the {where}, from the first crossing of 1 {until}",
                         published="just above 1" if where == "iterates" else "-",
                         ours=self._settled(numbers, i, name, crossing),
-                        above=0.95,
+                        above=1.0,
                         below=1.25,
                         note=NOTES,
                     )

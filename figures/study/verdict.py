@@ -9,8 +9,9 @@ two-sided 95% interval over seeds:
   of exactly the bound on every seed: accuracies on a few hundred examples tie.
 
 Quantities without sampling error (an identity in float64) are compared by their value. Intervals are Student's t over
-seeds, of the differences paired by seed where methods are compared; each is a 95% interval of its own, not adjusted for
-the number of claims.
+seeds, of the differences paired by seed where methods are compared. "The lowest of several" is tested against each
+rival (`statistics.against_each`). Each claim stands by itself, with a 95% interval: between claims nothing is adjusted,
+and `chance` says what that means for a table of them.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ SUPPORTED, NOT_SUPPORTED, UNDECIDED = "supported", "not supported", "undecided"
 RULE = (
     "supported: the 95% interval lies inside the claim's region; not supported: outside; undecided: otherwise, or "
     f"with fewer than {LEAST_SEEDS} seeds (of a bootstrap: rows or clusters). Exact quantities are compared by value. "
-    "Intervals are not adjusted for the number of claims."
+    "A claim against several rivals is adjusted for their number. Between claims nothing is: each errs in at most 5%."
 )
 
 
@@ -82,11 +83,21 @@ class Claim:
         return plain({**asdict(self), "verdict": self.verdict})
 
 
+def chance(claims: int) -> str:
+    """What unadjusted intervals mean for that many claims with sampling error; empty for a single one."""
+    if claims < 2:
+        return ""
+    return (
+        f"{claims} of these rest on intervals: were each of their quantities exactly at its bound, about "
+        f"{0.05 * claims:.2g} would be decided by chance alone."
+    )
+
+
 def write(stem: Path, claims: Sequence[Claim], facts: dict[str, Any]) -> None:
     """Write `stem`-verdict.json and `stem`-verdict.md."""
     content = {"figure": stem.name, "rule": RULE, "facts": plain(facts), "claims": [c.entry() for c in claims]}
     write_json(stem.with_name(f"{stem.name}-verdict.json"), content)
-    _write_text(stem.with_name(f"{stem.name}-verdict.md"), f"# {stem.name}\n\n{_table(content)}\n{RULE}\n")
+    _write_text(stem.with_name(f"{stem.name}-verdict.md"), f"# {stem.name}\n\n{_table(content)}\n{_rule([content])}\n")
 
 
 def collect(directory: Path) -> Path:
@@ -94,11 +105,16 @@ def collect(directory: Path) -> Path:
     contents = [json.loads(p.read_text(encoding="utf-8")) for p in sorted(directory.glob("*-verdict.json"))]
     outcomes = [c["verdict"] for f in contents for c in f["claims"]]
     counts = ", ".join(f"{outcomes.count(v)} {v}" for v in (SUPPORTED, NOT_SUPPORTED, UNDECIDED))
-    parts = [f"# Verdicts\n\n{len(outcomes)} claims: {counts}.\n\n{RULE}\n"]
+    parts = [f"# Verdicts\n\n{len(outcomes)} claims: {counts}.\n\n{_rule(contents)}\n"]
     parts += [f"## {f['figure']}\n\n{_table(f)}" for f in contents]
     path = directory / "verdicts.md"
     _write_text(path, "\n".join(parts))
     return path
+
+
+def _rule(contents: Sequence[dict[str, Any]]) -> str:
+    drawn = sum(c["ours"]["kind"] != "exact" for f in contents for c in f["claims"])
+    return " ".join(filter(None, (RULE, chance(drawn))))
 
 
 def _table(content: dict[str, Any]) -> str:

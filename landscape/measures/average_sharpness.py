@@ -16,7 +16,7 @@ from landscape.sharpness.checks import check_loss, check_weights, normalized, re
 from landscape.sharpness.options import BallOptions
 from landscape.sharpness.sharpness import Sharpness, rise
 from landscape.sharpness.subsets import check_division, disjoint_subsets, in_groups
-from landscape.statistics import interval_around
+from landscape.statistics import combined, interaction, interval_around, interval_of_rises, standard_error
 
 DEFAULT_RHO = {True: 0.01, False: 0.1}  # T = 1 or not
 
@@ -26,13 +26,17 @@ class AverageSharpness(Sharpness):
     """Expected rise of the loss under noise, at one or several radii.
 
     Attributes:
-        stderr: (rho,) standard error of `sharpness` over the draws (not over the examples: that is `interval`).
+        interval: (bound, rho) 95% confidence interval: over the draws, on these examples; with subsets over samples of
+            as many examples too. Of 4 draws it is as wide as 2 pairs leave it: take 20 or more.
+        stderr: (rho,) standard error of `sharpness` over the draws. Of few draws +- 2 of it is too narrow: `interval`.
+        per_draw: (draw, rho) rise under each independent draw or pair; their mean is `sharpness`.
         rms_norm: (rho,) sqrt(E ||epsilon||^2), about rho sqrt(d) for T = 1. A worst case at the same rho has norm rho:
             the two do not belong on one axis.
     """
 
     stderr: np.ndarray = array("rho")
     rms_norm: np.ndarray = array("rho")
+    per_draw: np.ndarray | None = array("draw", "rho", default=None)
 
     def columns(self) -> dict[str, np.ndarray | None]:
         """As for every sharpness, with the standard error and the norm of the noise."""
@@ -80,11 +84,12 @@ def average_sharpness(
         m: each group of m consecutive examples gets its own draws; the expectation is the same, its error smaller.
         logit_normalization: center the outputs of each example and scale them to unit length before the loss, so that
             the scale of the last layer does not matter.
-        subsets: 95% confidence interval from this many disjoint random subsets of the examples; 0 for none.
+        subsets: the interval speaks of other samples too, from this many disjoint random subsets of the examples; 0: of
+            other draws alone.
         seed: seed of the draws and of the division into subsets.
 
     Returns:
-        AverageSharpness with `value`, `sharpness` (rho,), `stderr`, `rms_norm`.
+        AverageSharpness with `value`, `sharpness` (rho,), `interval` (bound, rho), `stderr`, `rms_norm`.
 
     Raises:
         InputError: rho not positive, p not 2 or inf, fewer than 4 draws (2 without pairs), m or subsets larger than the
@@ -111,17 +116,21 @@ def average_sharpness(
     noise = Noise(scaled_ball(problem, setting.p, chosen), draws, antithetic, seed)
     with Bar("average sharpness", draws * setting.work(problem.examples)) as bar:
         full = _average(problem, noise, setting, bar)
-        parts = None
+        parts, interval = None, interval_of_rises(full.rises)
         if subsets:
-            parts = np.stack([_average(s, noise, setting, bar).value for s in disjoint_subsets(problem, subsets, seed)])
+            table = np.stack([_average(s, noise, setting, bar).rises for s in disjoint_subsets(problem, subsets, seed)])
+            parts = table.mean(axis=1)
+            samples = interval_around(full.value, parts)
+            interval = combined(full.value, interval, samples, counted_twice=interaction(table))
     return AverageSharpness(
         rho=np.array(setting.radii),
         sharpness=full.value,
         stderr=full.stderr,
         rms_norm=np.array(setting.radii) * noise.rms_norm(problem.dimension),
         loss=full.loss,
+        per_draw=full.rises,
         subsets=parts,
-        interval=None if parts is None else interval_around(full.value, parts),
+        interval=interval,
         non_finite=full.non_finite,
         resolution=resolution(problem, full.loss),
         arguments={"rho": rho},
@@ -132,22 +141,29 @@ def average_sharpness(
 @dataclass(frozen=True)
 class _Average:
     loss: float
-    value: np.ndarray
-    stderr: np.ndarray
+    rises: np.ndarray
+    """(draw, rho): independent ones, averaged over the groups."""
     non_finite: np.ndarray
+
+    @property
+    def value(self) -> np.ndarray:
+        return self.rises.mean(axis=0)
+
+    @property
+    def stderr(self) -> np.ndarray:
+        with np.errstate(invalid="ignore"):  # an infinite rise has no variance: nan says so
+            return standard_error(self.rises)
 
 
 def _average(problem: Problem, noise: Noise, setting: BallOptions, bar: Bar) -> _Average:
-    """Mean and standard error over the draws; the groups have independent ones, so their errors add in quadrature."""
-    total, (value, variance, failed) = 0.0, np.zeros((3, len(setting.radii)))
+    """The rise under every draw: the i-th draws of all groups, which are independent, make one."""
+    total, rises, failed = 0.0, np.zeros(()), np.zeros(len(setting.radii))
     for index, group in enumerate(in_groups(problem, setting.m)):
         loss = group.loss()
         check_loss(loss)
         losses, bad = noise.rises(group, setting.radii, f"noise of group {index}", bar)
-        rises, share = (losses - loss).cpu().numpy(), group.weight / problem.weight
+        share = group.weight / problem.weight
         total += share * float(loss)
-        value = value + share * rises.mean(axis=0)
-        with np.errstate(invalid="ignore"):  # an infinite rise has no variance: nan says so
-            variance = variance + share**2 * rises.var(axis=0, ddof=1) / len(rises)
+        rises = rises + share * (losses - loss).cpu().numpy()
         failed = failed + bad.cpu().numpy()
-    return _Average(total, value, np.sqrt(variance), failed.astype(int))
+    return _Average(total, rises, failed.astype(int))

@@ -21,7 +21,7 @@ class KeskarSharpness(Sharpness):
     """Sharpness in percent of 1 + L.
 
     Attributes:
-        unit: of `value`, `sharpness`, `groups`, `subsets`, `interval` and `sample_bias`; the other rises are those of
+        unit: of `value`, `sharpness`, `groups`, `subsets` and `interval`; the other rises are those of
             the loss itself.
     """
 
@@ -91,6 +91,6 @@ def keskar_sharpness(
         raise InputError(f"the loss is {rises.loss:g}: relative sharpness needs 1 + loss > 0; use worst_case_sharpness")
     percent = 100 / (1 + rises.loss)
     fields = {f.name: getattr(rises, f.name) for f in dataclasses.fields(rises)}
-    for name in ("sharpness", "groups", "subsets", "interval", "sample_bias"):
+    for name in ("sharpness", "groups", "subsets", "interval"):
         fields[name] = None if fields[name] is None else percent * fields[name]
     return KeskarSharpness(**fields)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +19,7 @@ from landscape.progress import Bar
 from landscape.results.result import Result, array, plain
 from landscape.sharpness.checks import check_loss, check_weights, normalized, scaled_ball
 from landscape.sharpness.subsets import check_division, disjoint_subsets
-from landscape.statistics import interval_around, standard_error
+from landscape.statistics import combined, interaction, interval_around, interval_of_rises, standard_error
 
 # Noise of 1,000 times the weights' norm: beyond it the rise of a loss would be rounding.
 _DOUBLINGS, _HALVINGS = 14, 60
@@ -35,14 +36,18 @@ class PacBayesSigma(Result):
         tolerance: bracket[1] / bracket[0] - 1, the relative width that the bisection reached.
         converged: whether `tolerance` is what was asked for.
         rise: the rise of the loss that was aimed at.
-        stderr: standard error of `value` from the finite number of draws, through the slope of the rise.
+        stderr: standard error of `value` from the finite number of draws, through the slope of the rise. Of few draws
+            +- 2 of it is too narrow: `interval`.
+        per_draw: (draw,) `value` as each pair of draws would move it, to first order; their mean is `value`.
         flatness: 1 / sigma^2, the term of the PAC-Bayes bound.
         rms_norm: sqrt(E ||epsilon||^2) at sigma.
         loss: L(w).
         evaluations: number of sigmas tried.
         non_finite: number of perturbed losses that were nan or inf; such a sigma counts as above the rise.
         subsets: (subset,) sigma on each disjoint subset of the examples; None where not asked for.
-        interval: (bound,) 95% confidence interval from the subsets; None where not asked for.
+        interval: (bound,) 95% confidence interval: over the draws, on these examples; with subsets over samples of as
+            many examples too. The upper end is inf where the draws do not exclude that the loss never rises that far;
+            None where `value` is 0 or inf.
     """
 
     value: float
@@ -56,12 +61,13 @@ class PacBayesSigma(Result):
     loss: float
     evaluations: int
     non_finite: int
+    per_draw: np.ndarray | None = array("draw", default=None)
     subsets: np.ndarray | None = array("subset", default=None)
     interval: np.ndarray | None = array("bound", default=None)
 
     def summary(self) -> dict[str, Any]:
         """Every field but what only repeats the arguments."""
-        entry = {k: v for k, v in super().summary().items() if k != "interval"}
+        entry = {k: v for k, v in super().summary().items() if k not in ("interval", "per_draw")}
         entry["subsets"] = self.arguments.get("subsets")
         entry |= {} if self.interval is None else {"low": self.interval[0], "high": self.interval[1]}
         return plain(entry)
@@ -98,11 +104,12 @@ def pac_bayes_sigma(
         tol: relative width of the bracket at which the bisection stops.
         logit_normalization: center the outputs of each example and scale them to unit length before the loss, so that
             the scale of the last layer does not matter.
-        subsets: 95% confidence interval from this many disjoint random subsets of the examples; 0 for none.
+        subsets: the interval speaks of other samples too, from this many disjoint random subsets of the examples; 0: of
+            other draws alone.
         seed: seed of the draws and of the division into subsets.
 
     Returns:
-        PacBayesSigma with `value`, `bracket`, `tolerance`, `stderr`.
+        PacBayesSigma with `value`, `interval`, `bracket`, `tolerance`, `stderr`.
 
     Raises:
         InputError: rise or tol not positive, draws odd or below 4, no weight that moves, weights or loss at w not
@@ -132,10 +139,11 @@ def pac_bayes_sigma(
     noise = Noise(scaled_ball(problem, 2.0, chosen), draws, True, seed)
     with Bar("PAC-Bayes sigma", None) as bar:
         search = _Search(problem, noise, rise, bar).run(tol)
-        parts = None
+        parts, interval = None, search.interval
         if subsets:
-            divided = disjoint_subsets(problem, subsets, seed)
-            parts = np.array([_Search(s, noise, rise, bar).run(tol).sigma for s in divided])
+            searches = [_Search(s, noise, rise, bar).run(tol) for s in disjoint_subsets(problem, subsets, seed)]
+            parts = np.array([s.sigma for s in searches])
+            interval = _of_samples(search, searches)
     sigma = search.sigma
     return PacBayesSigma(
         value=sigma,
@@ -143,16 +151,27 @@ def pac_bayes_sigma(
         tolerance=search.width,
         converged=search.width <= tol,
         rise=rise,
-        stderr=search.stderr,
+        stderr=math.nan if search.per_draw is None else float(standard_error(search.per_draw)),
+        per_draw=search.per_draw,
         flatness=1 / sigma**2 if sigma else math.inf,
         rms_norm=sigma * noise.rms_norm(problem.dimension),
         loss=search.loss,
         evaluations=len(search.tried),
         non_finite=search.non_finite,
         subsets=parts,
-        interval=None if parts is None else interval_around(np.array([sigma]), parts[:, None])[:, 0],
+        interval=interval,
         provenance={"logit_normalization": problem.logit_normalization},
     )
+
+
+def _of_samples(search: _Search, parts: Sequence[_Search]) -> np.ndarray | None:
+    """The interval over draws and samples of the examples; None where a part of them has no sigma."""
+    table = [s.per_draw for s in parts if s.per_draw is not None]
+    if search.interval is None or len(table) < len(parts):
+        return None
+    samples = interval_around(np.array(search.sigma), np.array([s.sigma for s in parts]))
+    twice = interaction(np.stack(table))
+    return combined(np.array(search.sigma), search.interval, samples, counted_twice=twice)
 
 
 class _Search:
@@ -163,7 +182,7 @@ class _Search:
         loss = problem.loss()
         check_loss(loss)
         self.loss, self.low, self.high = float(loss), 0.0, math.inf
-        self.tried: dict[float, tuple[float, float]] = {}
+        self.tried: dict[float, np.ndarray] = {}
         self.non_finite = 0
 
     def run(self, tol: float) -> _Search:
@@ -183,13 +202,12 @@ class _Search:
         return self
 
     def attempt(self, sigma: float) -> None:
-        """Mean rise at sigma and its standard error; the bracket moves. One host synchronization."""
+        """The rises at sigma; the bracket moves. One host synchronization."""
         losses, failed = self.noise.rises(self.problem, [sigma], "noise", self.bar)
         rises = losses[:, 0].cpu().numpy() - self.loss
-        mean, error = float(rises.mean()), float(standard_error(rises))
-        self.tried[sigma] = (mean, error)
+        self.tried[sigma] = rises
         self.non_finite += int(failed.sum())
-        if mean < self.rise:
+        if float(rises.mean()) < self.rise:
             self.low = max(self.low, sigma)
         else:
             self.high = min(self.high, sigma)
@@ -210,13 +228,31 @@ class _Search:
         return self.high / self.low - 1 if self.low else math.inf
 
     @property
-    def stderr(self) -> float:
-        """Standard error of sigma: that of the rise, divided by the slope d rise / d log sigma, times sigma."""
+    def slope(self) -> float:
+        """Slope d rise / d log sigma at sigma; nan where the rise does not grow there."""
         if not self.bracketed:
             return math.nan
         # The slope over a few percent: over the final bracket it would be rounding, over the first one curvature.
-        near = sorted(s for s, (rise, _) in self.tried.items() if math.isfinite(rise))
-        below = max((s for s in near if s <= self.low / 1.03), default=near[0])
-        above = min((s for s in near if s >= self.high * 1.03), default=near[-1])
-        slope = (self.tried[above][0] - self.tried[below][0]) / math.log(above / below) if above > below else 0.0
-        return self.sigma * self.tried[self.low][1] / slope if slope > 0 else math.nan
+        rises = {s: float(r.mean()) for s, r in self.tried.items() if np.isfinite(r).all()}
+        below = max((s for s in rises if s <= self.low / 1.03), default=min(rises))
+        above = min((s for s in rises if s >= self.high * 1.03), default=max(rises))
+        slope = (rises[above] - rises[below]) / math.log(above / below) if above > below else 0.0
+        return slope if slope > 0 else math.nan
+
+    @property
+    def per_draw(self) -> np.ndarray | None:
+        """(draw,) sigma - sigma (rise of the draw - their mean) / slope."""
+        if math.isnan(slope := self.slope):
+            return None
+        rises = self.tried[self.low]
+        return self.sigma * (1 - (rises - rises.mean()) / slope)
+
+    @property
+    def interval(self) -> np.ndarray | None:
+        """Where the interval of the rise holds the wanted one, the rise as the power of sigma that it is at sigma."""
+        if math.isnan(slope := self.slope):
+            return None
+        low, high = interval_of_rises(self.tried[self.low])
+        power = self.rise / slope
+        most = self.low * (self.rise / low) ** power if low > 0 else math.inf
+        return np.array([self.low * (self.rise / high) ** power, most])

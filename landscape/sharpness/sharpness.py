@@ -24,13 +24,7 @@ from landscape.random import stream
 from landscape.results.result import Result, array
 from landscape.sharpness.checks import check_loss, check_weights, resolution, scaled_ball
 from landscape.sharpness.options import BallOptions
-from landscape.sharpness.subsets import (
-    check_division,
-    disjoint_subsets,
-    in_groups,
-    positive,
-    sample_bias,
-)
+from landscape.sharpness.subsets import check_division, disjoint_subsets, in_groups, positive
 from landscape.statistics import interval_around
 
 
@@ -51,9 +45,8 @@ class Sharpness(Result):
         groups: (group, rho) the measure of each group of m examples; None for one group.
         subsets: (subset, rho) the measure on each disjoint subset of the examples; None where not asked for.
         interval: (bound, rho) 95% confidence interval of the measure over samples of as many examples, from the spread
-            over the subsets or else over the groups (Student's t); None where there is neither.
-        sample_bias: (rho,) estimate of how far the measure exceeds that of infinitely many examples: a perturbation
-            fits the sample that it is computed on. None without subsets.
+            over the subsets or else over the groups (Student's t); None where there is neither. A perturbation fits the
+            sample that it is computed on: samples of more examples have a smaller sharpness.
         non_finite: number of points at each radius whose loss or gradient was nan or inf. They are never taken for the
             maximum: the value is then a lower bound, and nan where no point was finite.
         displacement_error: ||(w + epsilon) - w - epsilon|| / ||epsilon|| of the one-step perturbation, what the dtype
@@ -72,7 +65,6 @@ class Sharpness(Result):
     groups: np.ndarray | None = array("group", "rho", default=None)
     subsets: np.ndarray | None = array("subset", "rho", default=None)
     interval: np.ndarray | None = array("bound", "rho", default=None)
-    sample_bias: np.ndarray | None = array("rho", default=None)
     non_finite: np.ndarray = array("rho")
     displacement_error: np.ndarray | None = array("rho", default=None)
     resolution: float = 0.0
@@ -98,7 +90,7 @@ class Sharpness(Result):
         low, high = (None, None) if self.interval is None else self.interval
         columns = {"value": self.sharpness, "first_order": self.first_order, "one_step": self.one_step}
         columns |= {"worst_case": self.worst_case, "late_gain": self.late_gain, "restart_spread": self.restart_spread}
-        columns |= {"low": low, "high": high, "sample_bias": self.sample_bias, "non_finite": self.non_finite}
+        columns |= {"low": low, "high": high, "non_finite": self.non_finite}
         return columns | {"displacement_error": self.displacement_error}
 
     def summary(self) -> dict[str, Any]:
@@ -161,7 +153,6 @@ def ball_sharpness(problem: Problem, setting: BallOptions, *, value: str) -> Sha
         groups=full.values[value] if len(full.sizes) > 1 else None,
         subsets=parts,
         interval=interval,
-        sample_bias=None if parts is None else sample_bias(parts, center),
         non_finite=full.values["non_finite"].sum(axis=0).astype(int),
         displacement_error=full.mean("displacement_error"),
         resolution=resolution(problem, float(full.mean("loss")[0])),

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from numbers import Integral
 
-import numpy as np
 import torch
 
 from landscape.errors import InputError
@@ -63,14 +62,6 @@ def disjoint_subsets(problem: Problem, count: int, seed: int) -> Iterator[Proble
     for index in torch.randperm(whole.size, generator=stream(seed, "subsets")).tensor_split(count):
         rows = index.to(problem.weights.device)
         yield problem.with_batches(_pieces(whole.select(rows), largest))
-
-
-def sample_bias(values: np.ndarray, center: np.ndarray) -> np.ndarray:
-    """Estimate of how far `center`, a maximum over n examples, exceeds its limit for infinitely many.
-
-    The excess falls as 1/n, so k subsets of n/k examples exceed the limit k times as far: (mean - center) / (k - 1).
-    """
-    return (values.mean(axis=0) - center) / (len(values) - 1)
 
 
 def _pieces(batch: Batch, size: int) -> list[Batch]:
