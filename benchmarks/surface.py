@@ -106,7 +106,7 @@ def measure(name: str, rounds: int) -> list[object]:
     clock = time.perf_counter if torch.cuda.is_available() else time.process_time
     start = clock()
     choice = choose({"": problem}, found.center, found.vectors, 441)
-    probe = clock() - start
+    choosing = clock() - start
     formats = (False, True) if x.dim() == 4 else (False,)
     arms: dict[str, Callable[[], object]] = {
         label(size, last): bare(model, x, y, size, last, points) for size in SIZES for last in formats
@@ -130,7 +130,7 @@ def measure(name: str, rounds: int) -> list[object]:
         ratio(seconds, "ours", chosen),
         ratio(seconds, "ours", best),
         ratio(seconds, "ours", label(128, False)),
-        probe / medians["ours"],
+        choosing / medians["ours"],
     ]
 
 
@@ -152,7 +152,7 @@ def main() -> None:
             "ours / bare, same arm",
             "ours / best bare",
             "ours / bare at 128",
-            "probe, in points",
+            "choice, in points",
         ),
     ]
     print(machine())

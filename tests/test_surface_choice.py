@@ -1,4 +1,7 @@
-"""How points are evaluated: the probe, when it must not rebatch, points a launch, precision; checks of the picture."""
+"""How points are evaluated: the rule of batches and where it stays away, points a launch, precision; picture checks."""
+
+import random
+import time
 
 import numpy as np
 import pytest
@@ -8,7 +11,7 @@ from torch import nn
 import landscape
 from landscape import InputError, NonDeterministicWarning, Problem
 from landscape.surfaces.directions.directions import Directions, described, directions
-from landscape.surfaces.grid.choice import activations, choose, fitting_points
+from landscape.surfaces.grid.choice import activations, choose, fitting_examples, fitting_points
 from landscape.surfaces.picture_checks import chance_accuracy, plateau
 
 
@@ -41,17 +44,49 @@ def chosen(problem, points=1000, **options):
     return choice, (problem.passes.forward - passes) / problem.examples
 
 
-def test_probe_chooses_among_the_arms_and_is_not_counted_but_for_its_check():
+def test_batches_follow_from_the_network_and_the_device_and_only_their_check_is_counted():
     choice, passes = chosen(mlp())
-    assert choice.batch_size in (64, 128, 256, 300)
-    assert not choice.channels_last
-    assert choice.points_per_launch == 1
-    assert "fastest of" in choice.reason
+    assert (choice.batch_size, choice.channels_last, choice.points_per_launch) == (300, False, 1)
+    assert choice.reason == "rule for networks without images on cpu"
     assert passes == 2
-    assert chosen(conv())[0].batch_size in (64, 128, 200)
+    choice, _ = chosen(conv())
+    assert (choice.batch_size, choice.channels_last) == (200, True)
+    assert choice.reason == "rule for convolutions on cpu"
     surface = landscape.surface(mlp(), grid=11)
-    assert surface.choice["batch_size"] in (64, 128, 256, 300)
+    assert surface.choice["batch_size"] == 300
     np.testing.assert_allclose(surface.loss, landscape.surface(mlp(), grid=11, batch_size=0).loss, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("activations", "device", "images", "examples"),
+    [
+        (474, "cpu", False, 4096),  # the built-in mlp on digits
+        (3000, "cpu", False, 2048),
+        (606_346, "cpu", True, 64),  # resnet20 on 32 x 32
+        (5514, "cpu", True, 256),  # small-cnn on digits
+        (606_346, "cuda", True, 256),
+        (0, "cuda", True, 4096),
+        (10**9, "cuda", False, 64),
+    ],
+)
+def test_examples_a_batch_stay_within_cache_or_memory(activations, device, images, examples):
+    assert fitting_examples(activations, device=device, images=images) == examples
+
+
+def test_the_same_call_makes_the_same_numbers_whatever_the_clock_says(monkeypatch):
+    draw, now = random.Random(0), [0.0]
+
+    def uneven():
+        now[0] += draw.expovariate(1000)
+        return now[0]
+
+    for clock in ("perf_counter", "monotonic", "process_time"):
+        monkeypatch.setattr(time, clock, uneven)
+    first, *others = (landscape.surface(conv(), radius=0.07, grid=11, gradient_norm=True) for _ in range(4))
+    for other in others:
+        assert other.choice == first.choice
+        for name in ("loss", "accuracy", "gradient_norm"):
+            np.testing.assert_array_equal(getattr(other, name), getattr(first, name))
 
 
 def weighted_by_a_function(outputs, targets):
@@ -81,7 +116,7 @@ def test_norm_without_running_statistics_keeps_the_batches():
     assert "no running statistics" in chosen(problem)[0].reason
 
 
-def test_few_points_do_not_repay_a_probe():
+def test_few_points_do_not_repay_other_batches():
     choice, passes = chosen(mlp(), points=9)
     assert choice.batch_size == 0
     assert "9 points" in choice.reason

@@ -77,8 +77,8 @@ def surface(
         curvature: smallest and largest Hessian eigenvalue at every point: does the picture hide negative curvature?
         precision: "native", "tf32" or "bfloat16" (on a GPU); the error against native at the center and corners is
             measured and stored.
-        batch_size: instead of the probe; 0 keeps the batches as given.
-        points_per_launch: instead of the rule (see `landscape.surfaces.grid.choice`).
+        batch_size: instead of the rule; 0 keeps the batches as given.
+        points_per_launch: instead of the rule (for both see `landscape.surfaces.grid.choice`).
         file: HDF5 file that keeps the surface from the first point on, in the group `name`; finished points are
             journaled beside it, and a killed run goes on from them, bit for bit.
         name: the group.

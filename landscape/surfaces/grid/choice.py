@@ -1,30 +1,27 @@
-"""How to evaluate many points fast: batch size and memory format by a quick probe, points a launch by a rule.
+"""How to evaluate many points fast: batch size, memory format and points a launch by rules of sizes and device alone.
 
 An MLP wants one big batch (up to 4x faster than batches of 128 on a CPU), a convolutional network batches of 64 to 256
-with channels last; none of it is known beforehand, so it is measured and stored with the result.
+with channels last. The last bits of the values follow from the choice, so it is no stopwatch's: the same call makes the
+same numbers. It is stored with the result.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from landscape.errors import InputError
-from landscape.problem.batches import Batch
 from landscape.problem.problem import Problem
 from landscape.surfaces.grid.evaluation import Choice, GridEvaluation
 
-SIZES = (64, 128, 256, 512)
 LARGEST = 4096
-"""Upper end of the batch sizes that are tried: a whole data set as one batch needs memory without bound."""
+"""Upper end of the batch sizes: a whole data set as one batch needs memory without bound."""
 _WORTH = 100
-_ROUNDS = 3
-_SLICE_SECONDS = 0.002
+_CACHE_NUMBERS = 1 << 23
 _LAUNCH_WORK = 1 << 33
 _LAUNCH_NUMBERS = 1 << 28
 _MOST_POINTS = 128
@@ -46,12 +43,12 @@ def choose(
         problems: as for `GridEvaluation`.
         center: w0.
         vectors: the directions.
-        points: how many points will be evaluated; a probe is made where it pays.
-        batch_size: a size instead of the probe; 0 keeps the batches as given.
+        points: how many points will be evaluated; below 100 the batches stay as given.
+        batch_size: a size instead of the rule; 0 keeps the batches as given.
         points_per_launch: a number instead of the rule.
         precision: see `Choice`.
 
-    Cost: the probe makes forward passes worth at most about 5 points.
+    Cost: two forward passes, which show that other batches leave the loss as it is.
     """
     if precision not in ("native", "tf32", "bfloat16"):
         raise InputError(f"precision must be native, tf32 or bfloat16, received {precision!r}")
@@ -65,10 +62,10 @@ def choose(
     if batch_size is not None:
         choice = replace(base, batch_size=batch_size, reason="batch size as asked for")
     elif bound_to_batches or points < _WORTH:
-        reason = bound_to_batches or f"batches as given: {points} points do not repay a probe"
+        reason = bound_to_batches or f"batches as given: {points} points do not repay others"
         choice = replace(base, reason=reason)
     else:
-        choice = _agreeing(_probed(problem, center, vectors, base), problem, center, vectors)
+        choice = _agreeing(_by_rule(problem, base), problem, center, vectors)
     if points_per_launch is None:
         points_per_launch = _points_rule(problem, choice, points)
     choice = replace(choice, points_per_launch=points_per_launch)
@@ -82,83 +79,37 @@ def _keeps_batches(problem: Problem) -> list[str]:
     return [] if problem.undividable is None else [f"batches as given: {problem.undividable}"]
 
 
-# -- the probe -------------------------------------------------------------------------------------------------------
+# -- batches -----------------------------------------------------------------------------------------------------------
 
 
-@dataclass
-class _Arm:
-    choice: Choice
-    batches: list[Batch]
-    repeats: int = 1
-    seconds: float = float("inf")
-
-    @property
-    def rate(self) -> float:
-        return self.seconds / sum(b.size for b in self.batches)
-
-
-def _probed(problem: Problem, center: Tensor, vectors: Sequence[Tensor], base: Choice) -> Choice:
+def _by_rule(problem: Problem, base: Choice) -> Choice:
     whole = problem.batches.whole()
     if whole is None:
         return replace(base, reason="batches as given: their shapes differ")
     images = any(t.dim() == 4 for t in whole.tensors()) and any(len(s.shape) == 4 for s in problem.parameters)
-    sizes = sorted({min(s, whole.size) for s in SIZES} | {min(whole.size, LARGEST)})
-    counted = problem.passes.forward
-    arms: list[_Arm] = []
-    for channels_last in (False, True) if images else (False,):
-        fastest, slower = float("inf"), 0
-        for size in sizes:
-            choice = replace(base, batch_size=size, channels_last=channels_last)
-            arm = _Arm(choice, _slice(whole, size))
-            _timed(arm, problem, center, vectors, rounds=0)
-            arms.append(arm)
-            slower = slower + 1 if arm.rate > 1.15 * fastest else 0
-            fastest = min(fastest, arm.rate)
-            if slower == 2:  # bigger batches have left the cache: they only get slower, and their memory grows
-                break
-    best = min(a.rate for a in arms)
-    finalists = [a for a in arms if a.rate <= 1.3 * best]
-    for _ in range(_ROUNDS):
-        for arm in finalists:
-            _timed(arm, problem, center, vectors, rounds=1)
-    problem.passes.forward = counted
-    winner = min(finalists, key=lambda a: a.rate)
-    return replace(winner.choice, reason=f"fastest of {len(arms)} arms measured")
+    device, dtype = problem.weights.device.type, problem.weights.dtype
+    size = min(fitting_examples(activations(problem), device=device, images=images), whole.size)
+    # Where the convolutions are written for it: on a CPU those of at most 32 bits, on a GPU those of the tensor cores.
+    low = dtype in (torch.bfloat16, torch.float16)
+    channels_last = images and (low or (dtype == torch.float32 and (device == "cpu" or base.precision != "native")))
+    reason = f"rule for {'convolutions' if images else 'networks without images'} on {device}"
+    return replace(base, batch_size=size, channels_last=channels_last, reason=reason)
 
 
-def _slice(whole: Batch, size: int) -> list[Batch]:
-    """Batches of `size`, about 512 examples in all; whole batches only, so that all are alike."""
-    count = max(1, min(512 // size, whole.size // size))
-    return [whole.rows(i * size, (i + 1) * size) for i in range(count)]
+def fitting_examples(activations: int, *, device: str, images: bool) -> int:
+    """Examples a batch: a power of two from 64 to 4096 (256 for convolutions on a CPU).
 
+    Args:
+        activations: numbers that the layers put out for one example.
+        device: "cpu", or the type of an accelerator.
+        images: whether the network convolves images.
 
-def _timed(arm: _Arm, problem: Problem, center: Tensor, vectors: Sequence[Tensor], rounds: int) -> None:
-    """Keep the shortest time of the arm: what disturbs a measurement only ever lengthens it."""
-    part = problem.with_batches(arm.batches)
-    evaluation = GridEvaluation({"": part}, center, vectors, replace(arm.choice, batch_size=0))
-    origin = (0.0,) * len(vectors)
-    with evaluation.opened():
-        if arm.seconds == float("inf"):
-            evaluation([origin])
-            once = _seconds(lambda: evaluation([origin]), center.device)
-            arm.repeats = min(64, max(1, round(_SLICE_SECONDS / max(once, 1e-6))))
-            arm.seconds = once
-        for _ in range(rounds):
-            spent = _seconds(lambda: [evaluation([origin]) for _ in range(arm.repeats)], center.device)
-            arm.seconds = min(arm.seconds, spent / arm.repeats)
-
-
-def _seconds(work: Callable[[], object], device: torch.device) -> float:
-    # One thread on a shared machine: its own CPU time is what other programs leave untouched.
-    alone = device.type == "cpu" and torch.get_num_threads() == 1
-    clock = time.process_time if alone else time.perf_counter
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    start = clock()
-    work()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return clock() - start
+    The largest whose activations stay below 2^23 numbers on a CPU (beyond its cache bigger batches only get slower),
+    2^28 on an accelerator (1 GiB in float32).
+    """
+    room = _CACHE_NUMBERS if device == "cpu" else _LAUNCH_NUMBERS
+    fitting = 1 << (max(room // max(activations, 1), 1).bit_length() - 1)
+    return min(max(fitting, 64), 256 if images and device == "cpu" else LARGEST)
 
 
 def _agreeing(choice: Choice, problem: Problem, center: Tensor, vectors: Sequence[Tensor]) -> Choice:

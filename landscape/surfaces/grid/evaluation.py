@@ -32,7 +32,7 @@ class Choice:
         channels_last: whether images and convolution weights lie channels last.
         points_per_launch: how many points one batched evaluation computes; 1 is the plain forward.
         precision: "native" (the dtype of the weights), "tf32" or "bfloat16" (autocast).
-        reason: why.
+        reason: the rule that they follow from, or who chose.
     """
 
     batch_size: int = 0
