@@ -10,6 +10,8 @@ import os
 import pickle
 import struct
 import tarfile
+import time
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +19,7 @@ import pytest
 import torch
 
 from landscape.errors import InputError
-from trainers.data import cifar, restricted_pickle
+from trainers.data import cifar, files, restricted_pickle
 from trainers.datasets import load_data
 
 REAL = Path(os.environ.get("LANDSCAPE_DATA") or Path(__file__).parents[2] / "shared" / "data")
@@ -362,3 +364,85 @@ def test_an_archive_without_the_files_is_refused(tmp_path):
 def test_missing_cifar_names_the_archive_and_the_folder(tmp_path):
     with pytest.raises(InputError, match=r"cifar-10-binary.tar.gz .*c32a1d4ab5d03f1284b67883e8d87530.*cifar10, or run"):
         load_data("cifar10", data_dir=tmp_path / "nowhere")
+
+
+# -- files that unpack beyond any size ---------------------------------------------------------------------------------
+
+
+def _peak(call):
+    """Bytes that Python allocated at most during the call."""
+    tracemalloc.start()
+    try:
+        call()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (4000, 1000, 1000), (2**32 - 1,) * 3])
+def test_a_gzip_stream_is_read_no_further_than_its_header_says(tmp_path, shape):
+    write_mnist(tmp_path / "mnist")
+    with gzip.open(tmp_path / "mnist" / "train-images-idx3-ubyte.gz", "wb", compresslevel=1) as stream:
+        stream.write(bytes((0, 0, 8, 3)) + struct.pack(">3I", *shape))
+        for _ in range(16):
+            stream.write(bytes(1 << 22))
+
+    def load():
+        with pytest.raises(InputError, match="train-images-idx3-ubyte.gz is corrupt"):
+            load_data("mnist", data_dir=tmp_path)
+
+    assert _peak(load) < 1 << 22
+
+
+def test_an_archive_is_unpacked_no_further_than_any_published_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "LARGEST", 1 << 20)
+    (tmp_path / "cifar10").mkdir()
+    with tarfile.open(tmp_path / "cifar10" / "cifar-10-binary.tar.gz", "w:gz") as tar:
+        info = tarfile.TarInfo("cifar-10-batches-bin/data_batch_1.bin")
+        info.size = 1 << 26
+        tar.addfile(info, io.BytesIO(bytes(info.size)))
+
+    def load():
+        with pytest.raises(InputError, match="unpacks to more than"):
+            load_data("cifar10", data_dir=tmp_path)
+
+    assert _peak(load) < 1 << 23
+
+
+def test_lists_shared_within_a_pickle_are_converted_once():
+    shared = [1]
+    for _ in range(40):
+        shared = [shared] * 10
+    start = time.monotonic()
+    loaded = restricted_pickle.loads(pickle.dumps(shared, 2), "x")
+    assert loaded[0] is loaded[9]
+    assert time.monotonic() - start < 5
+
+
+@pytest.mark.parametrize("container", ["dict", "list of keys", "set", "frozenset"])
+def test_keys_that_take_for_ever_to_hash_are_refused(container):
+    """Forty tuples of twice the one before: 2^40 steps for a hash, whatever the container."""
+    key = b"K\x01\x85q\x00" + b"".join(
+        b"h" + bytes([i]) + b"h" + bytes([i]) + b"\x86q" + bytes([i + 1]) for i in range(40)
+    )
+    programs = {
+        "dict": b"\x80\x04}(" + key + b"K\x01u.",
+        "list of keys": b"\x80\x04}" + key + b"K\x01s.",
+        "set": b"\x80\x04\x8f(" + key + b"\x90.",
+        "frozenset": b"\x80\x04(" + key + b"\x91.",
+    }
+    with pytest.raises(InputError, match="x is corrupt"):
+        restricted_pickle.loads(programs[container], "x")
+
+
+def test_labels_that_are_nested_lists_are_refused(tmp_path):
+    shared = [1]
+    for _ in range(40):
+        shared = [shared] * 10
+    batch = {b"data": np.zeros((10, 3072), np.uint8), b"labels": shared}
+    folder = tmp_path / "cifar-10-batches-py"
+    folder.mkdir()
+    for name in ("data_batch_1", "data_batch_2", "data_batch_3", "data_batch_4", "data_batch_5", "test_batch"):
+        (folder / name).write_bytes(pickle.dumps(batch, 2))
+    with pytest.raises(InputError, match="is no list of 10 integers"):
+        load_data("cifar10", data_dir=tmp_path)

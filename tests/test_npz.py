@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import io
+import os
+import random
+import zipfile
+
 import numpy as np
 import pytest
 import torch
 
 from landscape.errors import InputError
-from trainers import datasets, fingerprint, npz, standardization
+from trainers import datasets
+from trainers.data import fingerprint, npz, standardization
 from trainers.datasets import load_data
 
 
@@ -157,3 +163,63 @@ def test_data_are_rebuilt_from_name_and_arguments(tmp_path):
         assert again.sha256 == data.sha256
         assert all(isinstance(v, int | float | str | tuple | None) for v in data.arguments.values())
     assert load_data("toy2d", n=50).sha256 != load_data("toy2d", n=50, seed=1).sha256
+
+
+def _array_bytes(array):
+    stream = io.BytesIO()
+    np.save(stream, array)
+    return stream.getvalue()
+
+
+def _forged(path, content, method=zipfile.ZIP_STORED, suffix=".npy"):
+    with zipfile.ZipFile(path, "w", method) as archive:
+        for key in npz.KEYS:
+            archive.writestr(key + suffix, content)
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+@pytest.mark.parametrize(
+    ("content", "suffix"),
+    [
+        (b"hello", ".npy"),
+        (b"hello", ""),
+        (_array_bytes(np.zeros((4, 8, 8), "f4"))[:200], ".npy"),
+        (_array_bytes(np.zeros(4))[:100], ".npy"),
+        (_array_bytes(np.zeros(4)) + b"more", ".npy"),
+        (_array_bytes(np.zeros(4)).replace(b"(4,), }            ", b"(10000000000000,), }"), ".npy"),
+        (_array_bytes(np.zeros(4)).replace(b"(4,)", b"4** "), ".npy"),
+        (b"", ".npy"),
+    ],
+)
+def test_members_that_are_no_arrays_are_one_line(tmp_path, content, suffix, method):
+    _forged(tmp_path / "a.npz", content, method, suffix)
+    with pytest.raises(InputError, match="a.npz") as raised:
+        load_data(f"npz:{tmp_path / 'a.npz'}")
+    assert str(raised.value).isprintable()
+
+
+@pytest.mark.parametrize("resident", [0, 2 << 30])
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_every_damaged_byte_of_a_member_is_noticed(tmp_path, monkeypatch, save, resident):
+    monkeypatch.setattr(npz, "RESIDENT_BYTES", resident)
+    save_npz(tmp_path / "whole.npz", save)
+    raw, path = (tmp_path / "whole.npz").read_bytes(), tmp_path / "a.npz"
+    whole, draw = load_data(f"npz:{tmp_path / 'whole.npz'}").sha256, random.Random(0)
+    refused = 0
+    for _ in range(100):
+        changed = bytearray(raw)
+        changed[draw.randrange(len(raw))] ^= 1 << draw.randrange(8)
+        path.write_bytes(changed)
+        try:
+            assert load_data(f"npz:{path}").sha256 == whole
+        except InputError as error:
+            refused += str(error).isprintable()
+    assert refused > 80
+
+
+@pytest.mark.parametrize("path", ["/dev/zero", "pipe"])
+def test_a_device_or_a_pipe_is_not_read(tmp_path, monkeypatch, path):
+    monkeypatch.chdir(tmp_path)
+    os.mkfifo("pipe")
+    with pytest.raises(InputError, match="no regular file"):
+        load_data(f"npz:{path}")

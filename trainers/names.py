@@ -72,7 +72,7 @@ def _typed(entry: Entry, option: Option, value: Any) -> Any:
         return None
     try:
         return _CONVERTERS[kind.removesuffix("|None")](value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         message = f"{option.name}={value!r} of {entry.name!r} is not of type {option.type}: {option.help}"
         raise InputError(message) from None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import tarfile
 import warnings
@@ -12,12 +13,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from landscape.archive import require_regular
+from landscape.errors import InputError
 from landscape.registry import register
 from trainers.data import Arrays, Source, restricted_pickle
-from trainers.data.files import OFFICIAL, corrupt, md5_of, missing, read_file
+from trainers.data.files import OFFICIAL, Bounded, corrupt, md5_of, missing, read_file
 
 PIXELS = 3 * 32 * 32
-LARGEST_MEMBER = 1 << 28
 
 
 @dataclass(frozen=True)
@@ -158,14 +160,16 @@ def _read_archive(name: str, archive: Path, version: Version) -> dict[str, bytes
     """The wanted members, read in one pass and never unpacked to disk."""
     contents: dict[str, bytes] = {}
     try:
-        with tarfile.open(archive, "r|gz") as tar:
+        require_regular(archive)
+        with gzip.open(archive) as packed, tarfile.open(fileobj=Bounded(packed), mode="r|") as tar:
             for member in tar:
                 folder, _, file = member.name.removeprefix("./").rpartition("/")
                 wanted = member.isreg() and folder == version.folder and file in version.files
-                stream = tar.extractfile(member) if wanted and member.size <= LARGEST_MEMBER else None
-                if stream is not None:
-                    contents[file] = stream.read()
-    except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
+                if wanted and (content := tar.extractfile(member)) is not None:
+                    contents[file] = content.read()
+    except (tarfile.TarError, EOFError, OSError, ValueError, zlib.error) as error:
+        if isinstance(error, InputError):
+            raise
         raise corrupt(name, archive, str(error), version.archive_md5) from None
     absent = [file for file in version.files if file not in contents]
     if absent:
@@ -202,9 +206,11 @@ def _parse_pickle(
     if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.ndim != 2 or data.shape[1] != PIXELS:
         raise corrupt(name, path, f"'data' is no uint8 array of shape (n, {PIXELS})", md5)
     try:
+        if not isinstance(batch[key], np.ndarray) and not all(type(v) is int for v in batch[key]):
+            raise ValueError  # lists of lists may nest beyond any size
         labels = np.asarray(batch[key])
         if labels.dtype.kind not in "iu" or labels.shape != (len(data),):
             raise ValueError
-    except (KeyError, ValueError):
+    except (KeyError, ValueError, TypeError, OverflowError):
         raise corrupt(name, path, f"{key!r} is no list of {len(data)} integers", md5) from None
     return data.reshape(-1, 3, 32, 32), labels.astype(np.int64)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
 import hashlib
+import io
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from landscape.archive import require_regular
 from landscape.errors import InputError, unknown
 from landscape.progress import Bar
 from trainers.data import DATA, data_directory
@@ -39,12 +42,38 @@ OFFICIAL = {
 """The files of every data set that is fetched, as its registration lists them."""
 
 
+LARGEST = 1 << 29
+"""Bytes of any file of a published data set, packed or unpacked; the largest has 186 MB."""
+
+
 def read_file(path: Path) -> bytes:
-    """All bytes of `path`; what the system refuses (a directory, no permission) is an InputError."""
+    """All bytes of `path`; what the system refuses (a directory, no permission) is an InputError, so is a device."""
+    require_regular(path)
     try:
+        if path.stat().st_size > LARGEST:
+            raise InputError(f"{path} has {path.stat().st_size} bytes: no published file is larger than {LARGEST}")
         return path.read_bytes()
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from None
+
+
+class Bounded(io.RawIOBase):
+    """An unpacked stream that ends in an error after `LARGEST` bytes: it may be a thousand times the packed one."""
+
+    def __init__(self, stream: gzip.GzipFile) -> None:
+        self._stream, self._left = stream, LARGEST
+
+    def read(self, size: int = -1) -> bytes:
+        """At most that many bytes."""
+        content = self._stream.read(size if 0 <= size <= self._left else self._left + 1)
+        self._left -= len(content)
+        if self._left < 0:
+            raise OSError(f"it unpacks to more than {LARGEST} bytes")
+        return content
+
+    def readable(self) -> bool:
+        """It is."""
+        return True
 
 
 def md5_of(content: bytes) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import io
 import warnings
 import zlib
 from math import prod
@@ -14,7 +15,7 @@ import torch
 from landscape.errors import InputError
 from landscape.registry import register
 from trainers.data import Arrays, Source, data_directory
-from trainers.data.files import OFFICIAL, OfficialFile, corrupt, md5_of, missing, read_file
+from trainers.data.files import LARGEST, OFFICIAL, OfficialFile, corrupt, md5_of, missing, read_file
 
 _FOLDERS = {"mnist": ("mnist", "", "MNIST/raw"), "fashion-mnist": ("fashion-mnist", "", "FashionMNIST/raw")}
 OFFICIAL_COUNTS = {"train": 60_000, "t10k": 10_000}
@@ -117,26 +118,35 @@ def _read(source: Source, folders: tuple[str, ...], file: OfficialFile) -> np.nd
     if path is None:
         raise missing(source.name, file.name, file.md5, source.directory / source.name)
     content = read_file(path)
-    if path.suffix != ".gz":
-        return _parse(source.name, path, content, file, published=None)
+    packed = path.suffix == ".gz"
     try:
-        unpacked = gzip.decompress(content)
+        with gzip.open(io.BytesIO(content)) if packed else io.BytesIO(content) as stream:
+            return _parse(source.name, path, stream, file, published=md5_of(content) == file.md5 if packed else None)
     except (EOFError, OSError, zlib.error) as error:
         raise corrupt(source.name, path, str(error), file.md5) from None
-    return _parse(source.name, path, unpacked, file, published=md5_of(content) == file.md5)
 
 
-def _parse(name: str, path: Path, content: bytes, file: OfficialFile, published: bool | None) -> np.ndarray:
-    """Checks header and size. A gzipped file of the official count must be the published one."""
+def _parse(
+    name: str, path: Path, stream: gzip.GzipFile | io.BytesIO, file: OfficialFile, published: bool | None
+) -> np.ndarray:
+    """Checks header and size, and reads no more than they say.
+
+    A gzipped file of the official count must be the published one.
+    """
     dimensions = 3 if "images" in file.name else 1
-    header = 4 + 4 * dimensions
-    if len(content) < header or content[:4] != bytes((0, 0, 8, dimensions)):
+    header = stream.read(4 + 4 * dimensions)
+    if len(header) < 4 + 4 * dimensions or header[:4] != bytes((0, 0, 8, dimensions)):
         raise corrupt(name, path, f"no IDX header for unsigned bytes in {dimensions} dimensions", file.md5)
-    shape = tuple(int(size) for size in np.frombuffer(content, ">u4", dimensions, 4))
-    if len(content) != header + prod(shape):
-        raise corrupt(name, path, f"{len(content) - header} bytes for the shape {shape}", file.md5)
+    shape = tuple(int(size) for size in np.frombuffer(header, ">u4", dimensions, 4))
+    if prod(shape) > LARGEST:
+        raise corrupt(name, path, f"the shape {shape} is larger than any published file", file.md5)
+    # The byte more is the end of a file that is whole, where gzip compares its checksum.
+    content = stream.read(prod(shape) + 1)
+    if len(content) != prod(shape):
+        more = "more than " if len(content) > prod(shape) else ""
+        raise corrupt(name, path, f"{more}{min(len(content), prod(shape))} bytes for the shape {shape}", file.md5)
     if published is False:
         if shape[0] == OFFICIAL_COUNTS[file.name.split("-")[0]]:
             raise corrupt(name, path, "its MD5 is not that of the published file", file.md5)
         warnings.warn(f"{path} is not the published file: it holds {shape[0]} entries", stacklevel=6)
-    return np.frombuffer(content, np.uint8, offset=header).reshape(shape).copy()
+    return np.frombuffer(content, np.uint8).reshape(shape).copy()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import pickle
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -22,21 +22,28 @@ def loads(content: bytes, path: object) -> Any:
         InputError: for a pickle that names anything else, or is damaged.
     """
     try:
-        return _plain(_Unpickler(io.BytesIO(content), path).load())
+        return _plain(_Unpickler(io.BytesIO(content), path).load(), {})
     except InputError:
         raise
     except Exception as error:
         raise InputError(f"{path} is corrupt: not a pickle of plain arrays ({type(error).__name__}: {error})") from None
 
 
-def _plain(value: Any) -> Any:
-    """`value` with the arrays in place of their stand-ins; anything but data is refused."""
-    if isinstance(value, _Array):
-        return value.array()
-    if isinstance(value, dict):
-        return {_plain(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple | set | frozenset):
-        return type(value)(_plain(item) for item in value)
+def _plain(value: Any, done: dict[int, Any]) -> Any:
+    """`value` with the arrays in place of their stand-ins; anything but data is refused.
+
+    `done` holds what was converted, by identity: what is shared within is converted once, or forty lists of ten
+    references to the next would be 10^40 lists.
+    """
+    if isinstance(value, dict | list | tuple | _Array) and id(value) not in done:
+        if isinstance(value, _Array):
+            done[id(value)] = value.array()
+        elif isinstance(value, dict):
+            done[id(value)] = {key: _plain(item, done) for key, item in value.items()}
+        else:
+            done[id(value)] = type(value)(_plain(item, done) for item in value)
+    if id(value) in done:
+        return done[id(value)]
     if value is None or isinstance(value, bool | int | float | complex | str | bytes | bytearray):
         return value
     raise ValueError(f"{type(value).__name__} is no data")
@@ -148,7 +155,14 @@ _ALLOWED: dict[tuple[str, str], Any] = {
 }
 
 
-class _Unpickler(pickle.Unpickler):
+class _Unpickler(pickle._Unpickler):
+    """The unpickler of the standard library that is written in Python, so that it can be asked about keys.
+
+    A key that is a tuple of tuples is hashed anew at every level: forty levels of two references are 2^40 steps.
+    """
+
+    dispatch: ClassVar[dict[int, Any]] = dict(pickle._Unpickler.dispatch)  # type: ignore[attr-defined]
+
     def __init__(self, file: io.BytesIO, path: object) -> None:
         super().__init__(file, encoding="bytes")
         self.path = path
@@ -161,3 +175,33 @@ class _Unpickler(pickle.Unpickler):
                 "arrays: do not trust it, fetch the official file"
             )
         return _ALLOWED[module, name]
+
+    def _setitem(self) -> None:
+        _require_simple(self.stack[-2:-1])  # type: ignore[attr-defined]
+        pickle._Unpickler.load_setitem(self)  # type: ignore[attr-defined]
+
+    def _setitems(self) -> None:
+        _require_simple(self.stack[::2])  # type: ignore[attr-defined]
+        pickle._Unpickler.load_setitems(self)  # type: ignore[attr-defined]
+
+    def _dict(self) -> None:
+        _require_simple(self.stack[::2])  # type: ignore[attr-defined]
+        pickle._Unpickler.load_dict(self)  # type: ignore[attr-defined]
+
+    def _sets(self) -> None:
+        raise ValueError("a set")
+
+    dispatch |= {
+        pickle.SETITEM[0]: _setitem,
+        pickle.SETITEMS[0]: _setitems,
+        pickle.DICT[0]: _dict,
+        pickle.EMPTY_SET[0]: _sets,
+        pickle.FROZENSET[0]: _sets,
+    }
+
+
+def _require_simple(keys: list[Any]) -> None:
+    """Raise ValueError for keys that are no text, bytes or numbers."""
+    for key in keys:
+        if not isinstance(key, str | bytes | int | float | None):
+            raise ValueError(f"a key of type {type(key).__name__}")
