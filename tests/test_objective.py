@@ -651,3 +651,328 @@ def test_parts_that_the_model_cannot_take_keep_the_batches():
     problem = Problem(model, loss, [(x, y)])
     assert problem.undividable is not None
     require_equal(problem, model, loss(model(x), y))
+
+
+@pytest.mark.parametrize("kind", ["dense adjacency", "sparse adjacency", "a matrix of three beside batches of three"])
+def test_tensors_that_have_as_many_rows_as_there_are_examples_by_accident(kind):
+    class Convolution(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.inner = nn.Linear(3, 3)
+
+        def forward(self, x, matrix):
+            return matrix @ self.inner(x) if len(matrix) == len(x) and kind[0] != "a" else self.inner(x @ matrix)
+
+    model, n = Convolution().double(), 3 if kind[0] == "a" else 10
+    x, y = examples(n)
+    matrix = torch.rand(n, n, dtype=torch.float64) if kind[0] != "a" else torch.rand(3, 3, dtype=torch.float64)
+    matrix = matrix.to_sparse() if kind[0] == "s" else matrix
+    for loss in (nn.CrossEntropyLoss(), lambda o, t: F.cross_entropy(o, t)):
+        problem = Problem(model, loss, [((x, matrix), y)])
+        require_equal(problem, model, F.cross_entropy(model(x, matrix), y))
+        assert problem.provenance()["sample_sha256"]
+
+
+def test_an_objective_may_take_its_batch_apart():
+    x, y = examples(8)
+    model = classifier()
+
+    def objective(network, batch):
+        labels = batch.pop("labels")
+        return F.cross_entropy(network(**batch), labels)
+
+    network = nn.Module()
+    network.inner, network.forward = model, lambda x: model(x)
+    problem = Problem(network, batches=[{"x": x, "labels": y}], objective=objective)
+    for _ in range(2):
+        close(problem.loss(), F.cross_entropy(model(x), y).detach())
+
+
+# -- found by an attack ------------------------------------------------------------------------------------------------
+
+
+def test_what_the_loss_adds_past_the_outputs_is_in_no_exact_trace():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 3)).double()
+    x, y = examples(20)
+
+    def decayed(outputs, targets):
+        return F.cross_entropy(outputs, targets) + 0.1 * sum(p.square().sum() for p in model.parameters())
+
+    problem = Problem(model, decayed, [(x[:9], y[:9]), (x[9:], y[9:])])
+    _, hessian = dense_hessian(model, decayed(model(x), y))
+    trace = landscape.trace(problem, probes=150)
+    assert not trace.exact
+    assert trace.value == pytest.approx(float(hessian.trace()), abs=5 * trace.stderr + 1e-6)
+    for call in (
+        lambda: landscape.trace(problem, method="exact"),
+        lambda: landscape.top_eigenvalues(problem, matrix="ggn"),
+    ):
+        with pytest.raises(InputError, match="past the model's outputs"):
+            call()
+
+
+def test_a_small_term_beside_cross_entropy_is_in_the_exact_trace_of_a_saturated_network():
+    torch.manual_seed(0)
+    model, (x, y) = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 3)), examples(30)
+    x = x.float()
+    with torch.no_grad():
+        model[2].weight.mul_(30)
+
+    def loss(outputs, targets):
+        return F.cross_entropy(outputs, targets) + 1e-4 * outputs.logsumexp(1).square().mean()
+
+    trace = landscape.trace(Problem(model, loss, [(x, y)]))
+    double = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 3)).double()
+    double.load_state_dict(model.state_dict())
+    exact = float(dense_hessian(double, loss(double(x.double()), y))[1].trace())
+    assert trace.exact
+    assert trace.value == pytest.approx(exact, rel=1e-3)
+
+
+@pytest.mark.parametrize("once", [True, False])
+def test_a_loader_that_fills_one_buffer_again_and_again(once):
+    x, y = examples(20)
+
+    class Buffered:
+        def __iter__(self):
+            inputs, labels = torch.empty(5, 3, dtype=torch.float64), torch.empty(5, dtype=torch.long)
+            for i in range(4):
+                inputs.copy_(x[5 * i : 5 * i + 5])
+                labels.copy_(y[5 * i : 5 * i + 5])
+                yield inputs, labels
+
+    model = classifier()
+    problem = Problem(model, F.cross_entropy, iter(Buffered()) if once else Buffered())
+    close(problem.loss(), F.cross_entropy(model(x), y).detach())
+
+
+def test_targets_keep_their_precision_beside_half_weights():
+    torch.manual_seed(0)
+    model, x = nn.Linear(4, 1).bfloat16(), torch.randn(20, 4)
+    targets = model(x.bfloat16()).float().detach() + 1e-3 * torch.randn(20, 1)
+
+    def loss(outputs, t):
+        return F.mse_loss(outputs.to(t.dtype), t)
+
+    right = float(loss(model(x.bfloat16()), targets))
+    for inputs in (x.bfloat16(), x):  # what a half network cannot take is cast, targets never
+        assert float(Problem(model, loss, [(inputs, targets)]).loss()) == right
+
+
+def test_a_frozen_half_backbone_takes_its_inputs_as_they_are():
+    class Adapted(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.backbone = nn.Linear(3, 6).bfloat16().requires_grad_(False)
+            self.head = nn.Linear(6, 3)
+
+        def forward(self, x):
+            return self.head(self.backbone(x).float())
+
+    model, (x, y) = Adapted(), examples()
+    problem = Problem(model, F.cross_entropy, [(x.bfloat16(), y)])
+    assert problem.dimension == 21
+    assert float(problem.loss()) == float(F.cross_entropy(model(x.bfloat16()), y))
+
+
+def test_inputs_that_the_model_writes_to_stay_as_they_are():
+    class InPlace(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = classifier()
+
+        def forward(self, x):
+            return self.inner(x.sub_(0.5).div_(2))
+
+    model, (x, y) = InPlace(), examples()
+    before, value = x.clone(), F.cross_entropy(model.inner((x - 0.5) / 2), y)
+    problem = Problem(model, F.cross_entropy, [(x, y)])
+    require_equal(problem, model.inner, value)
+    assert torch.equal(x, before)
+
+
+@pytest.mark.parametrize("scale", [1e-10, 1e10])
+def test_what_a_function_hides_shows_at_every_scale(scale):
+    def hidden(outputs, targets):
+        return scale * F.cross_entropy(outputs, targets, weight=WEIGHTS.to(outputs))
+
+    x, y = examples()
+    model = classifier().float()
+    batches = list(zip(x.float().split(9), y.split(9), strict=True))
+    problem = Problem(model, hidden, batches)
+    assert problem.undividable is not None
+    double = classifier()
+    value = sum(hidden(double(a.double()), b) * len(a) for a, b in batches) / len(x)
+    top = float(torch.linalg.eigvalsh(dense_hessian(double, value)[1])[-1])
+    assert landscape.top_eigenvalues(problem, k=1).values[0] == pytest.approx(top, rel=2e-3)
+
+
+def test_an_ignored_batch_of_another_length_beside_a_models_own_loss():
+    torch.manual_seed(0)
+    model, (ids, _) = Language(True).double(), sentences(padded=False)
+    none = torch.full((4, 5), -100)
+    some = ids[4:8].clone()
+    some[1, 2:] = -100
+    batches = [(ids[:4], none), (ids[4:8], some), (ids[8:, :3], ids[8:, :3])]
+    losses = [model(*b).loss for b in batches[1:]]
+    counts = [float((b[1][:, 1:] != -100).sum()) for b in batches[1:]]
+    value = (losses[0] * counts[0] + losses[1] * counts[1]) / sum(counts)
+    for form in ([{"input_ids": a, "labels": b} for a, b in batches], batches):  # tuples go to forward(x, labels) too
+        problem = Problem(model, None, form)
+        require_equal(problem, model, value)
+        with pytest.raises(InputError, match="differ in shape"):
+            problem.outputs()
+
+
+def test_a_module_that_keeps_what_it_computed_from_its_weights_is_refused():
+    class Merged(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner, self.head, self.kept = nn.Linear(3, 3), nn.Linear(3, 3), None
+
+        def forward(self, x):
+            if self.kept is None:
+                self.kept = F.normalize(self.head.weight, dim=1)
+            return torch.tanh(self.inner(x)) @ self.kept.T
+
+    model, (x, y) = Merged().double(), examples()
+    with pytest.raises(InputError, match="keeps 'kept', computed from its weights"):
+        Problem(model, F.cross_entropy, [(x, y)])
+    assert model.kept is None
+
+
+class Swish(torch.autograd.Function):
+    """Right in its first derivative; the second is cut off, as the intermediate is kept past autograd."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        ctx.gate = torch.sigmoid(x)
+        return x * ctx.gate
+
+    @staticmethod
+    def backward(ctx, g):
+        (x,) = ctx.saved_tensors
+        return g * ctx.gate * (1 + x * (1 - ctx.gate))
+
+
+class Twice(Swish):
+    @staticmethod
+    def backward(ctx, g):
+        (x,) = ctx.saved_tensors
+        gate = torch.sigmoid(x)
+        return g * gate * (1 + x * (1 - gate))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_custom_functions_with_a_wrong_second_derivative_are_refused(dtype):
+    class Net(nn.Module):
+        def __init__(self, function):
+            super().__init__()
+            torch.manual_seed(0)
+            self.function, self.first, self.second = function, nn.Linear(3, 5), nn.Linear(5, 3)
+
+        def forward(self, x):
+            return self.second(self.function.apply(self.first(x)))
+
+    x, y = examples()
+    for call in (lambda p: landscape.top_eigenvalues(p, k=1), lambda p: landscape.trace(p, method="hutch++")):
+        with pytest.raises(InputError, match="Swish, a custom function, is wrong"):
+            call(Problem(Net(Swish).to(dtype), F.cross_entropy, [(x.to(dtype), y)]))
+    right = Problem(Net(Twice).to(dtype), F.cross_entropy, [(x.to(dtype), y)])
+    assert landscape.top_eigenvalues(right, k=1).converged
+
+
+def test_a_coupled_loss_that_is_0_at_the_weights_is_seen_elsewhere():
+    def hard(outputs, targets):
+        distances, same = torch.cdist(outputs, outputs), targets[:, None] == targets[None]
+        far = torch.where(same, distances, 0.0).amax(1)
+        near = torch.where(same, 1e9, distances).amin(1)
+        return F.relu(far - near + 0.2).mean()
+
+    y = torch.arange(12) % 3
+    x = 10.0 * F.one_hot(y, 3).double() + 0.01 * examples(12)[0]
+    model = nn.Linear(3, 3).double()
+    with torch.no_grad():
+        model.weight.copy_(torch.eye(3))
+    problem = Problem(model, hard, [(x, y)])
+    assert float(problem.loss()) == 0
+    assert problem.undividable is not None
+
+
+def test_an_objective_with_an_inner_step_on_the_weights():
+    x, y = examples()
+    model = classifier()
+
+    def maml(network, batch):
+        named = dict(network.named_parameters())
+        inner = F.cross_entropy(network(batch[0]), batch[1])
+        gradients = torch.autograd.grad(inner, list(named.values()), create_graph=True)
+        moved = {k: p - 0.5 * g for (k, p), g in zip(named.items(), gradients, strict=True)}
+        return F.cross_entropy(torch.func.functional_call(network, moved, (batch[0],)), batch[1])
+
+    problem = Problem(model, batches=[(x, y)], objective=maml)
+    require_equal(problem, model, maml(model, (x, y)))
+
+
+def test_accuracy_runs_over_the_targets_that_count():
+    x, y = examples(20)
+    model = classifier()
+    masked = torch.where(torch.arange(20) < 9, -100, y)
+    right = (model(x[9:]).argmax(1) == y[9:]).double().mean()
+    problem = Problem(model, nn.CrossEntropyLoss(), [(x[:5], masked[:5]), (x[5:], masked[5:])])
+    close(problem.evaluate().accuracy, right)
+    close(landscape.surface(problem, radius=0.05, grid=3).accuracy[1, 1], float(right))
+
+
+@pytest.mark.parametrize("layout", ["csr", "nested"])
+def test_inputs_of_other_layouts_go_through_whole(layout):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = classifier()
+
+        def forward(self, x):
+            if x.is_nested:
+                return torch.stack([self.inner(t).mean(0) for t in x.unbind()])
+            return self.inner(x.to_dense())
+
+    x, y = examples(6)
+    inputs = x.to_sparse_csr() if layout == "csr" else torch.nested.nested_tensor([t.expand(2, 3) for t in x])
+    model = Net()
+    require_equal(Problem(model, F.cross_entropy, [(inputs, y)]), model, F.cross_entropy(model.inner(x), y))
+
+
+def test_what_computes_coarsely_keeps_its_batches():
+    class Autocast(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = classifier().float()
+
+        def forward(self, x):
+            with torch.autocast("cpu", torch.bfloat16):
+                return self.inner(x - x.mean(0)).float()
+
+    x, y = examples()
+    for loss in (nn.CrossEntropyLoss(), lambda o, t: F.cross_entropy(o, t)):
+        problem = Problem(Autocast(), loss, [(x.float(), y)])
+        assert "too coarsely" in problem.undividable
+        assert landscape.top_eigenvalues(problem, k=1, tol=0.1, chunk_size=4).values[0] > 0
+
+
+def test_a_model_that_couples_the_examples_of_a_batch_is_noted():
+    class Centered(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = classifier()
+
+        def forward(self, x):
+            return self.inner(x - x.mean(0))
+
+    x, y = examples()
+    problem = Problem(Centered(), nn.CrossEntropyLoss(), [(x[:15], y[:15]), (x[15:], y[15:])])
+    assert "these 2 batches" in problem.notes[0]
+    assert not Problem(Centered(), nn.CrossEntropyLoss(), [(x, y)]).notes

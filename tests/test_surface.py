@@ -188,6 +188,7 @@ def test_model_is_left_as_it_was_also_after_an_exception():
         return nn.functional.cross_entropy(outputs, targets)
 
     problem = Problem(model, loss, [(images, labels)])
+    assert problem.undividable is None
     calls = 0
     with pytest.raises(InputError, match="RuntimeError: midway"):
         landscape.surface(problem, grid=5)

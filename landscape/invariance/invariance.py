@@ -340,8 +340,7 @@ def _deterministic_outputs(problem: Problem) -> Tensor:
 
 
 def _example(problem: Problem, most: int = 8) -> Batch:
-    batch = next(iter(problem.batches))
-    return batch.rows(0, min(most, batch.size)) if batch.sliceable else batch
+    return problem.few_examples(most)
 
 
 def _key_of(problem: Problem, arguments: dict[str, Any]) -> str:

@@ -10,21 +10,27 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from landscape.ball.vectors import norm
 from landscape.errors import InputError
+from landscape.problem import structure
 from landscape.problem.batches import TARGET_KEYS, Batch
-from landscape.random import stream
+from landscape.random import normal, stream
 
 if TYPE_CHECKING:
     from landscape.problem.problem import Problem
 
 IGNORED = -100
+NOT_ADDITIVE = "the losses of a batch's parts do not add up to its loss"
+BATCH_STATISTICS = "BatchNorm uses the statistics of each batch"
+NO_STATISTICS = "a BatchNorm keeps no running statistics"
+COUPLED = (NOT_ADDITIVE, BATCH_STATISTICS, NO_STATISTICS)
+"""Reasons by which L depends on the batches, whatever the loss divides by."""
 _PROBE = 32
-_BATCHES = 3
 _CLASSES = 16
 _COARSE = (torch.bfloat16, torch.float16)
 
@@ -45,59 +51,93 @@ def obstacle(problem: Problem) -> str | None:
     if not evaluator.evaluation_mode:
         return "the model keeps its training mode"
     if evaluator.batch_norms and problem.batch_norm == "batch":
-        return "BatchNorm uses the statistics of each batch"
+        return BATCH_STATISTICS
     if any(not m.track_running_stats for m in evaluator.batch_norms):
-        return "a BatchNorm keeps no running statistics"
+        return NO_STATISTICS
     if objective.weight is not None:
         return "weight(batch) is known of the given batches alone"
     if objective.torch is not None and objective.torch.uneven:
         return "label smoothing weighs classes of weight 0"
-    if not objective.exact and problem.weights.dtype in _COARSE:
-        return "the loss's denominator is not known, and this dtype is too coarse to try it out"
     try:
-        adds_up = _adds_up(problem)
+        dtype = _coarsest(problem)
+        if dtype in _COARSE:
+            return "the network computes too coarsely to try out whether parts of a batch add up"
+        adds_up = _adds_up(problem, dtype)
     except InputError:
         return "the model or the loss cannot take a part of a batch"
-    return None if adds_up else "the losses of a batch's parts do not add up to its loss"
+    return None if adds_up else NOT_ADDITIVE
 
 
-def _adds_up(problem: Problem) -> bool:
-    tolerance = max(1e3 * torch.finfo(problem.weights.dtype).eps, 1e-9)
-    leaves = problem.leaves()
+def _adds_up(problem: Problem, dtype: torch.dtype) -> bool:
+    tolerance = max(1e3 * torch.finfo(dtype).eps, 1e-9)
+    seen = [_adds_up_at(problem, None, tolerance)]
+    if not problem.objective.exact:
+        # A hinge that is satisfied is 0, whatever it hides: it is looked at elsewhere too.
+        noise = normal(problem.weights, stream(0, "additivity elsewhere"))
+        size = norm(problem.weights) / problem.dimension**0.5
+        seen.append(_adds_up_at(problem, 0.1 * problem.weights + 0.3 * size.to(noise) * noise, tolerance))
+    if False in seen or (True not in seen and not problem.objective.exact):
+        return False
+    return problem.objective.exact or _everywhere(problem, tolerance)
+
+
+def _adds_up_at(problem: Problem, w: Tensor | None, tolerance: float) -> bool | None:
+    """Whether parts add up at w; None where values and gradients are all 0, which says nothing."""
+    leaves, told = problem.leaves(w), False
     with problem.uncounted(), torch.enable_grad(), problem.bound_tensors(leaves):
         for batch in probes(problem):
             whole = _shares(problem, leaves, [batch])
             for order in orders(batch):
                 cut = max(batch.size // 3, 1)
-                parts = [batch.select(order[:cut]), batch.select(order[cut:])] if batch.size > 1 else []
-                if parts and not _close(whole, _shares(problem, leaves, parts), tolerance):
+                if batch.size == 1:
+                    continue
+                parts = _shares(problem, leaves, [batch.select(order[:cut]), batch.select(order[cut:])])
+                told = told or bool(whole[2] + parts[2] + whole[3] + parts[3] > 0)
+                if not _close(whole, parts, tolerance):
                     return False
-    return problem.objective.exact or _everywhere(problem, tolerance)
+    return True if told else None
 
 
-def _shares(problem: Problem, leaves: Sequence[Tensor], batches: Sequence[Batch]) -> tuple[Tensor, Tensor, Tensor]:
-    """Sum of c_b l_b, of its gradient, and of the sizes of the parts: what rounding is measured by."""
+def _coarsest(problem: Problem) -> torch.dtype:
+    """The coarsest dtype that the network computes in: autocast inside of forward() shows in its modules' outputs."""
+    dtypes = {s.dtype for s in problem.parameters}
+
+    def see(_module: Any, _inputs: Any, output: Any) -> None:
+        dtypes.update(t.dtype for t in structure.tensors(output) if t.is_floating_point())
+
+    with contextlib.ExitStack() as stack, problem.uncounted():
+        for module in problem.model.modules():
+            stack.callback(module.register_forward_hook(see).remove)
+        with problem.values():
+            problem.forward(next(iter(problem.batches)).rows(0, 2))
+    return max(dtypes, key=lambda d: torch.finfo(d).eps)
+
+
+def _shares(problem: Problem, leaves: Sequence[Tensor], batches: Sequence[Batch]) -> tuple[Tensor, ...]:
+    """Sum of c_b l_b and of its gradient, and the sums of their sizes: what rounding is measured by."""
     value = torch.zeros((), dtype=torch.float64, device=leaves[0].device)
-    gradient: Tensor | None = None
-    size = torch.zeros_like(value)
+    gradient = torch.zeros(problem.dimension, dtype=torch.float64, device=leaves[0].device)
+    sizes = [torch.zeros_like(value), torch.zeros_like(value)]
     for batch in (problem.weighed(b) for b in batches):
         if not batch.weight:
             continue
         loss = problem.batch_loss(problem.forward(batch), batch)
-        found = torch.autograd.grad(loss, leaves, allow_unused=True) if loss.requires_grad else [None] * len(leaves)
-        flat = problem.parameters.flatten(
-            [torch.zeros_like(x) if g is None else g for g, x in zip(found, leaves, strict=True)]
-        )
+        parts = torch.autograd.grad(loss, leaves, allow_unused=True) if loss.requires_grad else [None] * len(leaves)
+        pairs = zip(parts, leaves, strict=True)
+        flat = problem.parameters.flatten([torch.zeros_like(x) if g is None else g for g, x in pairs]).double()
         value = value + loss.detach().double() * batch.weight
-        gradient = flat.double() * batch.weight if gradient is None else gradient + flat.double() * batch.weight
-        size = size + torch.linalg.vector_norm(flat, dtype=torch.float64) * batch.weight
-    return value, torch.zeros_like(problem.weights, dtype=torch.float64) if gradient is None else gradient, size
+        gradient += flat * batch.weight
+        sizes[0] = sizes[0] + loss.detach().double().abs() * batch.weight
+        sizes[1] = sizes[1] + torch.linalg.vector_norm(flat) * batch.weight
+    return value, gradient, *sizes
 
 
 def _close(one: Sequence[Tensor], other: Sequence[Tensor], tolerance: float) -> bool:
-    values = abs(float(one[0] - other[0])) <= tolerance * (abs(float(one[0])) + abs(float(other[0])) + tolerance)
-    distance = float(torch.linalg.vector_norm(one[1] - other[1]))
-    return values and distance <= tolerance * (float(one[2]) + float(other[2]) + tolerance)
+    """Whether values and gradients agree, relative to the sizes of the parts that they are sums of."""
+    values = (one[0] - other[0]).abs() <= tolerance * (one[2] + other[2])
+    # A gradient may be rounding alone (a bias before a normalization): then it is small beside the loss.
+    bound = tolerance * (one[3] + other[3]) + 1e-3 * tolerance * (one[2] + other[2])
+    return bool(values) and bool(torch.linalg.vector_norm(one[1] - other[1]) <= bound)
 
 
 def _everywhere(problem: Problem, tolerance: float) -> bool:
@@ -105,7 +145,7 @@ def _everywhere(problem: Problem, tolerance: float) -> bool:
     given, largest = float(problem.loss()), max(problem.batches.sizes)
     for size in (max(largest // 2, 1), 2 * largest):
         other = float(problem.divided(size).loss())
-        if not abs(other - given) <= 10 * tolerance * (abs(given) + tolerance):
+        if not abs(other - given) <= 10 * tolerance * abs(given):
             return False
     return True
 
@@ -114,11 +154,19 @@ def probes(problem: Problem) -> Iterator[Batch]:
     """Batches of up to 32 examples: the most different ones of all, and the first of the user's batches."""
     whole = problem.batches.whole()
     kept = problem.batches.kept or []
-    chosen = [whole] if whole is not None else [kept[i] for i in sorted({0, len(kept) // 2, len(kept) - 1})][:_BATCHES]
+    telling = [b for b in kept if _tells(b)] or kept
+    chosen = [whole] if whole is not None else [telling[i] for i in sorted({0, len(telling) // 2, len(telling) - 1})]
     for batch in chosen:
         yield batch.select(telling_rows(batch, _PROBE))
     if whole is not None and len(kept) > 1 and kept[0].size > 1:
         yield kept[0].rows(0, _PROBE)
+
+
+def _tells(batch: Batch) -> bool:
+    """Whether the batch has several examples and a label that counts."""
+    target = batch.target
+    labels = isinstance(target, Tensor) and not target.is_floating_point()
+    return batch.size > 1 and (not labels or bool((target != IGNORED).any()))
 
 
 def telling_rows(batch: Batch, count: int) -> Tensor:
@@ -181,7 +229,10 @@ def own_denominator(problem: Problem) -> tuple[str, Callable[[Batch], float]] | 
     integers = isinstance(labels, Tensor) and not labels.is_floating_point()
     candidates = dict(_CANDIDATES if integers else _CANDIDATES[:1])
     real = [b for b in probes(problem) if b.size > 1]
-    fitting = _fitting(problem, candidates, real) if real else {}
+    fitting: dict[str, Callable[[Batch], float]] = {}
+    if real:
+        with contextlib.suppress(InputError):  # a model that cannot take a part of a batch
+            fitting = _fitting(problem, candidates, real)
     if len(fitting) > 1:
         with contextlib.suppress(InputError):  # a model that knows no ignored labels
             fitting = _fitting(problem, fitting, [_masked(b) for b in real]) or fitting
@@ -193,7 +244,7 @@ def _fitting(
 ) -> dict[str, Callable[[Batch], float]]:
     """The candidates by which parts of all these batches add up."""
     tolerance = max(1e3 * torch.finfo(problem.weights.dtype).eps, 1e-9)
-    fitting, leaves = dict(candidates), problem.leaves()
+    fitting, leaves, seen = dict(candidates), problem.leaves(), set()
     with problem.uncounted(), torch.enable_grad(), problem.bound_tensors(leaves):
         for batch in batches:
             for order in orders(batch):
@@ -201,9 +252,13 @@ def _fitting(
                 parts = (batch, batch.select(order[:cut]), batch.select(order[cut:]))
                 evaluated = [_shares(problem, leaves, [replace(b, weight=1.0)]) for b in parts]
                 for words, count in list(fitting.items()):
-                    if not _fits([count(b) for b in parts], evaluated, tolerance):
+                    counts = [count(b) for b in parts]
+                    if not counts[0]:
+                        continue  # nothing counts here: this says nothing
+                    seen.add(words)
+                    if not _fits(counts, evaluated, tolerance):
                         del fitting[words]
-    return fitting
+    return {words: count for words, count in fitting.items() if words in seen}
 
 
 def _masked(batch: Batch) -> Batch:
@@ -214,14 +269,15 @@ def _masked(batch: Batch) -> Batch:
         labels[0, labels.shape[1] // 2 :] = IGNORED
         labels[1::2, 0] = IGNORED
     name = next((k for k in TARGET_KEYS if k in batch.kwargs), None)
-    kwargs = batch.kwargs if name is None else {**batch.kwargs, name: labels}
-    return replace(batch, kwargs=kwargs, target=labels)
+    if name is not None:
+        return replace(batch, kwargs={**batch.kwargs, name: labels}, target=labels)
+    return replace(batch, args=(*batch.args[:-1], labels) if len(batch.args) > 1 else batch.args, target=labels)
 
 
-def _fits(counts: Sequence[float], evaluated: Sequence[tuple[Tensor, Tensor, Tensor]], tolerance: float) -> bool:
+def _fits(counts: Sequence[float], evaluated: Sequence[tuple[Tensor, ...]], tolerance: float) -> bool:
     shares = [[t * c if c else torch.zeros_like(t) for t in e] for c, e in zip(counts, evaluated, strict=True)]
     added = [first + second for first, second in zip(*shares[1:], strict=True)]
-    return counts[0] > 0 and _close(shares[0], added, tolerance)
+    return _close(shares[0], added, tolerance)
 
 
 def _labels(batch: Batch) -> float:

@@ -99,7 +99,8 @@ class BatchPasses:
     @contextlib.contextmanager
     def values(self, w: Tensor | None = None) -> Iterator[None]:
         """`bound` for passes whose derivatives nobody takes: without a graph, unless forward() itself needs one."""
-        with self.evaluator.without_graph(), self.bound(w):
+        inside = self.evaluator.graph_inside
+        with self.evaluator.without_graph(), self.bound_tensors(self.leaves(w)) if inside else self.bound(w):
             yield
 
     @contextlib.contextmanager

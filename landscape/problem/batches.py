@@ -78,7 +78,7 @@ class Reader:
 
     Attributes:
         forward: the model's forward, which decides whether dicts and lists are one argument or several.
-        keep_target: leave the target among the keyword arguments, for models that return their loss.
+        keep_target: leave the target among the arguments, for models that return their loss.
         whole: the objective takes the item itself.
     """
 
@@ -124,6 +124,8 @@ class Reader:
             return (item,), {}, target
         if isinstance(item, list | tuple) and len(item) >= 2:
             *inputs, target = item
+            if self.keep_target and self.forward is not None and self._binds(*inputs, target):
+                return (*inputs, target), {}, target
             if len(inputs) > 1:
                 return tuple(inputs), {}, target
             return *self._inputs(inputs[0], target), target
@@ -200,6 +202,7 @@ class Batches:
         reader: how its items are understood.
         device: where the tensors go.
         dtype: of floating-point tensors; None leaves them as they are.
+        input_dtype: of the model's floating-point arguments alone; None leaves them as they are.
         weigh: c_b of a batch, from the item and the batch read from it.
         sizes: examples in each batch.
         weights: c_b of each batch.
@@ -214,6 +217,8 @@ class Batches:
     sizes: list[int] = field(default_factory=list)
     weights: list[float] = field(default_factory=list)
     kept: list[Batch] | None = None
+    input_dtype: torch.dtype | None = None
+    _copies: bool = False
     _fingerprint: str = ""
 
     @classmethod
@@ -226,21 +231,39 @@ class Batches:
         weigh: Callable[[Any, Batch], float],
     ) -> Batches:
         """Read the source once, and keep the batches where they fit."""
-        new = cls(source, reader, device, dtype, weigh)
-        budget = math.inf if isinstance(source, Iterator) else 0.25 * free_memory(device)
+        new = cls(source, reader, device, dtype, weigh, _copies=isinstance(source, Iterator))
+        new._read_once()
+        if not new._copies and not isinstance(source, list | tuple) and _overwritten(new.kept):
+            new._copies = True  # a loader that fills one buffer again and again
+            new._read_once()
+        if not new.sizes:
+            raise InputError("the batches hold no example: an iterable of (inputs, targets) is needed")
+        return new
+
+    def _read_once(self) -> None:
+        budget = math.inf if isinstance(self.source, Iterator) else 0.25 * free_memory(self.device)
         kept: list[Batch] | None = []
-        used = 0
-        for batch in new._read():
-            new.sizes.append(batch.size)
-            new.weights.append(batch.weight)
+        used, self.sizes, self.weights = 0, [], []
+        for batch in self._read():
+            self.sizes.append(batch.size)
+            self.weights.append(batch.weight)
             used += sum(t.numel() * t.element_size() for t in batch.tensors())
             kept = kept if kept is not None and used <= budget else None
             if kept is not None:
                 kept.append(batch)
-        if not new.sizes:
-            raise InputError("the batches hold no example: an iterable of (inputs, targets) is needed")
-        new.kept = kept
-        return new
+        self.kept = kept
+
+    def cast_inputs(self, dtype: torch.dtype) -> None:
+        """Give the model's floating-point arguments this dtype; targets stay as they are."""
+        self.input_dtype = dtype
+        if self.kept is not None:
+            self.kept = [self._cast(b) for b in self.kept]
+
+    def _cast(self, batch: Batch) -> Batch:
+        if self.input_dtype is None:
+            return batch
+        args, kwargs = structure.moved((batch.args, batch.kwargs), self.device, self.input_dtype)
+        return replace(batch, args=args, kwargs=kwargs)
 
     @property
     def examples(self) -> int:
@@ -267,7 +290,9 @@ class Batches:
     def _read(self) -> Iterator[Batch]:
         for i, raw in enumerate(self.source):
             item = structure.moved(raw, self.device, self.dtype)
-            batch = replace(self.reader(item), number=i)
+            if self._copies:
+                item = structure.mapped(item, torch.clone)
+            batch = self._cast(replace(self.reader(item), number=i))
             # The weights of a second reading are those of the first: what weighing costs is paid once.
             weight = self.weights[i] if i < len(self.weights) else self.weigh(item, batch)
             yield replace(batch, weight=weight)
@@ -325,6 +350,16 @@ class Batches:
         return self._fingerprint
 
 
+def _overwritten(kept: Sequence[Batch] | None) -> bool:
+    """Whether two batches lie in the same memory."""
+    places = [t.data_ptr() for b in kept or () for t in {id(t): t for t in b.tensors()}.values() if _has_place(t)]
+    return len(places) > len(set(places))
+
+
+def _has_place(tensor: Tensor) -> bool:
+    return tensor.layout == torch.strided and tensor.numel() > 0
+
+
 def _size(target: Any, inputs: Any) -> int:
     """Number of examples: the target's rows, else the first rows of the inputs."""
     if isinstance(target, Tensor) and target.dim():
@@ -338,7 +373,7 @@ def _size(target: Any, inputs: Any) -> int:
 
 def _first_rows(value: Any) -> int:
     if isinstance(value, Tensor):
-        return value.shape[0] if value.dim() else 0
+        return value.size(0) if value.dim() else 0
     if isinstance(value, PackedSequence):
         return int(value.batch_sizes[0])
     if structure.opaque(value):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,6 +20,30 @@ from landscape.problem.outputs import logits_in
 
 if TYPE_CHECKING:
     from landscape.problem.problem import Problem
+
+
+def require_no_kept_weights(problem: Problem, batch: Batch) -> None:
+    """The first pass of all, with a graph: a module may keep constants that it computes, but nothing of its weights.
+
+    Raises:
+        InputError: a module keeps a tensor that was computed from weights, and would use it at other weights too.
+    """
+    before = [(m, dict(vars(m))) for m in problem.model.modules()]
+    try:
+        _graphed(problem, replace(batch, weight=math.nan))
+    except InputError:
+        return  # the next pass says what is wrong
+    for name, module in problem.model.named_modules():
+        held = next(attributes for m, attributes in before if m is module)
+        for key, value in list(vars(module).items()):
+            if isinstance(value, Tensor) and value.grad_fn is not None and held.get(key) is not value:
+                for m, attributes in before:
+                    vars(m).clear()
+                    vars(m).update(attributes)
+                raise InputError(
+                    f"the module {name or 'itself'!r} keeps {key!r}, computed from its weights, for later calls, so "
+                    "that the loss at other weights cannot be computed: compute it at every call, also in eval mode"
+                )
 
 
 def require_function_of_weights(problem: Problem, batch: Batch) -> None:
@@ -65,11 +91,14 @@ def require_one_function(problem: Problem, batch: Batch) -> None:
     except InputError:
         return  # no derivative: the first one asked for will say why
     if not _agree(plain, graphed, tolerance) and _agree(plain, _plain(problem, batch), tolerance):
-        raise InputError(
-            f"the loss is {float(graphed):.6g} with a graph of derivatives and {float(plain):.6g} without one: "
-            f"{_first_difference(problem, batch, tolerance)} computes something else under torch.no_grad() (a fast "
-            "path?); make both the same"
-        )
+        module = _first_difference(problem, batch, tolerance)
+        # A loss near 0 is rounding itself: only a module that differs, or more than a hundredth, is another function.
+        if module is not None or not _agree(plain, graphed, tolerance, floor=0.01):
+            raise InputError(
+                f"the loss is {float(graphed):.6g} with a graph of derivatives and {float(plain):.6g} without one: "
+                f"{module or 'the loss'} computes something else under torch.no_grad() (a fast path?); make both the "
+                "same"
+            )
     if seen.attention:
         with sdpa_kernel(SDPBackend.MATH):
             problem.evaluator.math_attention = not _agree(_plain(problem, batch), graphed, tolerance)
@@ -111,13 +140,13 @@ def _rounding(problem: Problem) -> float:
     return min(max(1e3 * max(torch.finfo(d).eps for d in dtypes), 1e-10), 0.05)
 
 
-def _agree(one: Tensor, other: Tensor, tolerance: float) -> bool:
+def _agree(one: Tensor, other: Tensor, tolerance: float, floor: float = 0.0) -> bool:
     if not bool(one.isfinite() & other.isfinite()):
         return bool(one.isfinite() == other.isfinite())
-    return bool((one - other).abs() <= tolerance * (0.01 + one.abs()))
+    return bool((one - other).abs() <= tolerance * (floor + one.abs()))
 
 
-def _first_difference(problem: Problem, batch: Batch, tolerance: float) -> str:
+def _first_difference(problem: Problem, batch: Batch, tolerance: float) -> str | None:
     """The module whose output is the first to differ between a pass without a graph and one with it."""
     runs: list[dict[str, Tensor]] = []
     for run in (_plain, _graphed):
@@ -130,13 +159,9 @@ def _first_difference(problem: Problem, batch: Batch, tolerance: float) -> str:
     for name, value in runs[0].items():
         other = runs[1].get(name)
         scale = float(value.abs().max()) if value.numel() else 0.0
-        if (
-            other is None
-            or other.shape != value.shape
-            or float((value - other).abs().max()) > tolerance * (0.01 + scale)
-        ):
+        if other is None or other.shape != value.shape or float((value - other).abs().max()) > tolerance * scale:
             return f"the module {name!r}" if name else "the model"
-    return "the loss"
+    return None
 
 
 def _keep(name: str, outputs: dict[str, Tensor]) -> Any:

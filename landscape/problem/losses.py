@@ -62,6 +62,12 @@ class TorchLoss:
     each: Callable[..., Any]
 
     @property
+    def of_logits(self) -> bool:
+        """Whether it is cross-entropy of logits, not of log-probabilities."""
+        function = self.function.func if isinstance(self.function, functools.partial) else self.function
+        return function is F.cross_entropy or isinstance(function, nn.CrossEntropyLoss)
+
+    @property
     def uneven(self) -> bool:
         """Whether examples of weight 0 add to the loss: label smoothing runs over all classes."""
         smoothing = getattr(self.each, "keywords", {}).get(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from landscape.errors import InputError
+from landscape.problem import structure
 from landscape.problem.batches import Batch
 from landscape.problem.loss_name import loss_name
 from landscape.problem.losses import CLASSES, TorchLoss, torch_loss
@@ -41,6 +43,8 @@ class Objective:
         weighing: what c_b is, in words for provenance and report.
         exact: whether c_b is what the loss divides by, so that batches add up by construction.
         takes_logits: the loss gets `outputs.logits`; None until the first batch shows it.
+        writes_inputs: the model writes to its inputs, or asks for their gradient: each pass gets copies of them; None
+            until the first pass, which gets copies too, shows it.
     """
 
     loss: Callable[[Any, Any], Tensor] | None
@@ -51,6 +55,7 @@ class Objective:
     weighing: str = "examples"
     exact: bool = False
     takes_logits: bool | None = field(default=None, repr=False)
+    writes_inputs: bool | None = field(default=None, repr=False)
 
     @classmethod
     def of(
@@ -92,6 +97,11 @@ class Objective:
         """What tells it from others, see `loss_name`."""
         return f"objective {loss_name(self.function)}" if self.function is not None else loss_name(self.loss)
 
+    @property
+    def cross_entropy(self) -> bool:
+        """Whether it is one of torch's cross-entropies of logits."""
+        return self.torch is not None and self.torch.kind == CLASSES and self.torch.of_logits
+
     def weigh(self, item: Any, batch: Batch) -> float:
         """c_b as far as it is known without evaluating: by the user, by torch's denominator, else the examples.
 
@@ -111,12 +121,20 @@ class Objective:
 
     def forward(self, model: nn.Module, batch: Batch) -> Any:
         """What the model returns on a batch; the pair (loss, weight) of an objective function."""
+        inputs = (batch.args, batch.kwargs)
+        if self.writes_inputs is not False:
+            inputs = structure.mapped(inputs, lambda t: t.detach().clone())
+        seen = structure.tensors(inputs) if self.writes_inputs is None else []
+        before = [(t, t._version, t.requires_grad) for t in seen]
+        # Containers are copies: scripts that pop the labels off their batch would find none the second time.
+        args, kwargs = [copy.copy(a) if isinstance(a, dict | list) else a for a in inputs[0]], inputs[1]
+        with telling("the model" if self.function is None else "the objective", batch):
+            returned = model(*args, **kwargs) if self.function is None else self.function(model, args[0])
+        if self.writes_inputs is None:
+            self.writes_inputs = any(t._version != v or t.requires_grad != r for t, v, r in before)
         if self.function is None:
-            with telling("the model", batch):
-                return model(*batch.args, **batch.kwargs)
-        with telling("the objective", batch):
-            found = self.function(model, batch.args[0])
-        return Pair(*found) if isinstance(found, tuple) and len(found) == 2 else Pair(found)
+            return returned
+        return Pair(*returned) if isinstance(returned, tuple) and len(returned) == 2 else Pair(returned)
 
     def value(self, outputs: Any, batch: Batch) -> Tensor:
         """The loss: 0-dim, or one value an example (size,); in the graph of the outputs.

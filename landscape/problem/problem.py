@@ -24,6 +24,8 @@ from landscape.problem.outputs import count_hits
 from landscape.problem.parameters import Parameters
 
 LossFunction = Callable[[Any, Any], Tensor]
+_WIDE = (torch.float32, torch.float64)
+_DTYPES_DIFFER = ("same dtype", "expected scalar type", "should be the same", "Found dtype", "expected m1 and m2")
 
 
 @dataclass(frozen=True)
@@ -125,7 +127,9 @@ class Problem(BatchPasses):
         self.distributed = distributed
         whole = objective is not None
         reader = Reader(self.model.forward, keep_target=self.objective.own, whole=whole)
-        dtype = None if self.parameters.mixed else self.weights.dtype
+        dtypes = {p.dtype for p in self.model.parameters() if p.is_floating_point()}
+        # Half precision would narrow what the loss compares, and a frozen half backbone takes its inputs as they are.
+        dtype = self.weights.dtype if len(dtypes) == 1 and self.weights.dtype in _WIDE else None
         source = source_of(batches, own_targets=not whole)
         self.batches = Batches.read(source, reader, self.weights.device, dtype, self.objective.weigh)
         self.calibration_batches = self.batches
@@ -154,7 +158,19 @@ class Problem(BatchPasses):
                 right = count_hits(outputs, batch.target)
                 hits += torch.nan if right is None else right
         both = self.summed(torch.stack([total, hits]))
-        return Evaluation(both[0] / self.weight, both[1] / self.examples)
+        return Evaluation(both[0] / self.weight, both[1] / self.classified)
+
+    @property
+    def classified(self) -> float:
+        """Number of examples that accuracy runs over, over all processes: those whose class is not ignored."""
+        ignored = self.objective.torch.ignore_index if self.objective.torch is not None else additivity.IGNORED
+        counted = self.zero()
+        for batch in self.batches:
+            plain = (
+                isinstance(batch.target, Tensor) and batch.target.dim() == 1 and not batch.target.is_floating_point()
+            )
+            counted += (batch.target != ignored).sum() if plain else batch.size
+        return float(self.summed(counted))
 
     def outputs(self, w: Tensor | None = None) -> Tensor:
         """f_w(x_i) of all examples, concatenated: shape (n, ...). Cost: one forward pass.
@@ -165,7 +181,13 @@ class Problem(BatchPasses):
             InputError: an objective function, which shows no outputs.
         """
         with self.values(w):
-            return torch.cat([self.batch_outputs(batch).detach() for batch in self.batches])
+            parts = [self.batch_outputs(batch).detach() for batch in self.batches]
+        if len({p.shape[1:] for p in parts}) > 1:
+            shapes = ", ".join(sorted({str(tuple(p.shape)) for p in parts})[:4])
+            raise InputError(
+                f"the outputs of the batches differ in shape ({shapes}): give batches padded to one length"
+            )
+        return torch.cat(parts)
 
     def losses(self, w: Tensor | None = None) -> Tensor:
         """What each example adds to L, times n: shape (n,), float64; their mean is L(w). Cost: one forward pass.
@@ -250,9 +272,15 @@ class Problem(BatchPasses):
         if not self._shared.division:
             reason = additivity.obstacle(self)
             self._shared.division.append(reason)
-            if reason is not None and len(self.batches) > 1 and not self.objective.exact:
+            coupled = reason in additivity.COUPLED or (reason is not None and not self.objective.exact)
+            if coupled and len(self.batches) > 1:
                 self.notes.append(f"L is that of these {len(self.batches)} batches, never divided anew: {reason}")
         return self._shared.division[0]
+
+    def few_examples(self, count: int) -> Batch:
+        """The first examples of the first batch; all of it where it cannot be divided."""
+        batch = next(iter(self.batches))
+        return batch.rows(0, count) if self.undividable is None else batch
 
     def with_batches(self, batches: Sequence[Batch]) -> Problem:
         """The same model, loss and weights over other batches; passes are counted together."""
@@ -339,6 +367,8 @@ class Problem(BatchPasses):
             first = next(self.weighted_batches(), None)
             if first is None:
                 raise self._weightless()
+            if check:
+                checks.require_no_kept_weights(self, first)
             outputs = self._look(first)
             if isinstance(outputs, Pair):
                 self._weigh_by_objective(outputs)
@@ -350,7 +380,11 @@ class Problem(BatchPasses):
         self.weight = self.batches.weight
 
     def _look(self, first: Batch) -> Any:
-        """The outputs of the first batch; where forward() takes derivatives without asking for a graph it gets one."""
+        """The outputs of the first batch.
+
+        Where forward() takes derivatives without asking for a graph it gets one, where a network in half precision
+        cannot take the inputs as they are these are cast.
+        """
 
         def outputs_seen() -> Any:
             with self.values():
@@ -361,9 +395,14 @@ class Problem(BatchPasses):
         try:
             return outputs_seen()
         except InputError as error:
-            if "does not require grad" not in str(error.__cause__):
+            cause = str(error.__cause__)
+            if "does not require grad" in cause:
+                self.evaluator.graph_inside = True
+            elif self.batches.dtype is None and any(words in cause for words in _DTYPES_DIFFER):
+                self.batches.cast_inputs(self.weights.dtype)
+                first = next(self.weighted_batches())
+            else:
                 raise
-            self.evaluator.graph_inside = True
             return outputs_seen()
 
     def _weigh_by_objective(self, first: Pair) -> None:
@@ -390,8 +429,8 @@ class Problem(BatchPasses):
                 f"the model computes in {', '.join(dtypes)}, each layer in its own; w is held in "
                 f"{str(self.weights.dtype).removeprefix('torch.')}, dots and sums are float64"
             )
-        if not self.objective.exact and self.objective.function is None and not causes:
-            _ = self.undividable
+        if len(self.batches) > 1 and self.objective.function is None and not causes:
+            _ = self.undividable  # a note, where L is that of these batches
 
     def _total(self) -> None:
         """Number of examples and weight over all processes."""

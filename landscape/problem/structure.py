@@ -40,7 +40,7 @@ def mapped(value: Any, function: Callable[[Tensor], Tensor], other: Callable[[An
 def tensors(value: Any) -> list[Tensor]:
     """Every tensor of the structure, in a fixed order; of an object with tensors inside (a graph) those it shows."""
     if isinstance(value, Tensor):
-        return [value]
+        return list(value.unbind()) if value.is_nested else [value]
     if isinstance(value, Mapping):
         return [t for v in value.values() for t in tensors(v)]
     if isinstance(value, list | tuple):
@@ -66,7 +66,7 @@ def sliceable(value: Any, size: int) -> bool:
     Constants may stand among named or positional parts; a list of them may belong to the examples, and does not pass.
     """
     if isinstance(value, Tensor):
-        return value.dim() > 0 and value.shape[0] == size and not value.is_sparse
+        return value.dim() > 0 and not value.is_nested and value.layout == torch.strided and value.shape[0] == size
     if isinstance(value, Mapping):
         return all(_constant(v) or sliceable(v, size) for v in value.values())
     if isinstance(value, tuple) and not opaque(value):

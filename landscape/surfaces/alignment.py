@@ -222,8 +222,7 @@ def _output_change(problem: Problem, tensors: Named) -> float:
 
 def outputs_at(problem: Problem, tensors: Mapping[str, Tensor]) -> Tensor:
     """Outputs on the first 16 examples with these weights and buffers."""
-    batch = next(iter(problem.batches))
-    few, passes = batch.rows(0, _EXAMPLES) if batch.sliceable else batch, problem.passes.forward
+    few, passes = problem.few_examples(_EXAMPLES), problem.passes.forward
     with (
         torch.no_grad(),
         problem.evaluator.bound(

@@ -45,8 +45,13 @@ class OutputCurvature:
         with torch.enable_grad():
             loss = problem.batch_loss(self.outputs, batch) * problem.share(batch)
             self.slope = torch.autograd.grad(loss, self.outputs, create_graph=True, allow_unused=True)[0]
+            if any(leaf is not self.outputs for leaf in second_derivative.leaves(loss)):
+                raise InputError(
+                    "the loss uses the weights past the model's outputs (weight decay?), which a matrix of the outputs "
+                    'leaves out; take the Hessian itself, or estimate its trace: method="hutch++"'
+                )
         if self.slope is None:
-            raise InputError("the loss does not depend on the model's outputs")
+            raise InputError("the loss does not depend on the model's outputs: give one that does")
         self._problem, self._batch = problem, batch
 
     def product(self, u: Tensor) -> Tensor:
@@ -88,8 +93,12 @@ class OutputCurvature:
         own = (product * unit).sum(1, keepdim=True) / unit.square().sum(1, keepdim=True).clamp(min=1e-30)
         saturated = unit.square().sum(1, keepdim=True) < 1e-10
         share = torch.where(saturated, common, own)
-        tolerance = 1e3 * torch.finfo(p.dtype).eps
-        fits = (product - share * unit).abs().amax() <= tolerance * probe.abs().amax() * share.abs().amax()
+        tolerance, difference = 1e3 * torch.finfo(p.dtype).eps, (product - share * unit).abs()
+        if self._problem.objective.cross_entropy:
+            fits = difference.amax() <= tolerance * probe.abs().amax() * share.abs().amax()
+        else:
+            # A small term beside cross-entropy shows where the examples are saturated: relative to the products.
+            fits = difference.sum() <= tolerance * product.abs().sum()
         return share if bool(fits) and bool((share >= 0).all()) else None
 
     def roots(self) -> list[Root]:

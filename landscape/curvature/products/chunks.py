@@ -118,12 +118,14 @@ def _require_room(problem: Problem, footprint: Footprint, size: int) -> None:
 
 def _held(problem: Problem, leaves: Sequence[Tensor], batch: Batch) -> tuple[int, int]:
     """(bytes that the graph holds, bytes of the largest tensor with a row an example) of a batch."""
-    known = {t.untyped_storage().data_ptr() for t in [*leaves, *batch.tensors()] if not t.is_sparse}
+    known = {t.untyped_storage().data_ptr() for t in [*leaves, *batch.tensors()] if t.layout == torch.strided}
     held: dict[int, Tensor] = {}
     largest = 0
 
     def pack(tensor: Tensor) -> Tensor:
         nonlocal largest
+        if tensor.layout != torch.strided:
+            return tensor.detach()
         # A detached alias keeps the storage alive (no address is counted twice) without a cycle through the graph.
         held.setdefault(tensor.untyped_storage().data_ptr(), tensor.detach())
         if tensor.dim() and tensor.shape[0] == batch.size:

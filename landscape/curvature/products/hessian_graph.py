@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from landscape import random
+from landscape.ball.vectors import norm
 from landscape.curvature.products import second_derivative
 from landscape.curvature.products.kept_graphs import KeptGraphs
 from landscape.errors import InputError
@@ -43,6 +45,7 @@ class HessianGraph:
         self.graphs: KeptGraphs[tuple[Tensor, Gradients]] = KeptGraphs(problem, w, chunk_size=chunk_size, memory=memory)
         self.leaves = self.graphs.leaves
         self._checked = False
+        self._custom: list[str] = []
         self._known: tuple[float, Tensor] | None = None
 
     @property
@@ -104,13 +107,40 @@ class HessianGraph:
                 self.graphs.release()
                 raise _not_finite(self.graphs.original, self.leaves)
             self._known = value, problem.summed(total)
+            if self._custom:
+                self._verify()
         return self._known
+
+    def _verify(self) -> None:
+        """Compare one product with central differences of gradients: autograd cannot see a wrong second derivative.
+
+        A custom function that keeps an intermediate result in its context, not through `save_for_backward`, cuts the
+        second derivative off without a word. Cost: four gradients, once, and only where there is such a function.
+
+        Raises:
+            InputError: they differ by more than the differences' own error.
+        """
+        problem, w = self.graphs.original, self.graphs.original.parameters.flatten([x.detach() for x in self.leaves])
+        v = random.normal(w, random.stream(0, "custom functions"))
+        v = v / norm(v)
+        h = torch.finfo(w.dtype).eps ** (1 / 3) * (1 + float(norm(w)))
+        with problem.uncounted():
+            near, far = ((problem.gradient(w + s * v) - problem.gradient(w - s * v)) / (2 * s) for s in (h, 2 * h))
+            difference = float(norm(self.product(v) - near))
+        allowed = 10 * float(norm(far - near)) + (1e-4 if w.dtype == torch.float64 else 1e-2) * float(norm(near))
+        if difference > allowed:
+            raise InputError(
+                f"the second derivative of {', '.join(self._custom)}, a custom function, is wrong: a product differs "
+                f"from central differences by {difference / max(float(norm(near)), 1e-300):.0%}; keep tensors by "
+                'ctx.save_for_backward and use operations that can be differentiated, or take hvp="differences"'
+            )
 
     def _differentiate(self, batch: Batch, _start: int) -> tuple[Tensor, Gradients]:
         problem = self.graphs.problem
         loss = problem.batch_loss(problem.forward(batch), batch)
         if not self._checked:
             second_derivative.require(loss)
+            self._custom = second_derivative.custom_functions(loss)
             self._checked = True
         return loss.detach().double(), problem.first_derivative(loss, self.leaves, batch)
 

@@ -66,6 +66,12 @@ def require(loss: Tensor) -> None:
             raise _missing(f"{function.__name__}, a custom function marked once_differentiable,")  # type: ignore[union-attr]
 
 
+def custom_functions(loss: Tensor) -> list[str]:
+    """Names of the functions of the user's own in the graph of a loss, whose backward torch takes at its word."""
+    functions = (getattr(node, "_forward_cls", None) for node in _nodes([loss.grad_fn]))
+    return sorted({f.__name__ for f in functions if f is not None and not f.__module__.startswith("torch.")})
+
+
 def leaves(loss: Tensor) -> Iterator[Tensor]:
     """The tensors at which the graph of a loss ends."""
     for node in _nodes([loss.grad_fn]):

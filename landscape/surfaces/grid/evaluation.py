@@ -76,8 +76,11 @@ class GridEvaluation:
             torch.empty_like(v, dtype=s.dtype) if parameters.mixed else v
             for v, s in zip(views, parameters, strict=True)
         ]
+        if self.problem.evaluator.graph_inside:
+            self._tensors = [t.detach().requires_grad_() for t in self._tensors]  # the same memory
         self._casts = list(zip(self._tensors, views, strict=True)) if parameters.mixed else []
         self._batches = {name: arranged(problem, choice) for name, problem in problems.items()}
+        self._classified = {name: problem.classified for name, problem in problems.items()}
         self._weights = {
             name: [problem.weighed(b).weight for b in self._batches[name]]
             if choice.batch_size
@@ -129,7 +132,7 @@ class GridEvaluation:
                 self._row_at = point[0]
             torch.add(self._row, self._vectors[1], alpha=point[1], out=self._buffer)
         for tensor, view in self._casts:
-            tensor.copy_(view)
+            tensor.detach().copy_(view)
 
     def _found(self) -> _Found:
         """Mean loss and hits of every batch of every dataset, where the model is now: no arithmetic but the model's."""
@@ -154,7 +157,9 @@ class GridEvaluation:
                 right = torch.full_like(losses, float("nan"))
             else:
                 right = torch.stack(hits).view(len(found), -1).sum(1).double()  # type: ignore[arg-type]
-            columns.append(problem.summed(torch.stack([losses / problem.weight, right / problem.examples], dim=1)))
+            columns.append(
+                problem.summed(torch.stack([losses / problem.weight, right / self._classified[name]], dim=1))
+            )
         return torch.stack(columns, dim=1)
 
     # -- many points a launch ------------------------------------------------------------------------------------
