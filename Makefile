@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Busy-waiting OpenMP threads on a shared machine cost up to 17x: let them sleep.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: install demo test test-slow test-gpu test-times lint format bench figures docs clean
+.PHONY: install demo test test-slow test-gpu test-times audit lint format bench figures docs clean
 .DEFAULT_GOAL := install
 
 install: $(VENV)/.installed
@@ -39,6 +39,12 @@ test-times: install
 
 test-gpu: install
 	$(BIN)/python -m pytest -m gpu
+
+# Random networks, objectives and batches beside slow references; goes on where it was stopped.
+#   make audit MINUTES=60      make audit DRAWS=20000      make audit CASE=audit-out/cases/function-7.json
+MINUTES ?= 10
+audit: install
+	$(BIN)/python -m audit $(if $(CASE),--replay $(CASE),$(if $(DRAWS),--draws $(DRAWS),--minutes $(MINUTES)))
 
 lint: install
 	$(BIN)/ruff check .

@@ -1,0 +1,253 @@
+"""Torch's losses as modules, functionals and partials: L is their value on all examples at once."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from audit.aims.aim import CLASSES, Aim, Fields, Setting, at_once, classes
+
+
+def chance(probability: float) -> bool:
+    """A coin."""
+    return bool(torch.rand(()) < probability)
+
+
+def one_of(values: Any) -> Any:
+    """One of them."""
+    return values[int(torch.randint(len(values), ()))]
+
+
+def _spelled(module: type[nn.Module], function: Callable[..., Tensor], options: dict[str, Any]) -> Any:
+    """The loss as somebody would write it."""
+    how = one_of(["module", "partial", "functional"])
+    if how == "functional" and not options:
+        return function
+    if how == "partial":
+        return functools.partial(function, **options)
+    loss = module(**options)
+    return torch.compile(loss, backend="eager") if chance(0.1) else loss
+
+
+def _class_weights(setting: Setting) -> Tensor:
+    weights = torch.rand(CLASSES) * 4 + 0.1
+    if chance(0.3):
+        weights[int(torch.randint(CLASSES, ()))] = 0.0
+    return weights.to(setting.dtype)
+
+
+def _aim(
+    setting: Setting, module: type[nn.Module], function: Any, options: dict[str, Any], target: Any, **facts: Any
+) -> Aim:
+    loss = _spelled(module, function, options)
+    return Aim({"loss": loss}, at_once(functools.partial(function, **options), setting.pick), target, **facts)
+
+
+def _options(setting: Setting, smoothing: bool = True, ignore: bool = True) -> dict[str, Any]:
+    options: dict[str, Any] = {}
+    if chance(0.4):
+        options["weight"] = _class_weights(setting)
+    if ignore and chance(0.5):
+        options["ignore_index"] = one_of([-100, -1, 0, 2])
+    if smoothing and chance(0.3):
+        options["label_smoothing"] = 0.2
+    return options
+
+
+def _some(target: Callable[[int, Fields], Tensor], ignored: int) -> Callable[[int, Fields], Tensor]:
+    """A fifth of the targets are ignored, never the first."""
+
+    def draw(n: int, fields: Fields) -> Tensor:
+        found = target(n, fields)
+        drop = torch.rand(found.shape) < 0.2
+        drop.view(-1)[0] = False
+        found[drop] = ignored
+        found.view(-1)[0] = 1
+        return found
+
+    return draw
+
+
+def cross_entropy(setting: Setting) -> Aim:
+    options = _options(setting)
+    if chance(0.15):
+        options["reduction"] = "none"
+    ignored = options.get("ignore_index", -100)
+    target = _some(classes, ignored) if "ignore_index" in options or chance(0.5) else classes
+    return _aim(setting, nn.CrossEntropyLoss, F.cross_entropy, options, target, ignored=ignored, losses=True)
+
+
+def probabilities(setting: Setting) -> Aim:
+    return _aim(
+        setting,
+        nn.CrossEntropyLoss,
+        F.cross_entropy,
+        _options(setting, ignore=False),
+        lambda n, fields: torch.randn(n, *setting.shape).softmax(1),
+        losses=True,
+    )
+
+
+def nll(setting: Setting) -> Aim:
+    options = _options(setting, smoothing=False)
+    ignored = options.get("ignore_index", -100)
+    return _aim(setting, nn.NLLLoss, F.nll_loss, options, _some(classes, ignored), ignored=ignored, losses=True)
+
+
+def multi_margin(setting: Setting) -> Aim:
+    options = {"p": one_of([1, 2]), "margin": 0.7} if chance(0.7) else {}
+    if chance(0.5):
+        options["weight"] = _class_weights(setting)
+    return _aim(setting, nn.MultiMarginLoss, F.multi_margin_loss, options, classes, losses=True, curved=False)
+
+
+def multilabel_soft_margin(setting: Setting) -> Aim:
+    options = {"weight": _class_weights(setting)} if chance(0.5) else {}
+    return _aim(
+        setting,
+        nn.MultiLabelSoftMarginLoss,
+        F.multilabel_soft_margin_loss,
+        options,
+        lambda n, fields: torch.randint(2, (n, CLASSES)).float(),
+        losses=True,
+    )
+
+
+def multilabel_margin(setting: Setting) -> Aim:
+    def target(n: int, fields: Fields) -> Tensor:
+        found = torch.stack([torch.randperm(CLASSES) for _ in range(n)])
+        found[:, 2] = -1
+        return found
+
+    return _aim(setting, nn.MultiLabelMarginLoss, F.multilabel_margin_loss, {}, target, losses=True, curved=False)
+
+
+# -- element by element ------------------------------------------------------------------------------------------------
+
+
+def _normal(setting: Setting) -> Callable[[int, Fields], Tensor]:
+    return lambda n, fields: torch.randn(n, *setting.shape)
+
+
+def _zero_one(setting: Setting) -> Callable[[int, Fields], Tensor]:
+    return lambda n, fields: torch.randint(2, (n, *setting.shape)).float()
+
+
+def _signs(setting: Setting) -> Callable[[int, Fields], Tensor]:
+    return lambda n, fields: torch.randint(2, (n, *setting.shape)).float() * 2 - 1
+
+
+def _counts(setting: Setting) -> Callable[[int, Fields], Tensor]:
+    return lambda n, fields: torch.randint(4, (n, *setting.shape)).float()
+
+
+def _elements(
+    module: type[nn.Module],
+    function: Any,
+    options: Callable[[Setting], dict[str, Any]],
+    target: Callable[[Setting], Callable[[int, Fields], Tensor]],
+) -> Callable[[Setting], Aim]:
+    def aim(setting: Setting) -> Aim:
+        chosen = options(setting) if chance(0.7) else {}
+        none = chance(0.1)
+        if none:
+            chosen["reduction"] = "none"
+        return _aim(
+            setting, module, function, chosen, target(setting), losses=not none, refused="may" if none else None
+        )
+
+    return aim
+
+
+def _bce_options(setting: Setting) -> dict[str, Any]:
+    weights = {name: torch.rand(setting.shape) + 0.2 for name in ("weight", "pos_weight") if chance(0.6)}
+    return {name: weight.to(setting.dtype) for name, weight in weights.items()}
+
+
+ELEMENTS_AIMS = {
+    "mse": _elements(nn.MSELoss, F.mse_loss, lambda s: {}, _normal),
+    "l1": _elements(nn.L1Loss, F.l1_loss, lambda s: {}, _normal),
+    "smooth l1": _elements(nn.SmoothL1Loss, F.smooth_l1_loss, lambda s: {"beta": 0.5}, _normal),
+    "huber": _elements(nn.HuberLoss, F.huber_loss, lambda s: {"delta": 0.5}, _normal),
+    "bce of logits": _elements(nn.BCEWithLogitsLoss, F.binary_cross_entropy_with_logits, _bce_options, _zero_one),
+    "poisson": _elements(
+        nn.PoissonNLLLoss, F.poisson_nll_loss, lambda s: {"log_input": True, "full": one_of([True, False])}, _counts
+    ),
+    "soft margin": _elements(nn.SoftMarginLoss, F.soft_margin_loss, lambda s: {}, _signs),
+    "hinge embedding": _elements(nn.HingeEmbeddingLoss, F.hinge_embedding_loss, lambda s: {"margin": 0.5}, _signs),
+}
+
+
+def kl_div(setting: Setting) -> Aim:
+    options = {"reduction": one_of(["batchmean", "mean"]), "log_target": one_of([True, False])}
+
+    def target(n: int, fields: Fields) -> Tensor:
+        found = torch.randn(n, *setting.shape).log_softmax(1)
+        return found if options["log_target"] else found.exp()
+
+    return _aim(setting, nn.KLDivLoss, F.kl_div, options, target, losses=True)
+
+
+CLASSES_AIMS = {
+    "cross-entropy": cross_entropy,
+    "cross-entropy of probabilities": probabilities,
+    "nll": nll,
+    "multi margin": multi_margin,
+    "multilabel soft margin": multilabel_soft_margin,
+    "multilabel margin": multilabel_margin,
+    "kl": kl_div,
+}
+
+
+def _places(setting: Setting) -> Callable[[int, Fields], Tensor]:
+    places = setting.shape[1:]
+    return lambda n, fields: torch.multinomial(
+        torch.tensor([0.5, 0.3, 0.2]), n * torch.Size(places).numel(), replacement=True
+    ).view(n, *places)
+
+
+def places_cross_entropy(setting: Setting) -> Aim:
+    options = _options(setting)
+    ignored = options.get("ignore_index", -100)
+    return _aim(
+        setting,
+        nn.CrossEntropyLoss,
+        F.cross_entropy,
+        options,
+        _some(_places(setting), ignored),
+        ignored=ignored,
+        losses=True,
+    )
+
+
+def places_nll(setting: Setting) -> Aim:
+    options = _options(setting, smoothing=False)
+    ignored = options.get("ignore_index", -100)
+    return _aim(
+        setting, nn.NLLLoss, F.nll_loss, options, _some(_places(setting), ignored), ignored=ignored, losses=True
+    )
+
+
+def places_probabilities(setting: Setting) -> Aim:
+    return _aim(
+        setting,
+        nn.CrossEntropyLoss,
+        F.cross_entropy,
+        _options(setting, ignore=False),
+        lambda n, fields: torch.randn(n, *setting.shape).softmax(1),
+        losses=True,
+    )
+
+
+PLACES_AIMS = {
+    "cross-entropy of places": places_cross_entropy,
+    "nll of places": places_nll,
+    "cross-entropy of probabilities of places": places_probabilities,
+    "mse of places": _elements(nn.MSELoss, F.mse_loss, lambda s: {}, _normal),
+    "bce of places": _elements(nn.BCEWithLogitsLoss, F.binary_cross_entropy_with_logits, lambda s: {}, _zero_one),
+}
