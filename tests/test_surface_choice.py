@@ -1,4 +1,4 @@
-"""How points are evaluated: the rule of batches and where it stays away, points a launch, precision; picture checks."""
+"""How points are evaluated: the rule of batches and where it stays away, points a launch, precision."""
 
 import random
 import time
@@ -6,26 +6,13 @@ import time
 import numpy as np
 import pytest
 import torch
+from surface_cases import data, mlp
 from torch import nn
 
 import landscape
 from landscape import InputError, NonDeterministicWarning, Problem
-from landscape.surfaces.directions.directions import Directions, described, directions
+from landscape.surfaces.directions.directions import directions
 from landscape.surfaces.grid.choice import activations, choose, fitting_examples, fitting_points
-from landscape.surfaces.picture_checks import chance_accuracy, plateau
-
-
-def data(n=300, width=8):
-    generator = torch.Generator().manual_seed(1)
-    return torch.randn(n, width, generator=generator), torch.randint(0, 3, (n,), generator=generator)
-
-
-def mlp(loss=None, n=300, dtype=torch.float32, **options):
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 3)).to(dtype)
-    inputs, labels = data(n)
-    batches = list(zip(inputs.to(dtype).split(50), labels.split(50), strict=True))
-    return Problem(model, loss or nn.CrossEntropyLoss(), batches, **options)
 
 
 def conv(norm="batch", **options):
@@ -227,87 +214,3 @@ def test_maps_agree_with_dense_linear_algebra():
     (check,) = (c for c in found.checks if c["name"] == "curvature")
     assert check["value"] == pytest.approx(ratio)
     assert check["ok"] == (ratio <= 0.05)
-
-
-# -- is the picture right? -------------------------------------------------------------------------------------------
-
-
-def finding(surface, name):
-    return next(c for c in surface.checks if c["name"] == name)
-
-
-def trained():
-    problem = mlp(dtype=torch.float64)
-    w = problem.weights
-    for _ in range(400):
-        w = w - 0.5 * problem.gradient(w)
-    problem.parameters.write(problem.model, w)
-    return Problem(problem.model, nn.CrossEntropyLoss(), [(b.args[0], b.target) for b in problem.batches])
-
-
-def test_too_small_and_too_large_ranges():
-    problem = trained()
-    good = landscape.surface(problem, radius=0.3, grid=7)
-    assert finding(good, "range")["ok"]
-    assert finding(good, "saturation")["ok"]
-    tiny = landscape.surface(problem, radius=1e-15, grid=3)
-    assert "no more than rounding" in finding(tiny, "range")["text"]
-    huge = landscape.surface(problem, radius=300.0, grid=7)
-    assert not finding(huge, "minimum")["ok"] or finding(huge, "range")["ok"]
-    small = landscape.surface(problem, radius=1e-4, grid=3)
-    text, value = finding(small, "range")["text"], finding(small, "range")["value"]
-    assert ("within its sampling error" in text) == (value < 2)
-
-
-def test_relief_is_compared_with_the_paired_sampling_error():
-    problem = trained()
-    surface = landscape.surface(problem, radius=0.3, grid=5)
-    vectors = directions("gaussian", problem).vectors
-    i, j = np.unravel_index(np.argmax(surface.loss), surface.loss.shape)
-    highest = problem.weights + surface.x[i] * vectors[0] + surface.y[j] * vectors[1]
-    error = float((problem.losses(highest) - problem.losses()).std()) / problem.examples**0.5
-    relief = surface.loss.max() - surface.loss.min()
-    assert finding(surface, "range")["value"] == pytest.approx(relief / error, rel=1e-9)
-
-
-def test_center_that_is_not_the_minimum():
-    problem = mlp(dtype=torch.float64)  # untrained: downhill is one direction away
-    surface = landscape.surface(problem, "gradient", radius=0.2, grid=5)
-    check = finding(surface, "minimum")
-    assert not check["ok"]
-    assert check["value"] == pytest.approx(surface.center_loss - surface.loss.min())
-    assert check["text"] in surface.warnings
-    assert check["text"] in surface.summary()["warnings"]
-    bottom = landscape.surface(trained(), radius=0.3, grid=5)
-    assert finding(bottom, "minimum")["ok"]
-
-
-def test_parallel_directions():
-    problem = mlp(dtype=torch.float64)
-    one, two = directions("gaussian", problem).vectors
-    leaning = Directions("own", (one, two + one), problem.weights, "||w||")
-    surface = landscape.surface(problem, described(leaning, problem.parameters), radius=0.1, grid=3)
-    assert finding(surface, "cosine")["value"] == pytest.approx(0.5**0.5)
-    assert not finding(surface, "cosine")["ok"]
-
-
-def test_random_losses_and_training_mode():
-    model = nn.Sequential(nn.Linear(8, 16), nn.Dropout(0.5), nn.Linear(16, 3))
-    inputs, labels = data()
-    with pytest.warns(NonDeterministicWarning):
-        problem = Problem(model.train(), nn.CrossEntropyLoss(), [(inputs, labels)], evaluation_mode=False)
-    surface = landscape.surface(problem, grid=3)
-    assert sum(c["name"] == "determinism" and not c["ok"] for c in surface.checks) == 2
-    assert not finding(surface, "mode")["ok"]
-
-
-def test_plateau_and_chance():
-    bowl = np.add.outer(np.linspace(-1, 1, 21) ** 2, np.linspace(-1, 1, 21) ** 2)
-    assert plateau(bowl) < 0.2
-    assert plateau(np.minimum(bowl, 0.1)) > 0.8
-    inputs, _ = data(10)
-    labels = torch.tensor([0, 0, 0, 0, 0, 0, 1, 1, 2, 2])
-    problem = Problem(nn.Linear(8, 3), nn.CrossEntropyLoss(), [(inputs[:7], labels[:7]), (inputs[7:], labels[7:])])
-    assert chance_accuracy(problem) == pytest.approx(0.6)
-    regression = Problem(nn.Linear(8, 1), nn.MSELoss(), [(inputs, inputs[:, :1])])
-    assert chance_accuracy(regression) is None

@@ -12,6 +12,7 @@ import torch
 
 from landscape.errors import InputError
 from landscape.problem.problem import Problem
+from landscape.surfaces.shown_curvature import lowest_shown
 
 if TYPE_CHECKING:
     from landscape.surfaces.grid.evaluation import GridEvaluation
@@ -19,8 +20,12 @@ if TYPE_CHECKING:
 
 SATURATED = 0.5
 """Share of points at which a range counts as too large."""
+GUESSING = 0.05
+"""What counts as better than naming the most frequent class: 5% of the smaller of its share and the rest."""
+REPEATED = 1e-5
+"""Largest relative difference of two evaluations at the center."""
 _COSINE = 0.05
-_HIDDEN = 0.05
+_NEGATIVE = 0.05
 
 
 @dataclass(frozen=True)
@@ -50,7 +55,7 @@ def check(surface: Surface, problem: Problem, evaluation: GridEvaluation) -> lis
         *_range(surface, problem, evaluation),
         *_saturation(surface, problem),
         *_minimum(surface, problem, evaluation),
-        *_curvature(surface),
+        *_curvature(surface, evaluation),
         *_cosine(surface),
         *_batch_norm(surface, problem),
     ]
@@ -66,13 +71,13 @@ def _deterministic(surface: Surface, problem: Problem, evaluation: GridEvaluatio
     with evaluation.opened():
         again = float(evaluation([(0.0,) * len(surface.axes)])[0, 0, 0])
     before = float(surface.loss[index])
-    scale = max(abs(before), 1e-12)
-    difference = abs(again - before) / scale if math.isfinite(again) else 0.0
-    if difference > 1e-5:
+    difference = abs(again - before) / max(abs(before), 1e-12)
+    if not difference <= REPEATED:  # nan is equal to nothing
         text = f"the loss at the center changed by {difference:.1g} (relative) when it was evaluated again"
         yield Check("determinism", False, text, difference)
     elif not problem.random_causes:
-        yield Check("determinism", True, "the loss at the center is the same when evaluated again", difference)
+        text = f"the loss at the center is the same when evaluated again, to {REPEATED:g} (relative)"
+        yield Check("determinism", True, text, difference)
 
 
 def sampling_error(problem: Problem, evaluation: GridEvaluation, point: tuple[float, ...]) -> float:
@@ -102,7 +107,8 @@ def _range(surface: Surface, problem: Problem, evaluation: GridEvaluation) -> It
         yield Check("range", False, "the loss varies by no more than rounding: choose a larger radius", relief)
     elif relief < 2 * error:
         text = (
-            f"the relief {relief:.2g} is within its sampling error {error:.2g}: choose a larger radius or more samples"
+            f"the relief {relief:.2g} is within two standard errors of sampling, {2 * error:.2g}: choose a larger "
+            "radius or more samples"
         )
         yield Check("range", False, text, relief / error)
     elif math.isfinite(error) and error > 0:
@@ -118,16 +124,17 @@ def _saturation(surface: Surface, problem: Problem) -> Iterator[Check]:
     chance = chance_accuracy(problem)
     known = surface.accuracy[np.isfinite(surface.accuracy)]
     if chance is not None and known.size:
-        share = float((known <= chance * 1.05).mean())
+        better = chance + GUESSING * min(chance, 1 - chance)
+        share = float((known <= better).mean())
         if share > SATURATED:
-            text = f"{share:.0%} of the points guess (accuracy <= {chance * 1.05:.2f}): choose a smaller radius"
+            text = f"{share:.0%} of the points guess (accuracy <= {better:.4g}): choose a smaller radius"
             yield Check("saturation", False, text, share)
             return
     share = plateau(surface.loss)
     if share > SATURATED:
         yield Check("saturation", False, f"{share:.0%} of the points lie on a plateau: choose a smaller radius", share)
     else:
-        yield Check("saturation", True, f"{share:.0%} of the points lie on a plateau", share)
+        yield Check("saturation", True, f"no more than {SATURATED:.0%} of the points lie on a plateau", share)
 
 
 def plateau(loss: np.ndarray) -> float:
@@ -166,6 +173,9 @@ def _minimum(surface: Surface, problem: Problem, evaluation: GridEvaluation) -> 
     if index is None:
         yield Check("minimum", False, "the trained weights are not on the grid")
         return
+    if not math.isfinite(surface.center_loss):
+        yield Check("minimum", False, f"the loss at the center is not finite ({surface.center_loss})")
+        return
     loss = np.where(np.isfinite(surface.loss), surface.loss, np.inf)
     lowest = int(np.argmin(loss))
     below = float(surface.loss[index] - loss.flat[lowest])
@@ -175,27 +185,39 @@ def _minimum(surface: Surface, problem: Problem, evaluation: GridEvaluation) -> 
         yield Check("minimum", True, "the center is the lowest point of the picture", 0.0)
         return
     error = sampling_error(problem, evaluation, point)
+    if below < 2 * error:
+        text = f"no point is lower than the center by two standard errors of sampling, {2 * error:.2g} at the lowest"
+        yield Check("minimum", True, text, below)
+        return
     where = ", ".join(f"{c:.3g}" for c in point)
-    certain = "" if not below < 2 * error else f", within its sampling error {error:.1g}"
-    text = f"the center is not the minimum: the loss at ({where}) is lower by {below:.2g}{certain}"
-    yield Check("minimum", bool(below < 2 * error), text, below)
+    text = f"the center is not the minimum: the loss at ({where}) is lower by {below:.2g}"
+    yield Check("minimum", False, text, below)
 
 
-def _curvature(surface: Surface) -> Iterator[Check]:
+def _curvature(surface: Surface, evaluation: GridEvaluation) -> Iterator[Check]:
+    """Hidden is what the eigenvalues say and the picture does not show: not half of lambda_min in any direction."""
     if surface.lambda_min is None or surface.lambda_max is None:
         return
     known = np.isfinite(surface.lambda_min) & np.isfinite(surface.lambda_max)
-    ratio = np.abs(np.minimum(surface.lambda_min[known], 0)) / np.maximum(np.abs(surface.lambda_max[known]), 1e-30)
-    if not ratio.size:
+    if not known.any():
         return
-    share, worst = float((ratio > _HIDDEN).mean()), float(ratio.max())
-    text = f"lambda_min < -{_HIDDEN} lambda_max at {share:.0%} of the points (worst ratio {worst:.2g})"
-    if share == 0:
-        yield Check(
-            "curvature", True, f"no hidden negative curvature (worst |lambda_min/lambda_max| {worst:.2g})", worst
-        )
+    lowest = surface.lambda_min[known]
+    ratio = np.abs(np.minimum(lowest, 0)) / np.maximum(np.abs(surface.lambda_max[known]), 1e-30)
+    shown = lowest_shown(surface.loss, surface.axes, evaluation.gram())[known]
+    negative, worst = ratio > _NEGATIVE, float(ratio.max())
+    hidden = negative & ~(shown <= lowest / 2)
+    if not negative.any():
+        text = f"no negative curvature to hide: lambda_min >= -{_NEGATIVE} lambda_max at every point"
+        yield Check("curvature", True, text, worst)
+    elif not hidden.any():
+        text = f"the picture shows the negative curvature that there is (lambda_min/lambda_max down to -{worst:.2g})"
+        yield Check("curvature", True, text, worst)
     else:
-        yield Check("curvature", False, f"the picture hides negative curvature: {text}", worst)
+        text = (
+            f"the picture hides negative curvature: lambda_min < -{_NEGATIVE} lambda_max at {hidden.mean():.0%} of the "
+            f"points and no direction of it shows half of that (worst ratio {ratio[hidden].max():.2g})"
+        )
+        yield Check("curvature", False, text, worst)
 
 
 def _cosine(surface: Surface) -> Iterator[Check]:
@@ -206,7 +228,7 @@ def _cosine(surface: Surface) -> Iterator[Check]:
         text = f"the directions are not orthogonal (cosine {cosine:.2g}): distances in the picture are distorted"
         yield Check("cosine", False, text, cosine)
     else:
-        yield Check("cosine", True, f"the directions are orthogonal (cosine {cosine:.1g})", cosine)
+        yield Check("cosine", True, f"the directions are orthogonal, |cosine| <= {_COSINE:g}", cosine)
 
 
 def _batch_norm(surface: Surface, problem: Problem) -> Iterator[Check]:
@@ -218,7 +240,7 @@ def _batch_norm(surface: Surface, problem: Problem) -> Iterator[Check]:
             text = "other checkpoints are drawn with the center's BatchNorm statistics: use the policy recalibrate"
             yield Check("batch_norm", False, text)
         else:
-            text = "BatchNorm statistics of the trained weights are used everywhere; recalibrate shows another picture"
+            text = "BatchNorm statistics of the trained weights are used everywhere (policy frozen)"
             yield Check("batch_norm", True, text)
 
 

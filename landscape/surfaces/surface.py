@@ -17,6 +17,7 @@ from landscape import processes
 from landscape.locks import locked
 from landscape.problem.problem import Problem
 from landscape.results import hdf5
+from landscape.sharpness.checks import check_loss
 from landscape.surfaces import picture_checks, plan, stored
 from landscape.surfaces.directions.directions import Directions
 from landscape.surfaces.directions.directions import directions as draw
@@ -86,12 +87,13 @@ def surface(
         replace_other: replace a surface of another checkpoint or other arguments in `file` instead of refusing.
 
     Raises:
-        InputError: see `surfaces.grid.axes.axis` and `surfaces.directions.directions.directions`; a radius that is not
-            positive; a file that holds a surface of another checkpoint, sample or set of arguments, or that another
-            process writes.
+        InputError: see `surfaces.grid.axes.axis` and `surfaces.directions.directions.directions`; a loss at the weights
+            that is not finite, a radius that is not positive; a file that holds a surface of another checkpoint, sample
+            or set of arguments, or that another process writes.
 
-    Cost: one forward pass a point and dataset; one forward and one backward more with `gradient_norm`; 15 to 60
-    Hessian-vector products more with `curvature`. Under torch.distributed the points are shared among the processes.
+    Cost: one forward pass a point and dataset, and four for the checks; one forward and one backward more with
+    `gradient_norm`; 15 to 60 Hessian-vector products more with `curvature`. Under torch.distributed the points are
+    shared among the processes.
     """
     arguments: dict[str, Any] = {
         "directions": directions.name if isinstance(directions, Directions) else directions,
@@ -131,6 +133,7 @@ def surface(
             processes.broadcast(vector)
         header = journal.header if journal else None
         if header is None:
+            check_loss(problem.evaluate().loss)
             header = processes.agree(plan.header(problems, plane, arguments, batch_size, points_per_launch))
             if journal and processes.rank() == 0:
                 journal.begin(header, plane)

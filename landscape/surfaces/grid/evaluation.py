@@ -10,9 +10,11 @@ import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from landscape.ball.vectors import dot
 from landscape.errors import InputError
 from landscape.problem.batches import Batch
 from landscape.problem.outputs import count_hits
@@ -112,6 +114,11 @@ class GridEvaluation:
             w.add_(vector, alpha=coordinate)
         shaped = self._shaped(w, self.problem.parameters)
         return self.problem.parameters.flatten(shaped)
+
+    def gram(self) -> np.ndarray:
+        """Inner products of the directions, (directions, directions), float64."""
+        rows = [[float(dot(a, b)) for b in self._vectors] for a in self._vectors]
+        return np.array(rows, dtype=np.float64)
 
     # -- one point -----------------------------------------------------------------------------------------------
 
