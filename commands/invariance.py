@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 class RescalingOptions:
     """Which rescalings, and which measures at each."""
 
-    transforms: int = option("Rescaled networks.", type=Whole(1, 10**6), default=50)
+    transforms: int = option("Rescaled networks.", type=Whole(2, 10**6), default=50)
     low: float = option("Smallest factor tau.", type=POSITIVE, default=0.5)
     high: float = option("Largest factor tau.", type=POSITIVE, default=1.5)
     rho: float | None = option("Radius of the plain 2-ball; default 0.05, without CKPT 0.5.", type=POSITIVE)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import json
 import os
+import shutil
 import tempfile
 import time
 from collections.abc import Iterator
@@ -13,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from landscape.errors import InputError
+
+_UNFINISHED = ".unfinished"
 
 
 @contextlib.contextmanager
@@ -25,7 +29,7 @@ def atomic(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:100]}.", suffix=_UNFINISHED)
         os.close(handle)
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror}; choose another directory with --out") from error
@@ -44,6 +48,18 @@ def atomic(path: str | Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def remove_unfinished(directory: Path) -> None:
+    """Remove what killed processes left of `atomic` in a directory that is locked, and in those of its pictures.
+
+    A file that has a lock of its own is its holder's.
+    """
+    for pattern in (f".*{_UNFINISHED}", f"figures/.*{_UNFINISHED}", f"study/results/.*{_UNFINISHED}"):
+        for leftover in directory.glob(pattern):
+            name = leftover.name.rsplit(".", 2)[0]
+            if not leftover.with_name(f"{name}.lock").exists():
+                leftover.unlink(missing_ok=True)
+
+
 class AppendedFile:
     """A file that grows by whole pieces, opened with the first one.
 
@@ -55,20 +71,59 @@ class AppendedFile:
         self._stream: io.RawIOBase | None = None
 
     def append(self, piece: bytes) -> None:
-        """Write a piece at the end."""
-        if self._stream is None:
-            self._stream = open(self._path, "ab", buffering=0)  # noqa: SIM115  closed by `close`
-        self._stream.write(piece)
-        if time.monotonic() - self._synced >= self._sync_seconds:
-            os.fsync(self._stream.fileno())
-            self._synced = time.monotonic()
+        """Write a piece at the end.
+
+        Raises:
+            InputError: the disk is full, or the directory has vanished or become read-only.
+        """
+        with self._writing():
+            if self._stream is None:
+                self._stream = open(self._path, "ab", buffering=0)  # noqa: SIM115  closed by `close`
+            if self._stream.write(piece) != len(piece):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            if time.monotonic() - self._synced >= self._sync_seconds:
+                os.fsync(self._stream.fileno())
+                self._synced = time.monotonic()
 
     def close(self) -> None:
         """Sync and let go of the file."""
         if self._stream is not None:
-            os.fsync(self._stream.fileno())
-            self._stream.close()
-            self._stream = None
+            with self._writing():
+                os.fsync(self._stream.fileno())
+                self._stream.close()
+                self._stream = None
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise InputError(
+                f"cannot write {self._path}: {error.strerror}; free space, then the same command goes on (with "
+                "--resume if it has it)"
+            ) from error
+
+
+def write_bytes(path: str | Path, content: bytes) -> None:
+    """Write a file, atomically. What a library writes by itself goes through memory: none of them survives a full disk.
+
+    HDF5 dumps its state and may crash the process, matplotlib leaves half a picture.
+    """
+    with atomic(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def write_tensors(path: str | Path, content: Any) -> None:
+    """Write what `torch.load(weights_only=True)` reads, atomically."""
+    import torch
+
+    with atomic(path) as temporary:
+        try:
+            torch.save(content, temporary)
+        except RuntimeError as error:
+            # The zip writer reports a failed write as a RuntimeError of varying text; the content is the caller's care.
+            free = shutil.disk_usage(temporary.parent).free
+            raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)} ({free} bytes free)") from error
 
 
 def write_json(path: str | Path, content: Any) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from landscape import processes
 from landscape.errors import InputError
+from landscape.files import remove_unfinished
 
 try:
     import fcntl
@@ -36,6 +37,8 @@ def locked(path: str | Path, *, file: bool = False) -> Iterator[None]:
     held: list[_Lock] = []
     processes.on_first(lambda: held.append(_Lock(Path(path), file)))
     try:
+        if held and not file:
+            remove_unfinished(Path(path))
         yield
     finally:
         for lock in held:

@@ -4,6 +4,7 @@ import errno
 import os
 import re
 import resource
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -118,6 +119,51 @@ def test_a_disk_that_fails_is_one_line(number, capsys, monkeypatch, tmp_path):
     status, line = failed(capsys, "data", "fetch", "mnist", "--quiet")
     assert status == 2
     assert f"some/file: {os.strerror(number)}" in line
+
+
+SMALL = 'mount -t tmpfs -o size={size}k tmpfs full && exec "$@"'
+
+
+def on_small_disk(folder, size, *command):
+    """Run a command where folder/full is a disk of `size` KB; the mount ends with the process."""
+    unshare = ["unshare", "--mount", *(["--user", "--map-root-user"] if os.getuid() else [])]
+    command = [*unshare, "sh", "-c", SMALL.format(size=size), "sh", *map(str, command)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def run_directory(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("disk")
+    (folder / "full").mkdir()
+    if shutil.which("unshare") is None or on_small_disk(folder, 64, "true").returncode:
+        pytest.skip("needs a small file system: unshare, mount")
+    assert cli.run(["train", "sgd", *TOY, "--out", str(folder / "run")]) == 0
+    return folder
+
+
+LOOK = ["--samples", 64, "--device", "cpu", "--quiet", "--out", "full/out"]
+FULL = {
+    "directions": (4, ["surface", "run/ckpt.pt", "--grid", 9]),
+    "journal": (16, ["surface", "run/ckpt.pt", "--grid", 9]),
+    "surface": (24, ["surface", "run/ckpt.pt", "--grid", 9]),
+    "results": (16, ["analyze", "run/ckpt.pt", "--grid", 0, "--measure", "gradient_norm"]),
+    "report": (40, ["analyze", "run/ckpt.pt", "--grid", 0, "--measure", "gradient_norm"]),
+    "rows": (4, ["invariance", "run/ckpt.pt", "--transforms", 2, "--steps", 0, "-p", 2, "--no-eigenvalues"]),
+    "path": (8, ["path", "run/ckpt.pt", "run/ckpt.pt", "--points", 3]),
+    "pictures": (48, ["path", "run/ckpt.pt", "run/ckpt.pt", "--points", 3]),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FULL)
+def test_a_full_disk_is_one_line(name, run_directory):
+    size, command = FULL[name]
+    ran = on_small_disk(run_directory, size, sys.executable, "-m", "cli", *command, *LOOK)
+    assert ran.returncode == 2, ran.stderr
+    (line,) = ran.stderr.strip().splitlines()
+    assert "full/out" in line
+    assert os.strerror(errno.ENOSPC) in line
 
 
 # -- interruptions -----------------------------------------------------------------------------------------------------

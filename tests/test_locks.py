@@ -13,6 +13,7 @@ from torch import nn
 
 import landscape
 from landscape import InputError, Problem
+from landscape.files import atomic
 from landscape.locks import locked
 from trainers import train
 
@@ -54,6 +55,19 @@ def test_a_lock_excludes_its_own_process_too_and_leaves_nothing(tmp_path):
     with locked(tmp_path / "a"):
         (tmp_path / "a" / "kept").touch()
     assert [p.name for p in (tmp_path / "a").iterdir()] == ["kept"]
+
+
+def test_what_a_killed_process_left_unfinished_is_removed_but_not_what_another_holds(tmp_path):
+    (tmp_path / "figures").mkdir()
+    for name in ("result.h5", "figures/picture.png", "held.h5"):
+        with atomic(tmp_path / name) as temporary:
+            temporary.with_name(temporary.name.replace(".unfinished", "-killed.unfinished")).touch()
+    (tmp_path / ".held.h5.lock").touch()
+    (tmp_path / ".hidden").touch()
+    with locked(tmp_path):
+        pass
+    assert [p.name[:8] for p in tmp_path.rglob(".*.unfinished")] == [".held.h5"]
+    assert (tmp_path / ".hidden").exists()
 
 
 def test_a_removed_lock_is_none(tmp_path, monkeypatch):

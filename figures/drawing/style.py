@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
@@ -9,6 +10,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from landscape.files import write_bytes
 from landscape.results.result import plain
 
 if TYPE_CHECKING:
@@ -87,7 +89,9 @@ def save(
         for suffix in formats:
             # with_name, not with_suffix: a stem such as "rho-0.05" would lose its last digits.
             path = stem.with_name(f"{stem.name}.{suffix}")
-            figure.savefig(path, format=suffix, metadata=metadata[suffix])
+            picture = io.BytesIO()
+            figure.savefig(picture, format=suffix, metadata=metadata[suffix])
+            write_bytes(path, picture.getvalue())
             paths.append(path)
             # The layout is found once: it is most of the time, and every format shall have the same.
             figure.set_layout_engine("none")

@@ -6,8 +6,6 @@ A checkpoint holds tensors, str, int, float, bool, None, list and dict and nothi
 
 from __future__ import annotations
 
-import errno
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,7 +16,7 @@ from torch import Tensor
 from landscape.checkpoint.contents import contents
 from landscape.checkpoint.states import require_numbers
 from landscape.errors import InputError
-from landscape.files import atomic
+from landscape.files import write_tensors
 
 FORMAT, VERSION = "landscape-checkpoint", 1
 REQUIRED = ("model", "data", "method", "epoch", "step", "provenance")
@@ -32,13 +30,7 @@ def write(path: str | Path, content: Mapping[str, Any]) -> None:
     """
     content = {"format": FORMAT, "version": VERSION, **content}
     _require_plain(content, "checkpoint")
-    with atomic(path) as temporary:
-        try:
-            torch.save(content, temporary)
-        except RuntimeError as error:
-            # The zip writer reports a failed write as a RuntimeError of varying text; the content itself was checked.
-            free = shutil.disk_usage(temporary.parent).free
-            raise OSError(errno.ENOSPC, f"writing failed with {free} bytes free") from error
+    write_tensors(path, content)
 
 
 def read(path: str | Path) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from landscape.errors import InputError
-from landscape.files import atomic
+from landscape.files import write_bytes
 from landscape.formatting import printable
 from landscape.results.arrays import Arrays
 from landscape.results.result import Result, plain
@@ -149,16 +149,16 @@ def write(path: str | Path, groups: Mapping[str, Group]) -> None:
     """Write an HDF5 file of these groups ("" is the file itself) and seal it; atomic."""
     import h5py
 
-    with atomic(path) as temporary:
-        with h5py.File(temporary, "w") as file:
-            file.attrs[_SEALED] = json.dumps("the last line is the SHA-256 of all bytes before it")
-            for name, group in groups.items():
-                place = file.require_group(name) if name else file
-                place.attrs.update(group.attributes)
-                _write_arrays(place, group.arrays)
-        digest = hashlib.sha256(temporary.read_bytes()).hexdigest()
-        with open(temporary, "ab") as stream:
-            stream.write(_SEAL + digest.encode() + b"\n")
+    with h5py.File("image", "w", driver="core", backing_store=False) as file:
+        file.attrs[_SEALED] = json.dumps("the last line is the SHA-256 of all bytes before it")
+        for name, group in groups.items():
+            place = file.require_group(name) if name else file
+            place.attrs.update(group.attributes)
+            _write_arrays(place, group.arrays)
+        file.flush()
+        image = file.id.get_file_image()
+    digest = hashlib.sha256(image).hexdigest()
+    write_bytes(path, image + _SEAL + digest.encode() + b"\n")
     _written.add(digest)
 
 

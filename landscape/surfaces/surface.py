@@ -170,9 +170,9 @@ def _computed(
         for quantity in wanted:
             tiles.complete(quantity, publish)
     except BaseException:
-        publish()
         if journal:
             journal.close()
+        publish()
         raise
     surface = _filled(empty, tiles, wanted)
     if choice.precision != "native":

@@ -67,8 +67,7 @@ class Journal:
         content = {k: getattr(directions, k) for k in ("name", "unit", "facts", "marks", "residuals")}
         content["vectors"] = [v.cpu() for v in directions.vectors]
         content["ranges"] = None if directions.ranges is None else [list(r) for r in directions.ranges]
-        with files.atomic(self.directory / "directions.pt") as temporary:
-            torch.save(content, temporary)
+        files.write_tensors(self.directory / "directions.pt", content)
         self.header = plain({"identity": self.identity, **header})
         # Last: a header says that everything else is there.
         files.write_json(self.directory / "header.json", self.header)
