@@ -8,8 +8,9 @@ from torch import nn
 
 import landscape
 from landscape import random
-from landscape.curvature import operators
-from landscape.errors import InputError
+from landscape.curvature import krylov, operators
+from landscape.curvature.products.differences import DifferenceProduct
+from landscape.errors import AsymmetryWarning, InputError
 from landscape.problem.problem import Problem
 
 # -- other matrices --------------------------------------------------------------------------------------------------
@@ -120,6 +121,54 @@ def test_differences_serve_where_double_backward_fails():
     dense = torch.stack([(a - b) / 2e-5 for a, b in zip(gradients[::2], gradients[1::2], strict=True)])
     np.testing.assert_allclose(found.values, torch.linalg.eigvalsh((dense + dense.T) / 2).flip(0)[:2], rtol=1e-7)
     assert found.provenance["hvp"] == "differences"
+
+
+def sharply_bent(dtype):
+    """Smooth, but bent far within eps^(1/3) (1 + ||w||), as language models do: small layers, normalized."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        *(nn.Linear(6, 16), nn.LayerNorm(16), nn.GELU(), nn.Linear(16, 16), nn.LayerNorm(16), nn.GELU()),
+        nn.Linear(16, 3),
+    )
+    with torch.no_grad():
+        for i in (0, 3):
+            model[i].weight.mul_(0.02)
+            model[i].bias.zero_()
+    x = torch.randn(30, 6)
+    return Problem(model.to(dtype), nn.CrossEntropyLoss(), [(x.to(dtype), torch.arange(30) % 3)])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_step_follows_the_loss_and_its_rounding(dtype):
+    problem, exact = sharply_bent(dtype), landscape.top_eigenvalues(sharply_bent(torch.float64), k=1, tol=1e-6)
+    found = landscape.top_eigenvalues(problem, k=1, hvp="differences")
+    stated = found.provenance["hvp_relative_error"]
+    assert found.converged
+    assert stated < {torch.float32: 3e-3, torch.float64: 1e-6}[dtype]
+    assert abs(found.values[0] - exact.values[0]) <= found.error_bounds[0] + 5 * stated * exact.values[0]
+    # The step that a smooth loss of length one would take leaves a multiple of that error.
+    usual = torch.finfo(dtype).eps ** (1 / 3) * (1 + float(torch.linalg.vector_norm(problem.weights)))
+    assert found.provenance["step"] < usual / 2
+
+
+def test_differences_are_refused_below_what_the_dtype_holds():
+    problem = sharply_bent(torch.bfloat16)
+    with pytest.raises(InputError, match=r"^central differences in bfloat16 leave a relative error of .*use float64$"):
+        landscape.top_eigenvalues(problem, k=1, hvp="differences")
+
+
+def test_what_is_not_symmetric_is_told_by_its_cause():
+    kinked = DifferenceProduct(case("mlp", (60,)))
+    kinked.step = 0.3
+    with pytest.warns(AsymmetryWarning, match=r"kinks within the step \(relu\)"):
+        found = krylov.lanczos(
+            kinked.product, kinked.gradient(), 2, generator=random.stream(0, "kinks"), cause=kinked.cause
+        )
+    assert not found.converged
+    smooth = operators.hessian(sharply_bent(torch.float32), hvp="differences")
+    assert "kinks" not in smooth.cause()
+    assert "float32" in smooth.cause()
+    assert "double backward" in operators.hessian(case("mlp")).cause()
 
 
 # -- another library -------------------------------------------------------------------------------------------------

@@ -25,6 +25,11 @@ _SYMMETRIC = 0.01
 in float32, up to 2e-3 by central differences of smooth networks, 0.1 and more with kinks; 0.05 with a wrong one."""
 
 
+def wrong_derivative() -> str:
+    """Why products by double backward are not those of a symmetric matrix."""
+    return "by double backward: an operation of the model has a wrong second derivative"
+
+
 class _Chapter(NamedTuple):
     """Steps from one start vector (`ended`) or up to a restart: T, beta, and the index of their first vector."""
 
@@ -48,6 +53,7 @@ class Factorization:
         start: first vector (default: random).
         locked: vectors that are deflated: the process runs in their orthogonal complement.
         scale: a lower bound of ||A||, known before the first step: products round at eps times it.
+        cause: why the products may not be those of a symmetric matrix, in words.
     """
 
     def __init__(
@@ -58,8 +64,10 @@ class Factorization:
         start: Tensor | None = None,
         locked: Basis | None = None,
         scale: float = 0.0,
+        cause: Callable[[], str] = wrong_derivative,
     ) -> None:
         self._matvec, self._like, self._generator, self._locked = matvec, like, generator, locked
+        self._cause = cause
         self.dimension = like.numel() - (locked.size if locked is not None else 0)
         self.basis = Basis(like)
         self.t = np.zeros((BLOCK, BLOCK))
@@ -118,9 +126,8 @@ class Factorization:
         relative = self.asymmetry / max(self.scale, 1e-300)
         if relative > _SYMMETRIC:
             warnings.warn(
-                f"the products are not those of a symmetric matrix (relative asymmetry {relative:.2g}): by double "
-                "backward an operation of the model has a wrong second derivative, by central differences the loss has "
-                "kinks within the step (ReLU); neither values nor bounds can be trusted",
+                f"the products are not those of a symmetric matrix (relative asymmetry {relative:.2g}), "
+                f"{self._cause()}; neither values nor bounds can be trusted",
                 AsymmetryWarning,
                 stacklevel=2,
             )
@@ -129,6 +136,7 @@ class Factorization:
     def ritz(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Eigenvalues of T ascending, their eigenvectors (columns) and residual bounds |beta s_last|."""
         values, vectors = np.linalg.eigh(self.t[: self.steps, : self.steps])
+        self.scale = max(self.scale, float(np.abs(values).max()))
         return values, vectors, np.abs(self.beta * vectors[-1])
 
     def coupling(self, vectors: np.ndarray) -> np.ndarray:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
-from landscape.curvature.factorization import Factorization, Matvec
+from landscape.curvature.factorization import Factorization, Matvec, wrong_derivative
 from landscape.curvature.missed import Search, mixed
 from landscape.curvature.wanted import ENDS, Eigenpairs, Request
 from landscape.errors import InputError
@@ -31,6 +33,7 @@ def lanczos(
     max_products: int = 500,
     capacity: int | None = None,
     verify: bool = False,
+    cause: Callable[[], str] = wrong_derivative,
 ) -> Eigenpairs:
     """Extreme eigenpairs of a symmetric operator by Lanczos with full reorthogonalization (Gram-Schmidt twice).
 
@@ -44,7 +47,7 @@ def lanczos(
     Therefore a second process starts from an independent random vector in the complement of the pairs, adds what the
     first one missed, and repeats until nothing is missed. It takes at most four products where the first process was
     an ordinary one; it goes on until a missed eigenvalue would have been overlooked with a probability below 1e-5 where
-    something was missed, the Krylov space was exhausted, A has at most 1,000 rows, or `verify` asks for it. The result
+    something was missed, the Krylov space was exhausted, A has at most 500 rows, or `verify` asks for it. The result
     says the probability.
 
     Args:
@@ -62,6 +65,7 @@ def lanczos(
         max_products: products allowed, the look included; then the pairs are returned with converged=False.
         capacity: basis vectors allowed; None is what fits in a quarter of the free memory.
         verify: look for missed eigenvalues until a probability below 1e-5, in any case.
+        cause: why the products may not be those of a symmetric matrix, in words.
 
     Raises:
         InputError: an argument out of range, or a product that is not finite.
@@ -75,9 +79,9 @@ def lanczos(
     elif hint is not None:
         start = mixed(hint, like, generator, 1.0)
     with Bar("Lanczos", None) as bar:
-        state = Factorization(matvec, like, generator, start)
+        state = Factorization(matvec, like, generator, start, cause=cause)
         pairs, others = request.first(state, bar)
-        search = Search(request, matvec, like, generator, state.scale, bar)
+        search = Search(request, matvec, like, generator, state.scale, bar, cause)
         return search.completed(pairs, others, verify or state.exhausted)
 
 

@@ -8,6 +8,7 @@ vector; what it has not found, it has overlooked with a probability that its own
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -27,7 +28,7 @@ SHARE, LEAST, MOST = 0.25, 3, 4
 second copy with 80 to 95%."""
 CHANCE = 1e-5
 """Probability at which a thorough look ends."""
-SMALL = 1000
+SMALL = 500
 """Dimension up to which every look is thorough: products cost little, and small models repeat eigenvalues."""
 
 
@@ -42,6 +43,7 @@ class Search:
         generator: draws start vectors.
         scale: ||A|| as far as known.
         bar: shows the products.
+        cause: why the products may not be those of a symmetric matrix.
     """
 
     request: Request
@@ -50,6 +52,7 @@ class Search:
     generator: torch.Generator
     scale: float
     bar: Bar
+    cause: Callable[[], str]
 
     def completed(self, pairs: Eigenpairs, others: Tensor, thorough: bool) -> Eigenpairs:
         """The pairs with what they miss, looked for until a look sees nothing.
@@ -83,7 +86,7 @@ class Search:
         return self.request.max_products - pairs.products
 
     def _process(self, locked: Basis, start: Tensor | None = None) -> Factorization:
-        return Factorization(self.matvec, self.like, self.generator, start, locked, self.scale)
+        return Factorization(self.matvec, self.like, self.generator, start, locked, self.scale, self.cause)
 
     def _basis(self, vectors: Tensor, others: Tensor) -> Basis:
         basis = Basis(self.like)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from landscape.ball.scaling import Scaling
+from landscape.curvature.factorization import wrong_derivative
 from landscape.curvature.products.differences import DifferenceProduct
 from landscape.curvature.products.gauss_newton import MATRICES, GaussNewtonGraph
 from landscape.curvature.products.hessian_graph import HessianGraph
@@ -29,7 +30,9 @@ class Operator:
         matvec: v (d,) -> A v (d,), in the dtype and on the device of `like`.
         like: a vector with the operator's length, dtype and device.
         facts: what was chosen or measured (chunks, kept graphs, error of differences).
-        hint: a vector that is known at no cost and lies near the dominant eigenvectors (the gradient); None if none is.
+        hint: a vector that is known at little cost and lies near the dominant eigenvectors (the gradient); None if
+            none is.
+        cause: why its products may not be those of a symmetric matrix, in words.
     """
 
     name: str
@@ -37,6 +40,7 @@ class Operator:
     like: Tensor
     facts: Callable[[], dict[str, Any]] = field(default=dict, repr=False)
     hint: Callable[[], Tensor | None] = field(default=lambda: None, repr=False)
+    cause: Callable[[], str] = field(default=wrong_derivative, repr=False)
 
     @property
     def dimension(self) -> int:
@@ -96,7 +100,7 @@ def hessian(
         if parameters is not None:
             _at_own_weights(w)
         other = DifferenceProduct(problem, w)
-        return Operator("hessian", other.product, problem.weights, other.facts)
+        return Operator("hessian", other.product, problem.weights, other.facts, other.gradient, other.cause)
     graph = HessianGraph(problem, w, chunk_size=chunk_size, memory=memory)
     if parameters is not None:
         return block(graph, positions(problem, parameters))
@@ -200,7 +204,7 @@ def scaled(operator: Operator, diagonal: Tensor | None, name: str | None = None)
         return None if known is None else t * known
 
     name = name or f"scaled {operator.name}"
-    return Operator(name, lambda v: t * operator.matvec(t * v), operator.like, operator.facts, hint)
+    return Operator(name, lambda v: t * operator.matvec(t * v), operator.like, operator.facts, hint, operator.cause)
 
 
 def _at_own_weights(w: Tensor | None) -> None:

@@ -113,7 +113,7 @@ class Request:
             bar.advance()
             values, vectors, residuals = state.ritz()
             index = wanted(values, self.k, self.which)
-            scale = max(float(np.abs(values).max()), state.scale)
+            scale = state.scale
             room = self.allowed(values[index], scale) - self.rounding(scale) / 2
             done = len(index) >= min(self.pairs, state.dimension) and bool(np.all(residuals[index] <= room))
             if done or state.steps == state.dimension or state.products >= self.max_products:

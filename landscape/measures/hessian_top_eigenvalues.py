@@ -95,7 +95,7 @@ def top_eigenvalues(
     (a second copy of a repeated eigenvalue, two that nearly coincide, what an exhausted Krylov space does not hold). A
     second process from an independent start vector looks for such ones in the complement, adds them, and says how
     probably it would have overlooked one: after 3 or 4 products in most networks, below 1e-5 where something was
-    missed, in matrices of at most 1,000 rows, and with `verify`. See `landscape.curvature.krylov.lanczos`.
+    missed, in matrices of at most 500 rows, and with `verify`. See `landscape.curvature.krylov.lanczos`.
 
     Cost: k + 9 to k + 20 Hessian-vector products in most networks, each about half of a product that builds its graph
     anew, as long as the graphs fit in memory.
@@ -113,7 +113,7 @@ def top_eigenvalues(
         biases: of T: scaled, unscaled or fixed.
         parameters: shell pattern: the block of these parameters alone.
         hvp: "double-backward", or "differences" for models without second derivative; their relative error is
-            estimated and kept in the provenance, the bounds do not cover it.
+            estimated and kept in the provenance, the bounds do not cover it. Above 1% they are refused.
         max_hvps: products allowed, the look included; then converged is False.
         basis: vectors kept at once; None is as many as fit in a quarter of the free memory (then thick restart).
         chunk_size: examples differentiated at once; None chooses.
@@ -143,7 +143,8 @@ def top_eigenvalues(
 def extreme_pairs(operator: operators.Operator, k: int, seed: int, **lanczos: Any) -> TopEigenvalues:
     """Eigenpairs of an operator; `lanczos` are arguments of `landscape.curvature.krylov.lanczos`."""
     generator = random.stream(seed, "lanczos")
-    pairs = krylov.lanczos(operator.matvec, operator.like, k, hint=operator.hint(), generator=generator, **lanczos)
+    lanczos |= {"hint": operator.hint(), "cause": operator.cause, "generator": generator}
+    pairs = krylov.lanczos(operator.matvec, operator.like, k, **lanczos)
     missed = pairs.missed_probability
     return TopEigenvalues(
         values=pairs.values,
