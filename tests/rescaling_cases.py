@@ -1,13 +1,12 @@
 """Networks at weights that are nowhere special, and the check of their rescalings against torch."""
 
-import copy
-
 import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.testing import assert_close
 
 from landscape.invariance.rescaling import find
+from landscape.problem.evaluator import copied
 from landscape.random import stream
 
 
@@ -33,7 +32,7 @@ def check(model, x, dimension, low=0.2, high=5.0):
     assert not symmetries.rejected, symmetries.rejected
     assert symmetries.dimension == dimension
     assert symmetries.residual <= 1e-12
-    model = copy.deepcopy(model).eval()
+    model = copied(model).eval()
     w, layout = symmetries.parameters.read(model), symmetries.parameters
     with torch.no_grad():
         before = model(x)

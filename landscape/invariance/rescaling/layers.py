@@ -12,7 +12,7 @@ from torch import Tensor
 
 from landscape.invariance.rescaling.rules import RULES, named, opaque, rule
 from landscape.invariance.rescaling.trace import NO_FACTOR, Trace, plain_name, tensors_of
-from landscape.invariance.rescaling.units import ANY
+from landscape.invariance.rescaling.units import ANY, compact
 
 __all__ = ["RULES"]
 
@@ -21,10 +21,10 @@ __all__ = ["RULES"]
 def linear(trace: Trace, func: Any, args: tuple, kwargs: dict, out: Any) -> Any:
     """W_ij scales by tau_out(i) / tau_in(j), the bias by tau_out: every output is a new unit."""
     arguments = named(func, args, kwargs, "input weight bias")
-    x, weight, bias = trace.labels(arguments["input"]), arguments["weight"], arguments.get("bias")
+    weight, bias = arguments["weight"], arguments.get("bias")
+    inputs = trace.features(arguments["input"])
     if not trace.is_parameter(weight):
-        return opaque(trace, func, args, kwargs, out)
-    inputs = trace.units.reduce(x, range(x.dim() - 1)).reshape(-1)
+        return _computed(trace, trace.labels(weight), inputs[None, :], bias).expand(out.shape)
     outputs = trace.units.fresh(weight.shape[0])
     trace.use(weight, (outputs[:, None], 1), (inputs[None, :], -1))
     trace.use(bias, (outputs, 1))
@@ -36,13 +36,14 @@ def convolution(trace: Trace, func: Any, args: tuple, kwargs: dict, out: Any) ->
     """As a linear layer, a unit an output channel; a group reads its own run of input channels."""
     arguments = named(func, args, kwargs, "input weight bias stride padding dilation groups")
     weight, groups = arguments["weight"], arguments.get("groups") or 1
-    if not trace.is_parameter(weight):
-        return opaque(trace, func, args, kwargs, out)
     places = weight.dim() - 2
     inputs = _channels(trace, trace.labels(arguments["input"]), places).view(groups, -1)
-    outputs = trace.units.fresh(weight.shape[0])
     ones = [1] * places
     rows = inputs.repeat_interleave(weight.shape[0] // groups, 0) if groups > 1 else inputs
+    if not trace.is_parameter(weight):
+        made = _computed(trace, trace.labels(weight), rows.reshape(*rows.shape, *ones), arguments.get("bias"))
+        return made.view(-1, *ones).expand(out.shape)
+    outputs = trace.units.fresh(weight.shape[0])
     trace.use(weight, (outputs.view(-1, 1, *ones), 1), (rows.reshape(*rows.shape, *ones), -1))
     trace.use(arguments.get("bias"), (outputs, 1))
     return outputs.view(-1, *ones).expand(out.shape)
@@ -53,10 +54,13 @@ def transposed_convolution(trace: Trace, func: Any, args: tuple, kwargs: dict, o
     """The weight's first axis is the input channel, the second the output channel within its group."""
     arguments = named(func, args, kwargs, "input weight bias stride padding output_padding groups dilation")
     weight, groups = arguments["weight"], arguments.get("groups") or 1
-    if not trace.is_parameter(weight):
-        return opaque(trace, func, args, kwargs, out)
     places, per_group = weight.dim() - 2, weight.shape[1]
     inputs = _channels(trace, trace.labels(arguments["input"]), places)
+    if not trace.is_parameter(weight):
+        by_group = trace.labels(weight).unflatten(0, (groups, -1)).movedim(2, 1).flatten(0, 1)
+        rows = inputs.view(groups, -1).repeat_interleave(per_group, 0)
+        made = _computed(trace, by_group, rows.reshape(*rows.shape, *[1] * places), arguments.get("bias"))
+        return made.view(-1, *[1] * places).expand(out.shape)
     outputs = trace.units.fresh(per_group * groups)
     ones = [1] * places
     columns = outputs.view(groups, per_group).repeat_interleave(weight.shape[0] // groups, 0)
@@ -182,7 +186,7 @@ def multi_head_attention(trace: Trace, func: Any, args: tuple, kwargs: dict, out
     bound.apply_defaults()
     arguments = bound.arguments
     trace.end([arguments[n] for n in ("bias_k", "bias_v", "attn_mask", "key_padding_mask", "static_k", "static_v")])
-    inputs = [_features(trace, arguments[n]) for n in ("query", "key", "value")]
+    inputs = [trace.features(arguments[n]) for n in ("query", "key", "value")]
     width = arguments["embed_dim_to_check"]
     made = trace.units.fresh(3 * width)
     q, k, v = made.split(width)
@@ -210,10 +214,27 @@ def _channels(trace: Trace, labels: Tensor, places: int) -> Tensor:
     return trace.units.reduce(labels, [d for d in range(labels.dim()) if d != channel]).reshape(-1)
 
 
-def _features(trace: Trace, tensor: Tensor) -> Tensor:
-    """One label a feature of (..., features)."""
-    labels = trace.labels(tensor)
-    return trace.units.reduce(labels, range(labels.dim() - 1)).reshape(-1)
+def _computed(trace: Trace, labels: Tensor, inputs: Tensor, bias: Tensor | None) -> Tensor:
+    """Outputs (out,) of a weight (out, in, ...) that the network computes: all that one output sums carries one factor.
+
+    Where the weight's factors are the same along its inputs, the inputs are tied and their factor passes.
+
+    Args:
+        trace: the trace.
+        labels: of the weight.
+        inputs: labels that broadcast against them.
+        bias: of the layer, if it has one.
+    """
+    rest = list(range(1, labels.dim()))
+    if compact(labels)[0].shape[1:].numel() == 1:
+        inputs = trace.units.reduce(inputs, rest)
+        labels = labels[(slice(None), *[slice(1)] * len(rest))]
+    outputs = trace.units.reduce(trace.units.product(labels, inputs), rest).reshape(-1)
+    if bias is not None and (trace.is_parameter(bias) or bias.grad_fn is None):
+        trace.use(bias, (outputs, 1))
+    elif bias is not None:
+        trace.units.tie(trace.labels(bias), outputs)
+    return outputs
 
 
 def _affine(trace: Trace, arguments: dict[str, Any], channel: int | None, out: Tensor) -> Tensor:

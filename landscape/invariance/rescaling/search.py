@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -13,11 +12,11 @@ from scipy.sparse import csr_matrix
 from torch import Tensor, nn
 
 from landscape.errors import InputError
-from landscape.invariance.rescaling.layers import RULES
+from landscape.invariance.rescaling import layers, normalized, recurrent
 from landscape.invariance.rescaling.symmetries import Block, Symmetries
 from landscape.invariance.rescaling.trace import HINTS, Trace, Use, tensors_of
 from landscape.problem.batches import Batch
-from landscape.problem.evaluator import POLICIES
+from landscape.problem.evaluator import POLICIES, copied
 from landscape.problem.parameters import Parameters
 from landscape.random import stream
 
@@ -71,7 +70,7 @@ def find(
     if batch_norm not in POLICIES:
         raise InputError(f"batch_norm must be one of {', '.join(POLICIES)}, received {batch_norm!r}")
     layout = parameters or Parameters.of(model)
-    double = copy.deepcopy(model).double().eval()
+    double = copied(model).double().eval()
     if batch_norm != "frozen":
         for module in double.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
@@ -79,7 +78,7 @@ def find(
     example = _example(example_input, layout.read(double))
     if not bool(torch.isfinite(layout.read(double)).all()):
         raise InputError("the weights hold nan or inf: rescaling and comparing outputs would be meaningless")
-    trace = Trace(double, hints, RULES)
+    trace = Trace(double, hints, {**layers.RULES, **normalized.RULES, **recurrent.RULES})
     few = example.rows(0, 2) if example.sliceable else example
     trace.run(few.args, few.kwargs)
     symmetries = _verified(_assemble(trace, layout, double), double, example, tolerance)

@@ -115,6 +115,11 @@ class Trace(TorchFunctionMode):
         zero = tensor.detach().to("cpu") == 0
         return torch.where(zero, ANY, 0) if zero.any() else torch.zeros((), dtype=torch.int64).expand(tensor.shape)
 
+    def features(self, tensor: Tensor) -> Tensor:
+        """One label a feature of (..., features): the rows are tied."""
+        labels = self.labels(tensor)
+        return self.units.reduce(labels, range(labels.dim() - 1)).reshape(-1)
+
     def set(self, tensor: Tensor, labels: Tensor) -> None:
         """Give a result its labels."""
         self._known[id(tensor)] = _Known(tensor, labels.expand(tensor.shape))
@@ -189,7 +194,7 @@ class Trace(TorchFunctionMode):
         outputs = tensors_of(out)
         one_each = list(labels) if isinstance(labels, list | tuple) else [labels] * len(outputs)
         for tensor, label in zip(outputs, one_each, strict=True):
-            if not self.is_parameter(tensor):
+            if label is not None and not self.is_parameter(tensor):  # None: lengths and the like, free to be read
                 self.set(tensor, label)
 
     def _assign(self, target: Tensor, index: Any, value: Any) -> None:
