@@ -13,6 +13,7 @@ from commands.claimed import claim
 from commands.numbers import Whole
 from landscape.errors import InputError
 from landscape.progress import is_shown
+from trainers.references import resolve_device
 
 
 @click.command("figures")
@@ -67,7 +68,7 @@ def command(
     from figures.study.figure import Unfinished, make
     from figures.study.study import Study
 
-    where = "cpu" if preset != "paper" and device is None else str(options.resolve_device(device))
+    where = "cpu" if preset != "paper" and device is None else str(resolve_device(device))
     study = Study(
         directory / "study",
         preset,

@@ -14,6 +14,7 @@ from commands.claimed import claim
 from commands.numbers import POSITIVE, Real, Whole
 from commands.options import OutputOptions, ProblemOptions, option
 from landscape.errors import InputError
+from trainers.references import resolve_device
 
 if TYPE_CHECKING:
     from landscape.invariance.measures import InvarianceOptions
@@ -133,7 +134,7 @@ def _untrained(chosen: ProblemOptions) -> tuple[Problem, str, dict[str, Any]]:
         if getattr(chosen, name):
             raise InputError(f"--{name} without a checkpoint: give the checkpoint that holds the weights")
     data = load_data("toy2d", seed=chosen.seed)
-    device = options.resolve_device(chosen.device)
+    device = resolve_device(chosen.device)
     model = build_model("table2-mlp", classes=2, input_shape=(2,), seed=chosen.seed)
     count = data.size(chosen.split)
     indices = torch.arange(min(chosen.samples or 500, count))

@@ -5,10 +5,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import importlib
 import json
 import os
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +15,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from commands.numbers import SEED, Whole
-from landscape.errors import InputError, unknown
 from landscape.progress import is_shown, shown
+from trainers.names import parse_argument
+from trainers.references import import_callable, resolve_data, resolve_device, resolve_loss, resolve_model
 
 if TYPE_CHECKING:
     import torch
@@ -27,8 +26,6 @@ if TYPE_CHECKING:
     from trainers.rebuild import Subject
 
 F = TypeVar("F", bound=Callable[..., Any])
-LOSSES = ("own", "cross-entropy", "mse", "bce", "nll")
-"""Those of `landscape.problem.losses.NAMED`, which needs torch."""
 
 _DEVICE = "cpu, cuda, cuda:1, ...; default: cuda where there is one."
 _DATA_DIR = "Where data files lie; default $LANDSCAPE_DATA."
@@ -95,7 +92,12 @@ class ProblemOptions:
     """Which function L(w) is analyzed, and where: the options of everything that reads a checkpoint."""
 
     model: str | None = option(
-        "For a foreign checkpoint: module:callable that returns the nn.Module, or torchvision:NAME."
+        "For a foreign checkpoint: a built-in network, torchvision:NAME, timm:NAME, hf:FOLDER (its config.json), or "
+        "module:callable that returns the nn.Module.",
+        metavar="NAME",
+    )
+    model_arg: tuple[str, ...] = option(
+        "What the network is made with; repeatable.", multiple=True, metavar="KEY=VALUE"
     )
     data: str | None = option("A built-in data set, npz:FILE, or module:callable that returns batches.")
     loss: str | None = option(
@@ -147,7 +149,7 @@ class ProblemOptions:
                 seed=self.seed,
                 data_dir=self.data_dir,
             ),
-            model=resolve_model(self.model),
+            model=resolve_model(self.model, dict(map(parse_argument, self.model_arg))),
             key=self.key,
             allow_missing=self.allow_missing,
             allow_extra=self.allow_extra,
@@ -208,101 +210,6 @@ def show_plan(problem: Problem, label: str, vectors: int | None) -> None:
         plan.require()
         if is_shown():
             click.echo(f"{label}: {plan}", err=True)
-
-
-# -- texts become objects ----------------------------------------------------------------------------------------------
-
-
-def resolve_device(name: str | None) -> torch.device:
-    """The device called `name`; without a name CUDA where there is one.
-
-    Raises:
-        InputError: no such device on this machine.
-    """
-    import torch
-
-    if name is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise InputError(f"unknown device {name!r}: cpu, cuda or cuda:N is needed") from error
-    if device.type not in ("cpu", "cuda"):
-        try:
-            torch.zeros(1, device=device).item()
-        except (RuntimeError, NotImplementedError, AssertionError) as error:
-            raise InputError(
-                f"device {name!r} was asked for, this machine or torch has none: use --device cpu"
-            ) from error
-    if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
-        raise InputError(
-            f"device {name!r} was asked for, {torch.cuda.device_count()} CUDA devices are here: use --device cpu"
-        )
-    return device
-
-
-def import_callable(text: str, flag: str) -> Callable[..., Any]:
-    """What `module:callable` names, imported with the current directory on the path.
-
-    Raises:
-        InputError: not of that form, no such module, no such callable.
-    """
-    module, separator, name = text.partition(":")
-    if not separator or not module or not name:
-        raise InputError(f"{flag} {text!r}: module:callable is needed, for example my_models:build")
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
-    try:
-        value = getattr(importlib.import_module(module), name, None)
-    except ModuleNotFoundError as error:
-        raise InputError(f"{flag} {text!r}: no module {error.name!r} in {os.getcwd()} or installed") from error
-    if not callable(value):
-        raise InputError(f"{flag} {text!r}: {module} has no callable {name!r}")
-    return value
-
-
-def resolve_loss(text: str | None) -> str | Callable[..., Any] | None:
-    """The name of a loss, or what `module:callable` names.
-
-    Raises:
-        InputError: no such loss; see `import_callable`.
-    """
-    if text is None or text in LOSSES:
-        return text
-    if ":" not in text:
-        raise unknown("loss", text, [*LOSSES, "module:callable"])
-    return import_callable(text, "--loss")
-
-
-def resolve_model(text: str | None) -> Callable[..., Any] | None:
-    """What builds the network: a callable `module:callable`, or an architecture of torchvision, `torchvision:resnet50`.
-
-    Raises:
-        InputError: torchvision is not installed or has no such architecture; see `import_callable`.
-    """
-    if not text or not text.startswith("torchvision:"):
-        return import_callable(text, "--model") if text is not None else None
-    name = text.removeprefix("torchvision:")
-    try:
-        models = importlib.import_module("torchvision.models")
-    except (ImportError, RuntimeError) as error:
-        raise InputError(f"--model {text!r} needs a torchvision that fits the installed torch: {error}") from error
-    if name not in models.list_models():
-        raise unknown("architecture of torchvision", name, models.list_models())
-    return lambda: models.get_model(name, weights=None)
-
-
-def resolve_data(text: str | None) -> str | Callable[..., Any] | None:
-    """A built-in data set's name as it is (`npz:FILE`, `digits`), else the callable that `module:callable` names."""
-    if text is None:
-        return None
-    from trainers.data import DATA
-    from trainers.names import FILE_PREFIXES
-
-    name = text.partition(":")[0]
-    if text.startswith(FILE_PREFIXES) or name in DATA or ":" not in text:
-        return text
-    return import_callable(text, "--data")
 
 
 # -- the machine -------------------------------------------------------------------------------------------------------

@@ -31,7 +31,7 @@ def stub() -> str:
     homes = landscape.homes()
     names = defaultdict(set, {"landscape.registry": {"Registry"}})
     for name, home in homes.items():
-        names[f"landscape.{home}"].add(name)
+        names[home].add(name)
     modules = {m.name for m in pkgutil.iter_modules(landscape.__path__)} - set(homes)
     imports = [f"from landscape import {module} as {module}" for module in sorted(modules)]
     imports += [f"from {home} import {', '.join(sorted(names[home], key=_case))}" for home in sorted(names)]

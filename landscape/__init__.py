@@ -25,6 +25,7 @@ MEASURES: Registry[Callable[..., Any]] = Registry("landscape.measures", "measure
 # Public name -> the module that defines it. Measures need no line here: see `homes`.
 _HOMES = {
     "AsymmetryWarning": "errors",
+    "CheckpointWarning": "errors",
     "InputError": "errors",
     "Invariance": "invariance.invariance",
     "LabelledArrays": "results.result",
@@ -50,24 +51,30 @@ _HOMES = {
 }
 
 
+# The one name that the floor above defines, since it reads checkpoints of its trainings and its data; nothing in
+# `landscape` uses it.
+_UPSTAIRS = {"problem_from": "trainers.rebuild"}
+
+
 @functools.cache
 def homes() -> dict[str, str]:
     """Public name -> the module that defines it; measures are found by reading their files."""
     measures = {e.symbol: f"measures.{e.file.stem}" for e in MEASURES.entries.values()}
-    return dict(sorted({**_HOMES, **measures}.items()))
+    ours = {name: f"landscape.{home}" for name, home in {**_HOMES, **measures}.items()}
+    return dict(sorted({**ours, **_UPSTAIRS}.items()))
 
 
 def import_all() -> None:
     """Import every module that defines a result type, so that `load` knows them."""
-    for home in set(homes().values()):
-        importlib.import_module(f"landscape.{home}")
+    for home in set(homes().values()) - set(_UPSTAIRS.values()):
+        importlib.import_module(home)
 
 
 def __getattr__(name: str) -> Any:
     if name == "__all__":
         return ["MEASURES", *homes()]
     if home := homes().get(name):
-        return getattr(__import__(f"landscape.{home}", fromlist=[name]), name)  # `from home import name`
+        return getattr(__import__(home, fromlist=[name]), name)  # `from home import name`
     if not name.startswith("_") and importlib.util.find_spec(f"landscape.{name}"):
         return importlib.import_module(f"landscape.{name}")
     raise AttributeError(f"module 'landscape' has no attribute {name!r}")

@@ -26,7 +26,7 @@ from landscape import statistics as statistics
 from landscape import surfaces as surfaces
 from landscape.ball.scaling import Scaling
 from landscape.curvature.exact.diagonals import hessian_diagonal
-from landscape.errors import AsymmetryWarning, InputError, NonDeterministicWarning
+from landscape.errors import AsymmetryWarning, CheckpointWarning, InputError, NonDeterministicWarning
 from landscape.invariance import rescaling
 from landscape.invariance.invariance import Invariance, rescaling_invariance
 from landscape.measures.adaptive_hessian import adaptive_top_eigenvalues
@@ -54,10 +54,12 @@ from landscape.surfaces.paths import LossPath, path
 from landscape.surfaces.profiles import Profiles, profiles
 from landscape.surfaces.result import Surface
 from landscape.surfaces.surface import surface
+from trainers.rebuild import problem_from
 
 __all__ = [
     "MEASURES",
     "AsymmetryWarning",
+    "CheckpointWarning",
     "InputError",
     "Invariance",
     "LabelledArrays",
@@ -83,6 +85,7 @@ __all__ = [
     "load",
     "pac_bayes_sigma",
     "path",
+    "problem_from",
     "profiles",
     "rescaling",
     "rescaling_invariance",

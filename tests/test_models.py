@@ -139,13 +139,15 @@ def test_stem_follows_the_image_size():
     assert set(large.state_dict()) >= {"layer1.0.conv1.weight", "layer2.0.downsample.1.running_mean", "fc.bias"}
 
 
-def test_padded_shortcut_takes_every_second_pixel_and_adds_zero_channels():
-    shortcut = build_model("resnet20", classes=2, input_shape=(3, 8, 8), shortcut="pad").layer2[0].downsample
+@pytest.mark.parametrize(("kind", "before"), [("pad", 0), ("pad-centered", 8)])
+def test_padded_shortcut_takes_every_second_pixel_and_adds_zero_channels(kind, before):
+    shortcut = build_model("resnet20", classes=2, input_shape=(3, 8, 8), shortcut=kind).layer2[0].downsample
     x = torch.arange(2.0 * 16 * 8 * 8).reshape(2, 16, 8, 8)
     out = shortcut(x)
-    assert torch.equal(out[:, :16], x[:, :, ::2, ::2])
+    assert torch.equal(out[:, before : before + 16], x[:, :, ::2, ::2])
     assert out.shape == (2, 32, 4, 4)
-    assert not out[:, 16:].any()
+    assert not out[:, :before].any()
+    assert not out[:, before + 16 :].any()
 
 
 # The papers' formulas once more, from a state dict and torch.nn.functional alone.

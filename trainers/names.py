@@ -34,14 +34,27 @@ def parse_name(text: str) -> tuple[str, dict[str, Any]]:
         raise InputError(f"{text!r} has no name: write NAME or NAME:key=value,key=value")
     arguments: dict[str, Any] = {}
     for part in re.split(r",(?![^(]*\))", rest) if rest else []:
-        key, equals, value = part.partition("=")
-        key = key.strip().replace("-", "_")
-        if not equals or not key.isidentifier() or not value.strip():
-            raise InputError(f"{part!r} in {text!r} is not an argument: write NAME:key=value,key=value")
+        try:
+            key, value = parse_argument(part)
+        except InputError:
+            raise InputError(f"{part!r} in {text!r} is not an argument: write NAME:key=value,key=value") from None
         if key in arguments:
             raise InputError(f"argument {key!r} is given twice in {text!r}: give it once")
-        arguments[key] = _value(value.strip())
+        arguments[key] = value
     return name, arguments
+
+
+def parse_argument(text: str) -> tuple[str, Any]:
+    """``key=value`` -> key and value.
+
+    Raises:
+        InputError: not of that form.
+    """
+    key, equals, value = text.partition("=")
+    key = key.strip().replace("-", "_")
+    if not equals or not key.isidentifier() or not value.strip():
+        raise InputError(f"{text!r} is not an argument: write key=value")
+    return key, _value(value.strip())
 
 
 def _value(text: str) -> Any:

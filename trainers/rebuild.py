@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,9 +24,10 @@ from landscape.problem.losses import NAMED
 from landscape.problem.problem import Problem
 from landscape.random import stream
 from landscape.results import digest
+from trainers.architectures import BuiltIn
 from trainers.datasets import Data, load_data
-from trainers.models import build_model
 from trainers.names import parse_name
+from trainers.references import import_callable, resolve_data, resolve_device, resolve_loss, resolve_model
 
 DEFAULT_SAMPLES = 4096
 
@@ -86,7 +87,7 @@ def subject(
     path: str | Path,
     sample: Sample | None = None,
     *,
-    model: Callable[[], nn.Module] | None = None,
+    model: Callable[[], nn.Module] | BuiltIn | None = None,
     loss: str | Callable[[Any, Any], Tensor] | None = None,
     objective: Callable[[nn.Module, Any], Any] | None = None,
     batch_norm: str = "frozen",
@@ -104,7 +105,7 @@ def subject(
     Args:
         path: a checkpoint of this toolkit, or with `model` any file or folder that holds a state dict.
         sample: the examples; default 4,096 of the training set that the checkpoint names.
-        model: returns the architecture of a foreign checkpoint.
+        model: returns the architecture of a foreign checkpoint, or a built-in one.
         loss: a name ("own", "cross-entropy", "mse", "bce", "nll") or called as loss(outputs, targets); default
             cross-entropy of class labels without label smoothing or weight decay, whatever the training added, so that
             methods can be compared.
@@ -127,14 +128,18 @@ def subject(
         raise InputError(f"{path} is analyzed with --model: give its data too, --data NAME or module:callable")
     content = checkpoint.read(path) if model is None else checkpoint.contents(path)
     choice = Choice(key, allow_missing, allow_extra, rename)
-    network = _model(path, content, model, choice, dtype).to(device).eval()
-    content = content if model is None else None
+    source = content if model is None else None
+    data = _data(source, sample, device)
+    if model is None:
+        model, content = BuiltIn(content["model"]["name"], content["model"]["arguments"]), content["model"]["state"]
+    network = model.network(data) if isinstance(model, BuiltIn) else _called(model)
+    network = _loaded(path, network, content, choice, dtype).to(device).eval()
     if objective is not None and loss is not None:
         raise InputError("--objective computes the loss by itself: give it without --loss")
     problem = Problem(
         network,
         None if objective is not None else _loss(loss),
-        _batches(content, sample, network, device, whole=objective is not None),
+        _batches(data, sample, network, whole=objective is not None),
         objective=objective,
         parameters=list(parameters) or None,
         batch_norm=batch_norm,
@@ -144,7 +149,48 @@ def subject(
     if sample.batch_size and callable(sample.data):
         problem = problem.rebatched(sample.batch_size)
     _require_finite(path, problem)
-    return Subject(path, digest.of_path(path), network, problem, _metadata(content), sample.seed)
+    return Subject(path, digest.of_path(path), network, problem, _metadata(source), sample.seed)
+
+
+def problem_from(
+    path: str | Path,
+    *,
+    model: str | Callable[..., nn.Module] | None = None,
+    model_arguments: Mapping[str, Any] | None = None,
+    data: str | Callable[[], Iterable[Any]] | None = None,
+    loss: str | Callable[[Any, Any], Tensor] | None = None,
+    objective: str | Callable[[nn.Module, Any], Any] | None = None,
+    dtype: str | torch.dtype = torch.float32,
+    device: str | torch.device | None = None,
+    **options: Any,
+) -> Problem:
+    """The loss L(w) over a fixed sample that `landscape analyze` computes, from a checkpoint.
+
+    Args:
+        path: a checkpoint of this toolkit, or with `model` any file or folder that holds weights.
+        model: a built-in network, torchvision:NAME, timm:NAME, hf:FOLDER, module:callable, or the callable itself.
+        model_arguments: what the network is made with.
+        data: a built-in data set, npz:FILE, module:callable, or a callable that returns batches.
+        loss: a name, module:callable or a function of (outputs, targets), see `subject`.
+        objective: module:callable or a function of (model, batch), in place of a loss.
+        dtype: of the analysis, or its name.
+        device: default CUDA where there is one.
+        options: `split`, `samples`, `batch_size`, `seed`, `data_dir`; `batch_norm`, `parameters`; `key`,
+            `allow_missing`, `allow_extra`, `rename`; as `Sample` and `subject` take them.
+
+    Raises:
+        InputError: as `subject`; a name that refers to nothing.
+    """
+    return subject(
+        path,
+        model=resolve_model(model, model_arguments),
+        data=resolve_data(data),
+        loss=resolve_loss(loss),
+        objective=import_callable(objective, "--objective") if isinstance(objective, str) else objective,
+        dtype=getattr(torch, dtype) if isinstance(dtype, str) else dtype,
+        device=resolve_device(None if device is None else str(device)),
+        **options,
+    ).problem
 
 
 def _loss(loss: str | Callable[[Any, Any], Tensor] | None) -> Callable[[Any, Any], Tensor] | None:
@@ -172,19 +218,15 @@ def _require_finite(path: Path, problem: Problem) -> None:
         )
 
 
-def _model(
-    path: Path, content: Any, build: Callable[[], nn.Module] | None, choice: Choice, dtype: torch.dtype
-) -> nn.Module:
+def _called(build: Callable[[], nn.Module]) -> nn.Module:
+    network = build()
+    if not isinstance(network, nn.Module):
+        raise InputError(f"--model returned {type(network).__name__}: an nn.Module is needed")
+    return network
+
+
+def _loaded(path: Path, network: nn.Module, content: Any, choice: Choice, dtype: torch.dtype) -> nn.Module:
     """The network in the analysis' dtype with the file's weights, which are rounded once and no more."""
-    if build is None:
-        network, content = build_model(content["model"]["name"], **content["model"]["arguments"]), content["model"]
-        content = content["state"]
-    else:
-        network = build()
-        if not isinstance(network, nn.Module):
-            raise InputError(f"--model returned {type(network).__name__}: an nn.Module is needed")
-        if checkpoint.is_ours(content) and choice.key is None:
-            choice = replace(choice, key="model.state")
     tensors = [*network.named_parameters(), *network.named_buffers()]
     imaginary = next((name for name, tensor in tensors if tensor.is_complex()), None)
     if imaginary is not None:
@@ -192,16 +234,17 @@ def _model(
             f"the model's {imaginary!r} is complex: weights must be real (store it as real and imaginary parts, "
             "torch.view_as_real)"
         )
+    if checkpoint.is_ours(content) and choice.key is None:
+        choice = replace(choice, key="model.state")
     network = network.to(dtype)
     checkpoint.load_weights(network, content, path, choice)
     return network
 
 
-def _batches(
-    content: dict[str, Any] | None, sample: Sample, network: nn.Module, device: torch.device | str, whole: bool
-) -> Iterable[Any]:
+def _data(content: dict[str, Any] | None, sample: Sample, device: torch.device | str) -> Data | None:
+    """The data set that the sample names, else the checkpoint; None for a callable's batches."""
     if callable(sample.data):
-        return _limited(sample.data(), sample.samples, Reader(network.forward, whole=whole))
+        return None
     if sample.data is not None:
         name, arguments = parse_name(sample.data)
     else:
@@ -209,7 +252,13 @@ def _batches(
         name, arguments = content["data"]["name"], content["data"]["arguments"]
     if sample.data_dir is not None:
         arguments = {**arguments, "data_dir": str(sample.data_dir)}
-    data = _load(name, json.dumps(arguments, sort_keys=True), str(device))
+    return _load(name, json.dumps(arguments, sort_keys=True), str(device))
+
+
+def _batches(data: Data | None, sample: Sample, network: nn.Module, whole: bool) -> Iterable[Any]:
+    if data is None:
+        assert callable(sample.data)
+        return _limited(sample.data(), sample.samples, Reader(network.forward, whole=whole))
     count = data.size(sample.split)
     size = min(sample.samples or DEFAULT_SAMPLES, count)
     indices = None

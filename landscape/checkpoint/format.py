@@ -41,9 +41,10 @@ def read(path: str | Path) -> dict[str, Any]:
     """
     content = contents(path)
     if not is_ours(content):
+        named = f"hf:{path}" if (Path(path) / "config.json").is_file() else "NAME or module:callable"
         raise InputError(
             f"{path} is not a checkpoint of this toolkit: to analyze it say how its network and its data are made, "
-            "--model NAME or module:callable, and --data"
+            f"--model {named}, and --data"
         )
     if content.get("version") != VERSION:
         raise InputError(

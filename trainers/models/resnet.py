@@ -16,6 +16,9 @@ from trainers.models.cnn import initialize_convolutions
 LARGEST_CIFAR_SIDE = 64
 """Up to this side ``stem="auto"`` takes the CIFAR stem."""
 
+PADDED = ("pad", "pad-centered")
+"""Shortcuts of option A: new channels after the old ones, or half of them before (akamaster/pytorch_resnet_cifar10)."""
+
 
 def convolution(width: int, out: int, size: int, stride: int = 1) -> nn.Conv2d:
     """Convolution without bias that keeps the image's size at stride 1."""
@@ -23,12 +26,12 @@ def convolution(width: int, out: int, size: int, stride: int = 1) -> nn.Conv2d:
 
 
 class PaddedShortcut(nn.Module):
-    """Option A of the paper: every `stride`-th pixel, new channels zero."""
+    """Option A of the paper: every `stride`-th pixel, new channels zero, `before` of them first."""
 
-    def __init__(self, extra: int, stride: int) -> None:
+    def __init__(self, extra: int, stride: int, before: int = 0) -> None:
         super().__init__()
         self.stride = stride
-        self.pad = nn.ConstantPad3d((0, 0, 0, 0, 0, extra), 0.0)
+        self.pad = nn.ConstantPad3d((0, 0, 0, 0, before, extra - before), 0.0)
 
     def forward(self, x: Tensor) -> Tensor:
         """(n, c, h, w) -> (n, c + extra, h / stride, w / stride)."""
@@ -134,8 +137,8 @@ class ResNet(nn.Module):
 def _shortcut(kind: str, width: int, out: int, stride: int) -> nn.Module | None:
     if stride == 1 and width == out:
         return None
-    if kind == "pad":
-        return PaddedShortcut(out - width, stride)
+    if kind in PADDED:
+        return PaddedShortcut(out - width, stride, (out - width) // 2 if kind == "pad-centered" else 0)
     return nn.Sequential(convolution(width, out, 1, stride), nn.BatchNorm2d(out))
 
 
@@ -155,7 +158,8 @@ def resnet(
         depth: number of layers, 6 n + 2.
         width: channels of the first stage.
         stride: of the first convolution; 2 makes every layer four times cheaper.
-        shortcut: projection (1x1 convolution, option B) or pad (zero channels, option A as in the paper's section 4.2).
+        shortcut: projection (1x1 convolution, option B), pad (zero channels after, option A as in the paper's section
+            4.2) or pad-centered (half of them before, as akamaster/pytorch_resnet_cifar10).
     """
     if depth < 8 or (depth - 2) % 6:
         raise InputError(f"depth={depth} of resnet is not 6 n + 2: use 8, 14, 20, 32, 44 or 56")
@@ -176,8 +180,8 @@ def _cifar(
     stride: int = 1,
 ) -> ResNet:
     require_images(name, input_shape, 1)
-    if shortcut not in ("projection", "pad"):
-        raise unknown("shortcut", shortcut, ("projection", "pad"))
+    if shortcut not in ("projection", *PADDED):
+        raise unknown("shortcut", shortcut, ("projection", *PADDED))
     blocks, channels = ((depth - 2) // 6,) * 3, input_shape[0]
     return ResNet(BasicBlock, blocks, width, classes, channels, imagenet_stem=False, shortcut=shortcut, stride=stride)
 
@@ -187,8 +191,8 @@ def resnet20(classes: int, input_shape: tuple[int, ...], *, shortcut: str = "pro
     """CIFAR ResNet-20: three stages of 16, 32 and 64 channels; 272,474 parameters on CIFAR-10.
 
     Args:
-        shortcut: projection (1x1 convolution, option B) or pad (zero channels, option A as in the paper's section 4.2;
-            269,722 parameters).
+        shortcut: projection (1x1 convolution, option B), pad (zero channels after, option A as in the paper's section
+            4.2; 269,722 parameters) or pad-centered (half of them before, as akamaster/pytorch_resnet_cifar10).
     """
     return _cifar("resnet20", 20, classes, input_shape, shortcut)
 
@@ -198,8 +202,8 @@ def resnet56(classes: int, input_shape: tuple[int, ...], *, shortcut: str = "pro
     """CIFAR ResNet-56: three stages of 16, 32 and 64 channels; 855,770 parameters on CIFAR-10.
 
     Args:
-        shortcut: projection (1x1 convolution, option B) or pad (zero channels, option A as in the paper's section 4.2;
-            853,018 parameters).
+        shortcut: projection (1x1 convolution, option B), pad (zero channels after, option A as in the paper's section
+            4.2; 853,018 parameters) or pad-centered (half of them before, as akamaster/pytorch_resnet_cifar10).
     """
     return _cifar("resnet56", 56, classes, input_shape, shortcut)
 

@@ -1,0 +1,103 @@
+"""Networks by name: built in, of torchvision or timm, or of a folder's configuration; libraries are imported on use."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from landscape.errors import InputError, unknown
+from trainers.models import MODELS, build_model
+from trainers.names import parse_name
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from trainers.datasets import Data
+
+PREFIXES = ("torchvision", "timm", "hf")
+
+
+@dataclass(frozen=True)
+class BuiltIn:
+    """One of `trainers.models.MODELS` for a foreign checkpoint.
+
+    Attributes:
+        name: of the network.
+        arguments: its options; `classes` and `input_shape` too where the data do not say them.
+    """
+
+    name: str
+    arguments: Mapping[str, Any]
+
+    def network(self, data: Data | None) -> nn.Module:
+        """The network, in the data's shape where its arguments say none.
+
+        Raises:
+            InputError: neither says it; an unknown name or argument.
+        """
+        shape = {} if data is None else {"classes": data.classes, "input_shape": data.input_shape}
+        arguments = {**shape, **self.arguments}
+        missing = [name for name in ("classes", "input_shape") if name not in arguments]
+        if missing:
+            raise InputError(
+                f"--model {self.name} for batches of one's own: say {' and '.join(missing)}, for example "
+                "--model-arg classes=10 --model-arg input_shape=3x32x32"
+            )
+        return build_model(self.name, **arguments)
+
+
+def is_named(text: str) -> bool:
+    """Whether `text` names a network that is not a callable of the user's: PREFIX:NAME, NAME or NAME:key=value."""
+    head, colon, rest = text.partition(":")
+    return head in PREFIXES or not colon or (head in MODELS.entries and "=" in rest)
+
+
+def named_network(text: str, arguments: Mapping[str, Any]) -> BuiltIn | Callable[[], nn.Module]:
+    """What builds the network that `text` names, see `is_named`.
+
+    Raises:
+        InputError: no such network; the library that has it is not installed.
+    """
+    head, _, rest = text.partition(":")
+    if head == "hf":
+        from trainers.hugging_face import network
+
+        return lambda: network(rest, arguments)
+    if head == "torchvision":
+        models = _library(text, "torchvision.models")
+        return _of_library(text, rest, models.list_models(), models.get_model, {"weights": None, **arguments})
+    if head == "timm":
+        timm = _library(text, "timm")
+        return _of_library(text, rest, timm.list_models(), timm.create_model, {"pretrained": False, **arguments})
+    name, options = parse_name(text)
+    MODELS.entry(name)  # an unknown name is an error that says the nearest ones
+    return BuiltIn(name, {**options, **arguments})
+
+
+def _library(text: str, module: str) -> Any:
+    try:
+        return importlib.import_module(module)
+    except (ImportError, RuntimeError) as error:
+        library = module.partition(".")[0]
+        raise InputError(
+            f"--model {text!r} needs a {library} that fits the installed torch, pip install "
+            f"'loss-landscape-toolkit[vision]': {error}"
+        ) from error
+
+
+def _of_library(
+    text: str, name: str, known: list[str], build: Callable[..., nn.Module], arguments: dict[str, Any]
+) -> Callable[[], nn.Module]:
+    # Names with the tag of their weights, as in vit_base_patch16_224.augreg_in21k, are of an architecture too.
+    if name.partition(".")[0] not in known:
+        raise unknown(f"architecture of {text.partition(':')[0]}", name, known)
+
+    def network() -> nn.Module:
+        try:
+            return build(name, **arguments)
+        except (TypeError, ValueError) as error:
+            raise InputError(f"--model {text!r} refuses its arguments {arguments}: {error}") from error
+
+    return network
