@@ -125,6 +125,13 @@ def interaction(values: np.ndarray) -> np.ndarray:
     return (residuals**2).sum(axis=(0, 1)) / ((a - 1) * (b - 1) * a * b)
 
 
+def allowance(degrees: np.ndarray) -> np.ndarray:
+    """By how much a normal interval has to be widened for a variance known with these degrees of freedom."""
+    from scipy import stats
+
+    return np.asarray(stats.t.ppf((1 + LEVEL) / 2, degrees) / Z)
+
+
 def _student(n: int, tests: int = 1) -> float:
     """Quantile of Student's t with n - 1 degrees of freedom; Bonferroni's of several tests."""
     from scipy import stats

@@ -16,9 +16,13 @@ from landscape.curvature.factorization import Factorization
 from landscape.errors import InputError
 from landscape.problem.memory import free_memory
 from landscape.progress import Bar
+from landscape.statistics import allowance
 
 Matvec = Callable[[Tensor], Tensor]
-_LEAST = 4
+_LEAST = 16
+"""Probes before a target may end the estimate: an early end on agreement by luck has a chance of 2^(1 - probes)."""
+_USUAL = 0.25
+"""Relative variance of ||Az||^2 that is assumed beside the one seen, with the weight of one probe."""
 
 
 @dataclass(frozen=True)
@@ -27,11 +31,12 @@ class TraceEstimate:
 
     Attributes:
         value: the trace.
-        stderr: its standard error over probes.
+        stderr: its standard error, widened for the few probes that it rests on: value +- 1.96 stderr is a 95% interval.
         blocks: (b,) traces of the diagonal blocks; they sum to `value`.
-        block_stderr: (b,) their standard errors.
+        block_stderr: (b,) the same for them; up to 1.41 times too large where a block is coupled to others.
         diagonal: (d,) estimate of the diagonal, where it was asked for.
         products: matrix-vector products spent.
+        exact: whether all d products with unit vectors were affordable: nothing was sampled.
     """
 
     value: float
@@ -40,6 +45,7 @@ class TraceEstimate:
     block_stderr: np.ndarray
     diagonal: Tensor | None
     products: int
+    exact: bool = False
 
 
 def trace(
@@ -58,8 +64,11 @@ def trace(
     Hutchinson: the mean of z'Az. Hutch++ (`sketch`): a third of the products finds an orthonormal basis Q of A's
     dominant range, a third computes A Q, which gives that part exactly, and only the rest, (I - QQ')A(I - QQ'), is
     estimated: the error falls with 1/products instead of 1/sqrt(products).
-    Q and A Q take at most a quarter of the free memory; a smaller sketch leaves more to the probes.
-    The standard error covers the estimated part; probes stop early once it is below target |value|.
+    Q and A Q take at most a quarter of the free memory; a smaller sketch leaves more to the probes. Where `probes`
+    suffice for all d unit vectors (with a target: where d <= 16), these are taken instead, and the trace is exact.
+    The standard error covers the estimated part; after 16 probes they stop once it is below target |value|. It is not
+    the scatter of z'Az, which a few probes can share by luck, but comes from the entries y = z * Az, whose variances
+    s_i^2 sum to half of that of z'Az: 2 sum_i s_i^2, never below the 2^(1 - probes) of its bound 2 ||A||_F^2.
 
     Args:
         matvec: v -> A v.
@@ -75,28 +84,37 @@ def trace(
     """
     _check(probes, target)
     lengths = list(blocks or [like.numel()])
+    if like.numel() <= (probes if target is None else min(probes, _LEAST)):
+        return _from_unit_vectors(matvec, like, lengths, diagonal=diagonal)
     rank = min((probes - 1) // 3, like.numel(), _room(like)) if sketch else 0
     with Bar("trace", probes) as bar:
         low = _LowRank.of(matvec, like, rank, generator, bar)
         known = low.block_traces(lengths) if low else torch.zeros(len(lengths), dtype=torch.float64)
         total = low.diagonal() if low and diagonal else torch.zeros_like(like)
         samples: list[Tensor] = []
+        squares: list[Tensor] = []
         estimated = torch.zeros_like(like)
         for _ in range(max(probes - 2 * rank, 2)):
             z = random.rademacher(like, generator)
             product = _projected(matvec, z, low) * z
             estimated += product
             samples.append(_sums(product, lengths))
+            squares.append(_squares(product, lengths))
             bar.advance()
-            if target is not None and len(samples) >= _LEAST and _reached(samples, known, target):
-                break
-    drawn = torch.stack(samples).cpu()
-    values = known.cpu() + drawn.mean(0)
+            if target is not None and len(samples) >= _LEAST:
+                value, (error, _) = (
+                    known.sum() + torch.stack(samples).sum(1).mean(),
+                    _errors(squares, estimated, lengths),
+                )
+                if error <= target * float(value.abs()):
+                    break
+    values = (known + torch.stack(samples).mean(0)).cpu()
+    stderr, block_stderr = _errors(squares, estimated, lengths)
     return TraceEstimate(
         value=float(values.sum()),
-        stderr=float(_stderr(drawn.sum(1))),
+        stderr=stderr,
         blocks=values.numpy(),
-        block_stderr=_stderr(drawn).numpy(),
+        block_stderr=block_stderr,
         diagonal=total + estimated / len(samples) if diagonal else None,
         products=2 * rank + len(samples),
     )
@@ -171,13 +189,41 @@ def _sums(product: Tensor, lengths: Sequence[int]) -> Tensor:
     return torch.stack([p.sum(dtype=torch.float64) for p in product.split(list(lengths))])
 
 
-def _stderr(samples: Tensor) -> Tensor:
-    return samples.std(0, correction=1) / len(samples) ** 0.5
+def _squares(product: Tensor, lengths: Sequence[int]) -> Tensor:
+    return torch.stack([norm(p) ** 2 for p in product.split(list(lengths))])
 
 
-def _reached(samples: list[Tensor], known: Tensor, target: float) -> bool:
-    drawn = torch.stack(samples).sum(1)
-    return bool(_stderr(drawn) <= target * (known.sum() + drawn.mean()).abs())
+def _errors(squares: list[Tensor], total: Tensor, lengths: Sequence[int]) -> tuple[float, np.ndarray]:
+    """Widened standard errors of the trace and of its blocks, from ||y||^2 of every probe and the sum of all y.
+
+    The variance of entry i of y = z * Az is sum_{j != i} A_ij^2, that of the trace twice the sum of them all. It is
+    known with 2 / (relative variance of ||y||^2) degrees of freedom a probe, few where A is of low rank.
+    """
+    seen = torch.stack(squares).cpu().numpy()
+    n = len(seen)
+    mean = _squares(total / n, lengths).cpu().numpy()
+    columns, means = np.column_stack([seen.sum(1), seen]), np.append(mean.sum(), mean)
+    size = columns.mean(0)
+    variance = np.maximum(2 * n / (n - 1) * (size - means), 2.0 ** (1 - n) * 2 * size)
+    spread = np.divide(columns.var(0, ddof=1), size**2, out=np.zeros_like(size), where=size > 0)
+    degrees = 2 * n / ((_USUAL + (n - 1) * spread) / n)
+    errors = allowance(degrees) * np.sqrt(variance / n)
+    return float(errors[0]), errors[1:]
+
+
+def _from_unit_vectors(matvec: Matvec, like: Tensor, lengths: Sequence[int], *, diagonal: bool) -> TraceEstimate:
+    """All d entries of the diagonal."""
+    entries = torch.zeros_like(like)
+    with Bar("trace", like.numel()) as bar:
+        for i in range(like.numel()):
+            unit = torch.zeros_like(like)
+            unit[i] = 1
+            entries[i] = matvec(unit)[i]
+            bar.advance()
+    values = _sums(entries, lengths).cpu().numpy()
+    errors = np.zeros_like(values)
+    kept = entries if diagonal else None
+    return TraceEstimate(float(values.sum()), 0.0, values, errors, kept, like.numel(), exact=True)
 
 
 @dataclass(frozen=True)

@@ -29,14 +29,15 @@ class Trace(Result):
 
     Attributes:
         value: the trace.
-        stderr: its standard error; 0 where it is exact.
+        stderr: its standard error, widened for the few probes that it rests on: value +- 1.96 stderr is a 95% interval.
+            0 where the trace is exact.
         exact: whether no sampling was involved.
         matrix: "hessian" or "ggn": of which matrix `value` is the trace.
         method: "exact", "hutch++" or "hutchinson".
         obstacle: what keeps the GGN's trace from being the Hessian's; None where nothing does or it does not matter.
         layers: names of the parameter tensors.
         layer_values: (layers,) traces of the diagonal blocks; they sum to `value`.
-        layer_stderr: (layers,) their standard errors.
+        layer_stderr: (layers,) the same for them; up to 1.41 times too large where layers are coupled.
         hvps: Hessian-vector products spent.
     """
 
@@ -107,7 +108,7 @@ def trace(
         w: where (default: the weights of the Problem).
         method: "auto", "exact", "hutch++" or "hutchinson".
         probes: Hessian-vector products allowed for the estimates.
-        target: relative standard error at which the estimates stop early.
+        target: relative standard error at which the estimates stop, after 16 random vectors at the earliest.
         scaling: T of T H T: identity, elementwise, filterwise, layerwise or asam-official.
         parameters: shell pattern: the block of these parameters alone.
         chunk_size: examples differentiated at once; None chooses.
@@ -151,9 +152,9 @@ def trace(
     return Trace(
         value=estimate.value,
         stderr=estimate.stderr,
-        exact=False,
+        exact=estimate.exact,
         matrix="hessian",
-        method=kind,
+        method="exact" if estimate.exact else kind,
         layers=list(problem.parameters.names),
         layer_values=estimate.blocks,
         layer_stderr=estimate.block_stderr,

@@ -88,10 +88,11 @@ def hessian_diagonal(
             )
             assert estimate.diagonal is not None
             values, products = estimate.diagonal, estimate.products
+            method = "exact" if estimate.exact else method
     obstacle = squares.obstacle if squares is not None else None
     return Diagonal(
         values=values,
-        exact=squares is not None,
+        exact=method == "exact",
         matrix="hessian" if obstacle is None else "ggn",
         method=method,
         obstacle=obstacle,
