@@ -100,6 +100,7 @@ def test_a_stated_interval_is_the_error_whatever_the_draws_add():
     assert error({"value": 1.0, "low": 0.7, "high": 1.3, "stderr": 0.4}) == (pytest.approx(0.3), "95% interval")
     assert error({"value": 1.0, "low": 0.9, "high": 1.6, "stderr": 0.1}) == (pytest.approx(0.6), "95% interval")
     assert error({"value": 1.0, "low": 0.9, "high": None, "stderr": 0.1}) == (None, "")
+    assert error({"value": 1.0, "stderr": 0.0}) == (0, "exact")
     assert error({"value": 1.0, "stderr": 0.1}) == (pytest.approx(0.1959963984540054), "95% interval")
     assert error({"value": 1.0, "low": 0.7, "high": 1.3}) == (pytest.approx(0.3), "95% interval")
 

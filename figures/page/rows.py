@@ -158,7 +158,7 @@ def error(summary: Mapping[str, Any]) -> tuple[float | None, str]:
         sides = [b - a for a, b in itertools.pairwise(ends) if a is not None and b is not None]
         return (max(sides), INTERVAL) if len(sides) == 2 else (None, "")
     if (stderr := finite(summary.get("stderr"))) is not None:
-        return statistics.Z * stderr, INTERVAL
+        return statistics.Z * stderr, INTERVAL if stderr else EXACT
     for name in ("error_bound", "error"):
         if (bound := finite(summary.get(name))) is not None:
             return bound, BOUND

@@ -36,7 +36,7 @@ class TraceEstimate:
         block_stderr: (b,) the same for them; up to 1.41 times too large where a block is coupled to others.
         diagonal: (d,) estimate of the diagonal, where it was asked for.
         products: matrix-vector products spent.
-        exact: whether all d products with unit vectors were affordable: nothing was sampled.
+        all_units: whether the products sufficed for all d unit vectors: nothing was sampled.
     """
 
     value: float
@@ -45,7 +45,7 @@ class TraceEstimate:
     block_stderr: np.ndarray
     diagonal: Tensor | None
     products: int
-    exact: bool = False
+    all_units: bool = False
 
 
 def trace(
@@ -223,7 +223,7 @@ def _from_unit_vectors(matvec: Matvec, like: Tensor, lengths: Sequence[int], *, 
     values = _sums(entries, lengths).cpu().numpy()
     errors = np.zeros_like(values)
     kept = entries if diagonal else None
-    return TraceEstimate(float(values.sum()), 0.0, values, errors, kept, like.numel(), exact=True)
+    return TraceEstimate(float(values.sum()), 0.0, values, errors, kept, like.numel(), all_units=True)
 
 
 @dataclass(frozen=True)

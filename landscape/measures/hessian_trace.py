@@ -30,10 +30,10 @@ class Trace(Result):
     Attributes:
         value: the trace.
         stderr: its standard error, widened for the few probes that it rests on: value +- 1.96 stderr is a 95% interval.
-            0 where the trace is exact.
-        exact: whether no sampling was involved.
+            0 where nothing was sampled.
+        exact: whether it is a sum in closed form, without Hessian-vector products.
         matrix: "hessian" or "ggn": of which matrix `value` is the trace.
-        method: "exact", "hutch++" or "hutchinson".
+        method: "exact", "hutch++", "hutchinson", or "unit vectors" where the products suffice for one with each.
         obstacle: what keeps the GGN's trace from being the Hessian's; None where nothing does or it does not matter.
         layers: names of the parameter tensors.
         layer_values: (layers,) traces of the diagonal blocks; they sum to `value`.
@@ -64,7 +64,8 @@ def _says(summary: Mapping[str, Any], loss: float) -> str:
     plain = {"matrix": "hessian", "scaling": "identity", "parameters": None}
     if not isinstance(value, int | float) or any(summary.get(k, v) != v for k, v in plain.items()):
         return ""
-    how = "exact" if summary.get("exact") else "estimated with random probes"
+    sampled = summary.get("method") in ("hutch++", "hutchinson")
+    how = "estimated with random probes" if sampled else "exact"
     return (
         f"The sum of all curvatures is {number(value, 3)} ({how}): small noise of scale σ in every weight raises the "
         "loss by half of it times σ²."
@@ -152,9 +153,9 @@ def trace(
     return Trace(
         value=estimate.value,
         stderr=estimate.stderr,
-        exact=estimate.exact,
+        exact=False,
         matrix="hessian",
-        method="exact" if estimate.exact else kind,
+        method="unit vectors" if estimate.all_units else kind,
         layers=list(problem.parameters.names),
         layer_values=estimate.blocks,
         layer_stderr=estimate.block_stderr,

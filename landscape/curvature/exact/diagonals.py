@@ -88,11 +88,11 @@ def hessian_diagonal(
             )
             assert estimate.diagonal is not None
             values, products = estimate.diagonal, estimate.products
-            method = "exact" if estimate.exact else method
+            method = "unit vectors" if estimate.all_units else method
     obstacle = squares.obstacle if squares is not None else None
     return Diagonal(
         values=values,
-        exact=method == "exact",
+        exact=squares is not None,
         matrix="hessian" if obstacle is None else "ggn",
         method=method,
         obstacle=obstacle,
