@@ -35,7 +35,8 @@ def _listen() -> None:
             signal.signal(number, _interrupt)
 
 
-if __name__ == "__main__" or os.path.basename(sys.argv[0]) == "landscape":
+_program = __name__ == "__main__" or os.path.basename(sys.argv[0]) == "landscape"
+if _program and "multiprocessing.spawn" not in sys.modules:  # a worker imports it too, and is its parent's to end
     _listen()  # before anything that takes time
 
 import errno

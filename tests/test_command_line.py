@@ -3,7 +3,6 @@
 import errno
 import os
 import re
-import resource
 import shutil
 import subprocess
 import sys
@@ -16,8 +15,10 @@ from torch import nn
 import cli
 from commands.claimed import Claimed
 from commands.numbers import Real, Whole
+from landscape import checkpoint
 from landscape.errors import InputError
 from trainers import METHODS, train
+from trainers.rebuild import subject
 
 ROOT = Path(__file__).parent.parent
 TOY = ["--data", "toy2d:n=200", "--model", "mlp:hidden=8", "--epochs", "1", "--device", "cpu", "--quiet"]
@@ -98,15 +99,28 @@ def test_values_that_no_work_can_use_are_refused_before_it(case, capsys, tmp_pat
 # -- memory, the disk --------------------------------------------------------------------------------------------------
 
 
-def test_memory_that_a_cpu_cannot_give_is_one_line(tmp_path):
-    def limit():
-        resource.setrlimit(resource.RLIMIT_AS, (8 << 30, 8 << 30))
+CPU = "[enforce fail at alloc_cpu.cpp:117] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to ..."
 
-    command = [sys.executable, "-m", "cli", "train", "sgd", *TOY, "--model", "mlp:hidden=10000000000"]
-    ran = subprocess.run(
-        [*command, "--out", tmp_path / "run"], cwd=ROOT, capture_output=True, text=True, preexec_fn=limit
-    )
-    assert (ran.returncode, ran.stderr) == (2, "landscape: out of memory: use a smaller --batch-size or --model\n")
+
+@pytest.mark.parametrize("error", [RuntimeError(CPU), MemoryError(), RuntimeError("CUDA out of memory. Tried to ...")])
+@pytest.mark.parametrize(("name", "smaller"), [("train", "--batch-size or --model"), ("analyze", "fewer --samples")])
+def test_memory_that_cannot_be_had_is_one_line(error, name, smaller, capsys, monkeypatch):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr(cli.program, "main", fail)
+    status, line = failed(capsys, name)
+    assert status == 2
+    assert "out of memory: use a smaller --batch-size" in line
+    assert smaller in line
+
+
+def test_a_network_that_does_not_fit_is_refused_before_it_is_built(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("landscape.problem.memory.free_memory", lambda _: 14.0 * 2**30)
+    status, line = failed(capsys, "train", "sgd", *TOY, "--model", "mlp:hidden=50000x50000", "--out", tmp_path / "run")
+    weights = 2 * 50_000 + 50_000 + 50_000**2 + 50_000 + 2 * 50_000 + 2
+    needed = f"mlp has {weights:,} weights: {3 * 4 * weights / 2**30:.3g} GiB of memory for 3 float32 copies of them"
+    assert (status, line) == (2, f"landscape: {needed}, 14 GiB are free; take a smaller network")
     assert not (tmp_path / "run").exists()
 
 
@@ -254,3 +268,19 @@ def test_a_second_pass_that_is_not_finite_is_named_at_its_own_step(tmp_path):
     assert not (tmp_path / "run").exists()
     with pytest.raises(InputError, match=r"the loss in another pass is nan at step 2 \(epoch 1\)"):
         train(METHODS["sam"](), data="toy2d:n=200", model=Fuse(), epochs=1, batch_size=40, m=20)
+
+
+@pytest.mark.parametrize(("name", "value"), [("running_var", "inf"), ("running_var", "-1"), ("running_mean", "nan")])
+def test_running_statistics_that_no_network_has_are_refused(name, value, tmp_path):
+    out = tmp_path / "run"
+    train("sgd", data="toy2d:n=200", model="mlp:hidden=4,batch_norm=true", epochs=1, out=out)
+    content = dict(checkpoint.read(out / "ckpt.pt"))
+    state = {k: v.clone() for k, v in content["model"]["state"].items()}
+    layer = next(k for k in state if k.endswith(name))
+    state[layer][0] = float(value)
+    checkpoint.write(out / "bad.pt", {**content, "model": {**content["model"], "state": state}})
+    with pytest.raises(
+        InputError, match=f"bad.pt: the running statistics of {layer.rpartition('.')[0]} are not finite"
+    ):
+        subject(out / "bad.pt")
+    assert subject(out / "bad.pt", batch_norm="batch").problem.loss().isfinite()

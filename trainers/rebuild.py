@@ -216,6 +216,21 @@ def _require_finite(path: Path, problem: Problem) -> None:
         raise InputError(
             f"{path}: {bad[0]} holds NaN or infinite weights: the training diverged; use an earlier checkpoint"
         )
+    if problem.batch_norm == "frozen":
+        _require_statistics(path, problem.model)
+
+
+def _require_statistics(path: Path, network: nn.Module) -> None:
+    """An infinite variance makes every output of its layer 0 and a negative one nan: finite losses of nothing."""
+    for name, module in network.named_modules():
+        mean, variance = getattr(module, "running_mean", None), getattr(module, "running_var", None)
+        if not (isinstance(mean, Tensor) and isinstance(variance, Tensor)):
+            continue
+        if not (mean.isfinite().all() and variance.isfinite().all() and (variance >= 0).all()):
+            raise InputError(
+                f"{path}: the running statistics of {name} are not finite or a variance is negative: use an earlier "
+                "checkpoint, or --batch-norm recalibrate"
+            )
 
 
 def _called(build: Callable[[], nn.Module]) -> nn.Module:

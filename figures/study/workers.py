@@ -105,7 +105,8 @@ def _in_processes(jobs: Sequence[Job], workers: int, failed: Mapping[Path, Excep
                 waiting.remove(job)
                 error = _lost(job, failed)
                 if error is None:
-                    future = pool.submit(tasks.run_task, job.task, job.path, job.inputs, job.machine)
+                    with _interrupts_held():
+                        future = pool.submit(tasks.run_task, job.task, job.path, job.inputs, job.machine)
                     running[future] = job
                 else:
                     unfinished.discard(job.path)
@@ -127,6 +128,19 @@ def _in_processes(jobs: Sequence[Job], workers: int, failed: Mapping[Path, Excep
         pool.shutdown(wait=False, cancel_futures=True)
         raise
     pool.shutdown()
+
+
+@contextlib.contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """A process that is started within never sees an interrupt, from its first import on: this one answers alone."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _lost(job: Job, failed: Mapping[Path, Exception]) -> Exception | None:

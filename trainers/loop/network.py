@@ -37,7 +37,9 @@ class Network:
         if model is None:
             name, arguments = parse_name(settings.model)
             arguments = {"classes": data.classes, "input_shape": data.input_shape, **arguments}
-            network = build_model(name, seed=settings.seed, **arguments).to(device)
+            # Training holds weights, gradient and, most often, momentum; on an accelerator not here.
+            copies = 3 if device.type == "cpu" else 1
+            network = build_model(name, seed=settings.seed, copies=copies, **arguments).to(device)
             described = {"name": name, "arguments": without_tuples(arguments)}
         else:
             network, described = model.to(device), {"name": "", "arguments": {}}

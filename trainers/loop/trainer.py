@@ -209,9 +209,11 @@ class Trainer:
         if self.task.world > 1:
             torch.distributed.all_reduce(sums)
             average_buffers(self.model, self.task.world)
-        finite = torch.stack([torch.isfinite(p).all() for p in self.model.parameters()]).all()
-        if not bool(finite):
-            self._diverged(f"weights are not finite after step {self.now.step} (epoch {self.now.epoch})")
+        tensors = [*self.model.parameters(), *(b for norm in self.task.norms for b in norm.buffers())]
+        if not bool(torch.stack([torch.isfinite(t).all() for t in tensors]).all()):
+            self._diverged(
+                f"weights or BatchNorm statistics are not finite after step {self.now.step} (epoch {self.now.epoch})"
+            )
         test_loss, test_accuracy = evaluate(self.model, self.data, self.settings.precision)
         loss, hits, count = sums.tolist()
         now, passes = self.now, self.task.passes

@@ -10,6 +10,7 @@ A model is ``@register("name", small={"input_shape": ..., option: ...}) def name
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +25,7 @@ MODELS: Registry[Callable[..., nn.Module]] = Registry("trainers.models", "model"
 
 
 def build_model(
-    name: str, *, classes: int, input_shape: Sequence[int], seed: int | None = None, **arguments: Any
+    name: str, *, classes: int, input_shape: Sequence[int], seed: int | None = None, copies: int = 1, **arguments: Any
 ) -> nn.Module:
     """A freshly initialized network on the CPU in float32, in training mode.
 
@@ -33,10 +34,12 @@ def build_model(
         classes: width of the output.
         input_shape: shape of one input: (features,) or (channels, height, width).
         seed: seed of the initialization; None is 0. The global random stream is neither read nor moved.
+        copies: of the weights that will be held at least: their gradient in training, the optimizer's momentum.
         arguments: the network's own options, see its docstring.
 
     Raises:
-        InputError: for an unknown name or argument, or a shape that the network cannot take.
+        InputError: for an unknown name or argument, a shape that the network cannot take, or copies that do not fit in
+            the machine's memory.
     """
     import torch
 
@@ -47,8 +50,26 @@ def build_model(
     if classes < 1:
         raise InputError(f"classes={classes}: at least one output is needed")
     with torch.random.fork_rng(devices=[]):
+        # A network that looks at its weights while it is built has no sketch.
+        with torch.device("meta"), contextlib.suppress(RuntimeError):
+            _require_memory(name, MODELS[name](int(classes), shape, **options), copies)
         torch.manual_seed(0 if seed is None else seed)
         return MODELS[name](int(classes), shape, **options)
+
+
+def _require_memory(name: str, sketch: nn.Module, copies: int) -> None:
+    """Raise InputError where the copies of the network do not fit; of `sketch`, shapes alone are there."""
+    import torch
+
+    from landscape.problem.memory import free_memory, size
+
+    count = sum(p.numel() for p in sketch.parameters())
+    needed, free = 4.0 * count * copies, free_memory(torch.device("cpu"))
+    if needed > free:
+        raise InputError(
+            f"{name} has {count:,} weights: {size(needed)} of memory for {copies} float32 copies of them, {size(free)} "
+            "are free; take a smaller network"
+        )
 
 
 def count_parameters(model: nn.Module) -> int:
