@@ -303,3 +303,34 @@ def test_wrong_input_is_named():
     with pytest.raises(InputError, match="all zero"):
         directions("gaussian", flat)
     assert len(KINDS) == 9
+
+
+class LlamaRMSNorm(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+
+    def forward(self, x):
+        return self.weight * x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6)
+
+
+class ChannelsLayerNorm(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.ones(width)), nn.Parameter(torch.zeros(width))
+
+    def forward(self, x):
+        centered = x - x.mean(-1, keepdim=True)
+        return self.weight * centered * torch.rsqrt(centered.pow(2).mean(-1, keepdim=True) + 1e-6) + self.bias
+
+
+@pytest.mark.parametrize("norm", [LlamaRMSNorm, nn.RMSNorm, ChannelsLayerNorm, nn.LayerNorm])
+def test_normalizations_written_by_hand_stay_where_those_of_torch_do(norm):
+    """Filter directions leave scale and shift of a normalization, whoever wrote it, and move them with biases=True."""
+    model = nn.Sequential(nn.Linear(4, 6), norm(6), nn.Linear(6, 3)).double()
+    problem = Problem(model, nn.CrossEntropyLoss(), [(torch.randn(8, 4).double(), torch.randint(3, (8,)))])
+    for biases in (False, True):
+        vector = directions("filter", problem, count=1, biases=biases).vectors[0]
+        parts = dict(zip(problem.parameters.names, problem.parameters.unflatten(vector), strict=True))
+        assert bool(parts["1.weight"].any()) == biases
+        assert parts["0.weight"].any()

@@ -86,6 +86,31 @@ def test_wsam_at_gamma_one_half_is_sam_under_plain_sgd():
         torch.testing.assert_close(flat(here.model), flat(there.model), rtol=1e-12, atol=1e-14)
 
 
+class WrittenNorm(nn.Module):
+    """LayerNorm, not torch's class."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.ones(width)), nn.Parameter(torch.zeros(width))
+
+    def forward(self, x):
+        return nn.functional.layer_norm(x, x.shape[-1:], self.weight, self.bias)
+
+
+def test_sam_on_counts_a_normalization_written_by_hand():
+    """The gradient is that of the same network with torch's class, to the last bit."""
+    models = [network("layer"), network("layer")]
+    written = [n for n, m in models[1].named_modules() if isinstance(m, nn.LayerNorm)]
+    assert written
+    for name in written:
+        parent, _, child = name.rpartition(".")
+        layer = WrittenNorm(models[1].get_submodule(name).weight.numel()).double()
+        layer.load_state_dict(models[1].get_submodule(name).state_dict())
+        setattr(models[1].get_submodule(parent), child, layer)
+    gradients = [Run("sam-on", rho=RHO, model=m).step() for m in models]
+    assert torch.equal(*gradients)
+
+
 def test_sam_on_a_network_of_norms_is_sam():
     models = [nn.Sequential(nn.LayerNorm(5), nn.Linear(5, 3)).double() for _ in range(2)]
     models[1].load_state_dict(models[0].state_dict())

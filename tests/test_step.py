@@ -325,6 +325,28 @@ def test_synchronized_batch_norm_is_batch_norm_without_a_warning(momentum, one_p
     torch.testing.assert_close(found[1], found[0], rtol=1e-10, atol=1e-12)
 
 
+class TwoHeads(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.head, self.unused = nn.Linear(6, 3), nn.Linear(6, 3)
+
+    def forward(self, x):
+        return self.head(x)
+
+
+@pytest.mark.parametrize("options", [{}, {"synchronized": False}, {"group_size": 4}])
+@pytest.mark.parametrize("name", ["sam", "gsam", "looksam"])
+def test_an_unused_head_has_no_gradient_on_several_processes(name, options, one_process_as_two):
+    """Zeros would let weight decay and momentum move it."""
+    model, method = TwoHeads(), METHODS[name]()
+    task = Task(model, nn.CrossEntropyLoss(reduction="none"), **options)
+    assert task.world == 2
+    state = method.init(task, Context())
+    for _ in range(2):
+        method.gradient(task.step((torch.randn(8, 6), torch.randint(3, (8,)))), state)
+        assert [p.grad is None for p in model.parameters()] == [False, False, True, True]
+
+
 @pytest.fixture
 def one_process_as_two(monkeypatch):
     """A group of this process alone, which layers take for one of several."""

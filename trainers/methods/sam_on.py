@@ -57,5 +57,7 @@ class SAMON(Method):
 
 
 def _of_norms(task: Task) -> list[Tensor]:
-    affine = {id(p) for m in task.model.modules() if isinstance(m, NORM_LAYERS) for p in m.parameters(recurse=False)}
+    written = {s.name.rpartition(".")[0] for s in task.layout if s.kind == "norm"}  # by hand: known by what they do
+    layers = [m for n, m in task.model.named_modules() if isinstance(m, NORM_LAYERS) or n in written]
+    affine = {id(p) for m in layers for p in m.parameters(recurse=False)}
     return [p for p in task.parameters if id(p) in affine]
