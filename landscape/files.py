@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import io
 import json
 import os
@@ -17,6 +18,8 @@ from typing import Any
 from landscape.errors import InputError
 
 _UNFINISHED = ".unfinished"
+CHECKSUM = "checksum"
+"""Key of a record's SHA-256 in its JSON file: of the rest, as JSON with sorted keys."""
 
 
 @contextlib.contextmanager
@@ -127,9 +130,39 @@ def write_tensors(path: str | Path, content: Any) -> None:
 
 
 def write_json(path: str | Path, content: Any) -> None:
-    """Write plain JSON (no nan, no inf: see `results.result.plain`), atomically."""
+    """Write plain JSON (no nan, no inf: see `results.result.plain`), atomically; a record gets a checksum of itself."""
+    if isinstance(content, dict):
+        content = {**content, CHECKSUM: _checksum(content)}
     with atomic(path) as temporary:
         temporary.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def read_json(path: str | Path) -> dict[str, Any]:
+    """The record that `write_json` wrote, without its checksum, which is compared; release 0.1.0 wrote none.
+
+    Raises:
+        InputError: the file is missing, no record, or damaged.
+    """
+    path = Path(path)
+    if path.exists() and not path.is_file():
+        raise InputError(f"{path} is no regular file: a JSON file is needed")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        written = content.pop(CHECKSUM, None)
+        whole = written is None or written == _checksum(content)
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from error
+    except (ValueError, AttributeError, TypeError, RecursionError) as error:
+        raise InputError(f"{path} is damaged or was written by another program: restore it or delete it") from error
+    if not whole:
+        raise InputError(f"{path} is damaged or was changed since it was written: restore it or delete it")
+    return content
+
+
+def _checksum(content: dict[str, Any]) -> str:
+    # As it will be read: keys are text then.
+    text = json.dumps(json.loads(json.dumps(content)), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _umask() -> int:

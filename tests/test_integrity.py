@@ -1,14 +1,20 @@
 """Every file says whether it is whole: damaged, compressed and forged ones end in one line, never in other numbers."""
 
 import copy
+import json
 import os
 import random
 import zipfile
 
+import numpy as np
 import pytest
 import torch
 
-from landscape import InputError, archive, checkpoint
+from landscape import InputError, archive, checkpoint, files
+from landscape.results.journal import Journal
+from landscape.surfaces.directions.directions import Directions
+from landscape.surfaces.grid.journal import Journal as SurfaceJournal
+from trainers.loop.run_directory import read_config, read_history
 
 STATE = {"layer.weight": torch.arange(12.0).reshape(3, 4), "layer.bias": torch.ones(3)}
 CONTENT = {
@@ -67,7 +73,7 @@ def test_one_flipped_bit_in_a_weight_is_refused(whole):
     with pytest.raises(InputError, match="damaged .*Bad CRC-32"):
         checkpoint.read(whole)
     with pytest.raises(InputError, match="damaged .*Bad CRC-32"):
-        checkpoint.read_state(whole)
+        checkpoint.contents(whole)
 
 
 def test_compressed_members_are_refused_by_name(whole, tmp_path):
@@ -119,3 +125,111 @@ def test_members_larger_than_their_file_are_refused(tmp_path):
     path.write_bytes(raw[:at] + (1 << 30).to_bytes(4, "little") + raw[at + 4 :])
     with pytest.raises(InputError, match="larger than the file"):
         archive.verify(path)
+
+
+# -- records, tables, journals -----------------------------------------------------------------------------------------
+
+RECORD = {"method": {"name": "sgd", "arguments": {"lr": 0.1}}, "settings": {"epochs": 1}}
+
+
+def flips(path, count=150):
+    """The file with one flipped bit, again and again."""
+    raw, draw = path.read_bytes(), random.Random(path.name)
+    for _ in range(count):
+        changed = bytearray(raw)
+        changed[draw.randrange(len(raw))] ^= 1 << draw.randrange(8)
+        path.write_bytes(changed)
+        yield path
+    path.write_bytes(raw)
+
+
+def test_a_record_comes_back_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "config.json"
+    files.write_json(path, RECORD)
+    assert read_config(tmp_path) == RECORD
+    refusals = 0
+    for damaged in flips(path):
+        try:
+            # White space may differ, and the name of the checksum: then it is a record of 0.1.0 with one field more.
+            content = files.read_json(damaged)
+            assert {k: content[k] for k in RECORD} == RECORD
+        except InputError as error:
+            refusals += str(error).isprintable()
+    assert refusals > 75
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[1, 2",
+        "[1, 2]",
+        "3",
+        "null",
+        "[" * 100_000,
+        "{}",
+        '{"method": {"name": 3}, "settings": {}}',
+        b"\xb8",
+        '{"method": 3}',
+    ],
+)
+def test_a_configuration_of_another_form_is_refused(tmp_path, text):
+    (tmp_path / "config.json").write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(InputError, match=r"config\.json"):
+        read_config(tmp_path)
+
+
+def test_a_record_of_the_first_release_is_read(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(RECORD))
+    assert read_config(tmp_path) == RECORD
+
+
+@pytest.mark.parametrize("tail", [b"\xb8\n", b"two,1\n", b"\x00,1\n", b"1.5,2\n", b",\n"])
+def test_a_damaged_history_is_named(tmp_path, tail):
+    path = tmp_path / "history.csv"
+    path.write_bytes(b"epoch,step\n1,10\n" + tail)
+    with pytest.raises(InputError, match=r"history\.csv"):
+        read_history(path)
+
+
+def test_a_history_that_was_cut_off_loses_its_last_row(tmp_path):
+    (tmp_path / "history.csv").write_bytes(b"epoch,step\n1,10\n2,2")
+    assert read_history(tmp_path / "history.csv") == [{"epoch": 1, "step": 10}]
+
+
+def test_rows_of_a_damaged_journal_are_computed_again(tmp_path):
+    path, rows = tmp_path / "rows.jsonl", {"a": 0.25, "b": [1.5, float("inf")], "c": {"x": 3}}
+    journal = Journal(path)
+    journal.open("key")
+    for name, row in rows.items():
+        journal.row(name, lambda row=row: row)
+    again = 0
+    for damaged in flips(path):
+        fresh = []
+        resumed = Journal(damaged, resume=True)
+        resumed.open("key")
+        for name, row in rows.items():
+            assert resumed.row(name, lambda name=name, row=row: fresh.append(name) or row) == row  # noqa: B023
+        again += bool(fresh)
+    assert again > 100
+
+
+def test_a_damaged_surface_on_its_way_is_refused_or_computed_again(tmp_path):
+    directory, identity = tmp_path / "partial", {"weights_sha256": "a" * 64}
+    vectors = (torch.arange(5.0), torch.ones(5))
+    journal = SurfaceJournal(directory, identity)
+    journal.begin({"axes": [0.1, 0.2]}, Directions("gaussian", vectors, torch.ones(5), "||w||"))
+    for i in range(3):
+        journal.append(0, i, np.arange(4.0) + i)
+    journal.close()
+    refusals = 0
+    for name in ("header.json", "directions.pt", "points.bin"):
+        for _ in flips(directory / name, 60):
+            try:
+                read = SurfaceJournal(directory, identity)
+            except InputError:
+                refusals += 1
+                continue
+            assert read.header["axes"] == [0.1, 0.2]
+            assert all(torch.equal(a, b) for a, b in zip(read.directions.vectors, vectors, strict=True))
+            assert all((values == np.arange(4.0) + i).all() for (_, i), values in read.records.items())
+    assert refusals > 40

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ import numpy as np
 from figures.page.meanings import labelled
 from landscape.results.result import Result, plain
 from landscape.surfaces.result import Surface
+from trainers.loop.run_directory import read_rows
 
 
 @dataclass(frozen=True)
@@ -82,10 +82,9 @@ def labels(paths: Sequence[Path]) -> list[str]:
 
 def read_history(path: Path) -> list[dict[str, float]] | None:
     """Rows of a training's history.csv; None where there is none."""
-    if not path.is_file():
+    if not path.exists():
         return None
-    with open(path, newline="", encoding="utf-8") as stream:
-        return [{k: _number(v) for k, v in row.items() if k} for row in csv.DictReader(stream)]
+    return [{k: _number(v) for k, v in row.items() if k} for row in read_rows(path)]
 
 
 def _number(text: str | None) -> float:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from figures.page.meanings import meaning
 from figures.page.rows import finite
+from landscape.files import read_json
 from landscape.formatting import number
 
 if TYPE_CHECKING:
@@ -52,10 +51,10 @@ def is_invariance(summary: Mapping[str, Any]) -> bool:
 def _summaries(a: Analysis) -> Iterator[Mapping[str, Any]]:
     held = [r.summary() for r in a.measures.values()]
     beside = Path(a.checkpoint).parent / "invariance" / "invariance.json"
-    with contextlib.suppress(OSError, ValueError):
-        stored = json.loads(beside.read_text(encoding="utf-8"))
+    if beside.exists():
+        stored = read_json(beside)
         # The verdicts of `landscape invariance` on this very checkpoint, not on one that was there before.
-        held += [stored] if isinstance(stored, dict) and stored.get("sha256") == a.sha256 else []
+        held += [stored] if stored.get("sha256") == a.sha256 else []
     yield from (s for s in held if is_invariance(s) and s["measures"])
 
 

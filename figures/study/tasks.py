@@ -10,7 +10,6 @@ from __future__ import annotations
 import functools
 import importlib
 import inspect
-import json
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,7 +20,8 @@ from typing import TYPE_CHECKING, Any
 
 import landscape
 from figures.study.figure_data import load_facts, save_arrays
-from landscape.files import write_json
+from landscape.errors import InputError
+from landscape.files import read_json, write_json
 from landscape.results import digest
 from landscape.results.result import plain
 from trainers import METHODS
@@ -161,8 +161,11 @@ def read_cost(path: Path) -> dict[str, float]:
 
     Of a training that was interrupted they are those of its last part; 0 where an older version kept none.
     """
-    facts = json.loads((path / "done.json").read_text()) if path.is_dir() else load_facts(path)
-    return {k: float(facts.get(k, 0.0)) for k in ("seconds", "processor_seconds")}
+    facts = read_json(path / "done.json") if path.is_dir() else load_facts(path)
+    spent = {k: facts.get(k, 0.0) for k in ("seconds", "processor_seconds")}
+    if not all(isinstance(v, int | float) for v in spent.values()):
+        raise InputError(f"{path} does not say in numbers what it cost: delete it and run again")
+    return spent
 
 
 def _spent(started: tuple[float, float]) -> dict[str, float]:

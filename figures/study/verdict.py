@@ -16,14 +16,13 @@ and `chance` says what that means for a table of them.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from landscape.files import atomic, write_json
+from landscape.files import atomic, read_json, write_json
 from landscape.results.result import plain
 from landscape.statistics import MOST_DROPPED, Estimate
 
@@ -102,7 +101,7 @@ def write(stem: Path, claims: Sequence[Claim], facts: dict[str, Any]) -> None:
 
 def collect(directory: Path) -> Path:
     """Write verdicts.md from every NAME-verdict.json in the directory, with the number of each outcome."""
-    contents = [json.loads(p.read_text(encoding="utf-8")) for p in sorted(directory.glob("*-verdict.json"))]
+    contents = [read_json(p) for p in sorted(directory.glob("*-verdict.json"))]
     outcomes = [c["verdict"] for f in contents for c in f["claims"]]
     counts = ", ".join(f"{outcomes.count(v)} {v}" for v in (SUPPORTED, NOT_SUPPORTED, UNDECIDED))
     parts = [f"# Verdicts\n\n{len(outcomes)} claims: {counts}.\n\n{_rule(contents)}\n"]

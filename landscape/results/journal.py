@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,8 @@ from landscape.files import AppendedFile, atomic
 class Journal:
     """Rows by name, kept in a file as soon as they are known; without a path in memory only.
 
-    The first line says what the rows belong to; a file of something else is begun anew. A line cut off by a kill is
-    computed again. Numbers come back bit for bit.
+    The first line says what the rows belong to; a file of something else is begun anew. A line cut off by a kill,
+    and every line from one on whose checksum is wrong, is computed again. Numbers come back bit for bit.
 
     Args:
         path: the file, or None.
@@ -36,7 +37,7 @@ class Journal:
             return
         lines = self._lines() if self._resume else []
         if lines and lines[0] == {"key": key}:
-            self._rows = {line["name"]: line["row"] for line in lines[1:]}
+            self._rows = {line["name"]: line["row"] for line in lines[1:] if line.keys() == {"name", "row"}}
         with atomic(self._path) as temporary:
             lines = [{"key": key}, *({"name": n, "row": r} for n, r in self._rows.items())]
             temporary.write_text("".join(map(_line, lines)), encoding="utf-8")
@@ -59,14 +60,29 @@ class Journal:
 
     def _lines(self) -> list[Any]:
         assert self._path is not None
-        lines = []
-        for line in self._path.read_text(encoding="utf-8").splitlines() if self._path.is_file() else ():
+        lines: list[Any] = []
+        checked = True
+        for raw in self._path.read_bytes().splitlines() if self._path.is_file() else ():
             try:
-                lines.append(json.loads(line))
-            except json.JSONDecodeError:  # cut off by a kill
+                line = json.loads(raw)
+                checksum = line.pop(_CHECKSUM, None)
+                # The first line says whether there are checksums: release 0.1.0 wrote none.
+                checked = checksum is not None if not lines else checked
+                whole = not checked or checksum == _checksum(line)
+            except (ValueError, AttributeError, TypeError, RecursionError):  # cut off by a kill, or damaged
                 break
+            if not whole:
+                break
+            lines.append(line)
         return lines
 
 
+_CHECKSUM = "crc32"
+
+
+def _checksum(content: dict[str, Any]) -> int:
+    return zlib.crc32(json.dumps(content).encode())
+
+
 def _line(content: dict[str, Any]) -> str:
-    return json.dumps(content) + "\n"
+    return json.dumps({**content, _CHECKSUM: _checksum(content)}) + "\n"

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,7 +16,7 @@ from typing import Any
 
 from landscape import checkpoint
 from landscape.errors import InputError
-from landscape.files import atomic, write_json
+from landscape.files import atomic, read_json, write_json
 from trainers.loop.settings import ENDS
 
 COLUMNS = (
@@ -58,6 +57,7 @@ class RunDirectory:
             self.content = checkpoint.read(self.path / "ckpt.pt")
             stored = {"method": {k: self.content["method"][k] for k in ("name", "arguments")}}
             stored["settings"] = self.content.get("settings", config["settings"])
+            _require_configuration(self.path / "ckpt.pt", stored)
             _require_same(self.path, stored, config)
 
     def start(self) -> list[dict[str, Any]]:
@@ -135,20 +135,50 @@ def read_config(path: Path) -> dict[str, Any]:
     Raises:
         InputError: it is missing or damaged.
     """
-    try:
-        return json.loads((path / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path / 'config.json'} cannot be read ({error}): train again with another --out") from None
+    config = read_json(path / "config.json")
+    _require_configuration(path / "config.json", config)
+    return config
+
+
+def _require_configuration(path: Path, config: Mapping[str, Any]) -> None:
+    """Raise InputError where this does not say which method was run with which settings."""
+    match config:
+        case {"method": {"name": str(), "arguments": dict()}, "settings": dict()}:
+            return
+    raise InputError(f"{path} names no method, its arguments and settings: restore it, or choose another --out")
 
 
 def read_history(path: str | Path) -> list[dict[str, Any]]:
-    """The rows of a history.csv, numbers as numbers; an incomplete last line is left out."""
+    """The rows of a history.csv, numbers as numbers; an incomplete last line is left out.
+
+    Raises:
+        InputError: it is damaged: no text, or a row without its epoch.
+    """
     path = Path(path)
     if not path.exists():
         return []
-    text = path.read_text(encoding="utf-8")
-    whole = text[: text.rfind("\n") + 1]
-    return [{k: _number(v) for k, v in row.items()} for row in csv.DictReader(whole.splitlines()) if None not in row]
+    rows = [{k: _number(v) for k, v in row.items()} for row in read_rows(path) if None not in row]
+    bad = [i for i, row in enumerate(rows, 1) if type(row.get("epoch")) is not int]
+    if bad:
+        raise InputError(f"{path} is damaged (row {bad[0]} has no epoch): restore it, or choose another --out")
+    return rows
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """The rows of a table in CSV as text; an incomplete last line is left out.
+
+    Raises:
+        InputError: it cannot be read, or is no such table.
+    """
+    if not path.is_file():
+        raise InputError(f"{path} is no regular file: a table in CSV is needed")
+    try:
+        text = path.read_text(encoding="utf-8")
+        return list(csv.DictReader(text[: text.rfind("\n") + 1].splitlines()))
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from error
+    except (ValueError, csv.Error) as error:
+        raise InputError(f"{path} is damaged (no table in CSV, or no UTF-8): restore it, or delete it") from error
 
 
 def _require_same(path: Path, stored: Mapping[str, Any], requested: Mapping[str, Any]) -> None:

@@ -7,7 +7,6 @@ process was killed, ignored. The result file itself is only ever replaced atomic
 
 from __future__ import annotations
 
-import json
 import shutil
 import struct
 import zlib
@@ -18,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from landscape import files
+from landscape import archive, files
 from landscape.errors import InputError
 from landscape.results.result import plain
 from landscape.surfaces.directions.directions import Directions
@@ -87,9 +86,9 @@ class Journal:
     def _read_header(self) -> dict[str, Any]:
         path = self.directory / "header.json"
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = files.read_json(path)
             content["identity"].items()
-        except (ValueError, KeyError, AttributeError, TypeError) as error:
+        except (InputError, KeyError, AttributeError) as error:
             raise InputError(f"{path} is damaged: delete {self.directory} and run again") from error
         return content
 
@@ -97,12 +96,13 @@ class Journal:
         """The directions as they were, in whatever dtype and on the CPU; their center is the caller's."""
         path = self.directory / "directions.pt"
         try:
+            archive.verify(path)
             content = torch.load(path, weights_only=True)
+            content["vectors"] = tuple(content["vectors"])
+            content["ranges"] = None if content["ranges"] is None else tuple(tuple(r) for r in content["ranges"])
+            return Directions(center=torch.empty(0), **content)
         except Exception as error:
             raise InputError(f"{path} is damaged: delete {self.directory} and run again") from error
-        content["vectors"] = tuple(content["vectors"])
-        content["ranges"] = None if content["ranges"] is None else tuple(tuple(r) for r in content["ranges"])
-        return Directions(center=torch.empty(0), **content)
 
     def _read_points(self) -> None:
         path = self.directory / "points.bin"
