@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from landscape.errors import InputError
@@ -37,15 +38,20 @@ class Leftovers:
     def foreign(self, parameters: Sequence[Tensor]) -> Tensor | None:
         """The smallest parameter in whose `.grad` lies a gradient of someone else, not zero; None if there is none.
 
-        The device is waited for only where `.grad` holds what this optimizer has not left there.
+        The device is waited for, once, only where `.grad` holds what this optimizer has not left there.
         """
         known = {id(g): version for g, version in self._left}
         others = [
             p
             for p in parameters
-            if p.grad is not None and (id(p.grad) not in known or known[id(p.grad)] not in (None, p.grad._version))
+            if p.grad is not None and p.grad.layout == torch.strided
+            if id(p.grad) not in known or known[id(p.grad)] not in (None, p.grad._version)
         ]
-        nonzero = [p for p in others if p.grad is not None and bool(p.grad.any())]
+        if not others:
+            return None
+        largest = torch._foreach_norm([p.grad for p in others if p.grad is not None], torch.inf)
+        sizes = torch.stack([n.to("cpu", torch.float64, non_blocking=True) for n in largest]).tolist()
+        nonzero = [p for p, size in zip(others, sizes, strict=True) if size]
         return min(nonzero, key=Tensor.numel) if nonzero else None
 
 

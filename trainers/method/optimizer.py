@@ -50,8 +50,8 @@ class MethodOptimizer(torch.optim.Optimizer):
     Parameters may be frozen and unfrozen between steps, and added by `add_param_group`: from the next step on the
     method takes in those that are trainable then. What it remembers of new ones starts at zero, as their gradient was.
 
-    `copy.deepcopy` and `pickle` of ``(model, optimizer)`` together, between steps, give a pair that trains on as this
-    one does.
+    `copy.deepcopy` and `pickle` of ``(model, optimizer)`` together (and the scaler), between steps, give a pair that
+    trains on as this one does.
 
     Mixed precision: autocast inside the closure; in float16 also ``scaler.scale(loss).backward()`` there, then::
 
