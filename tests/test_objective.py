@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import types
 import warnings
-from collections import namedtuple
+from collections import UserDict, namedtuple
 
 import pytest
 import torch
@@ -976,3 +976,114 @@ def test_a_model_that_couples_the_examples_of_a_batch_is_noted():
     problem = Problem(Centered(), nn.CrossEntropyLoss(), [(x[:15], y[:15]), (x[15:], y[15:])])
     assert "these 2 batches" in problem.notes[0]
     assert not Problem(Centered(), nn.CrossEntropyLoss(), [(x, y)]).notes
+
+
+def test_batches_that_differ_in_structure_are_never_joined():
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.a, self.b = nn.Linear(3, 3), nn.Linear(3, 3)
+
+        def forward(self, x, z, scale=1.0):
+            return torch.tanh(self.a(x)) + scale * self.b(z).sin()
+
+    (x, y), z = examples(20), torch.randn(20, 3, dtype=torch.float64)
+    model, parts = Two().double(), (slice(0, 10), slice(10, 20))
+    one, two = ({"x": x[p], "z": z[p], "labels": y[p]} for p in parts)
+    turned = {k: two[k] for k in ("z", "labels", "x")}
+    for batches, scales in (([one, turned], (1, 1)), ([one, {**two, "scale": 7.0}], (1, 7))):
+        losses = [F.cross_entropy(model(x[p], z[p], s), y[p]) for p, s in zip(parts, scales, strict=True)]
+        require_equal(Problem(model, F.cross_entropy, batches), model, sum(losses) / 2)
+
+
+def test_a_coupling_that_shows_in_large_batches_only_keeps_the_batches():
+    class Crowded(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = classifier()
+
+        def forward(self, x):
+            return self.inner(x) * (1 + (len(x) > 40))
+
+    (x, y), model = examples(120), Crowded()
+    problem = Problem(model, F.cross_entropy, [(x[:60], y[:60]), (x[60:], y[60:])])
+    value = (F.cross_entropy(model(x[:60]), y[:60]) + F.cross_entropy(model(x[60:]), y[60:])) / 2
+    top = float(torch.linalg.eigvalsh(dense_hessian(model, value)[1])[-1])
+    assert landscape.top_eigenvalues(problem, k=1, tol=1e-7, chunk_size=20).values[0] == pytest.approx(top, rel=1e-5)
+    assert "these 2 batches" in problem.notes[0]
+
+
+def test_single_sequences_of_several_lengths_are_weighed_by_their_tokens():
+    torch.manual_seed(0)
+    model, (ids, _) = Language(True).double(), sentences(padded=False)
+    rows = [ids[i : i + 1, :n] for i, n in enumerate((3, 5, 4))]
+    losses = [model(r, r).loss * (r.shape[1] - 1) for r in rows]
+    require_equal(Problem(model, None, [{"input_ids": r, "labels": r} for r in rows]), model, sum(losses) / 9)
+
+
+def test_a_surface_refuses_to_divide_what_may_not_be_divided():
+    x, y = examples()
+    problem = Problem(classifier(), lambda o, t: F.cross_entropy(o, t, weight=WEIGHTS), [(x, y)])
+    with pytest.raises(InputError, match="another function"):
+        landscape.surface(problem, radius=0.05, grid=3, batch_size=3)
+
+
+def test_functorch_inside_of_a_forward():
+    class Jacobian(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.u = nn.Sequential(nn.Linear(1, 4), nn.Tanh(), nn.Linear(4, 1))
+
+        def forward(self, x):
+            return torch.func.vmap(torch.func.jacrev(lambda z: self.u(z)[0]))(x)
+
+    model, x = Jacobian().double(), torch.linspace(-1, 1, 7, dtype=torch.float64).view(-1, 1)
+    require_equal(Problem(model, F.mse_loss, [(x, torch.zeros_like(x))]), model, model(x).square().mean())
+
+
+def test_inference_mode_around_a_problem_is_refused():
+    x, y = examples()
+    with torch.inference_mode(), pytest.raises(InputError, match="make it outside"):
+        Problem(classifier(), F.cross_entropy, [(x, y)])
+
+
+class Encoding(UserDict):
+    """A mapping with attributes and `.to`, as tokenizers return it."""
+
+    def __getattr__(self, name):
+        if name == "data" or name not in self.data:
+            raise AttributeError(name)
+        return self.data[name]
+
+    def to(self, device):
+        return Encoding({k: v.to(device) for k, v in self.data.items()})
+
+
+def test_an_objective_gets_its_batch_as_the_loader_gave_it():
+    x, y = examples()
+    model = classifier()
+
+    def objective(network, batch):
+        moved = batch.to("cpu")
+        return F.cross_entropy(network(moved.x), batch.y)
+
+    problem = Problem(model, batches=[Encoding({"x": x, "y": y})], objective=objective)
+    require_equal(problem, model, F.cross_entropy(model(x), y))
+    close(Problem(model, F.cross_entropy, [(x, y)]).loss(), problem.loss())
+
+
+def test_batches_that_ask_for_gradients_themselves():
+    x = torch.linspace(-1, 1, 5, dtype=torch.float64).view(-1, 1).requires_grad_()
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(1, 4), nn.Tanh(), nn.Linear(4, 1)).double()
+
+    def objective(network, points):
+        u = network(points)
+        (slope,) = torch.autograd.grad(u.sum(), points, create_graph=True)
+        return (slope + u).square().mean()
+
+    problem = Problem(model, batches=[x], objective=objective)
+    require_equal(problem, model, objective(model, x))
+    assert x.grad is None

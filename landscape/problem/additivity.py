@@ -8,6 +8,7 @@ model or a function, so it is tried out: on examples that differ as much as poss
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -28,9 +29,11 @@ IGNORED = -100
 NOT_ADDITIVE = "the losses of a batch's parts do not add up to its loss"
 BATCH_STATISTICS = "BatchNorm uses the statistics of each batch"
 NO_STATISTICS = "a BatchNorm keeps no running statistics"
-COUPLED = (NOT_ADDITIVE, BATCH_STATISTICS, NO_STATISTICS)
-"""Reasons by which L depends on the batches, whatever the loss divides by."""
+TOO_COARSE = "the network computes too coarsely to try out whether parts of a batch add up"
+COUPLED = (NOT_ADDITIVE, BATCH_STATISTICS, NO_STATISTICS, TOO_COARSE)
+"""Reasons by which L may depend on the batches, whatever the loss divides by."""
 _PROBE = 32
+_LOOKED_AT = 16
 _CLASSES = 16
 _COARSE = (torch.bfloat16, torch.float16)
 
@@ -61,7 +64,7 @@ def obstacle(problem: Problem) -> str | None:
     try:
         dtype = _coarsest(problem)
         if dtype in _COARSE:
-            return "the network computes too coarsely to try out whether parts of a batch add up"
+            return TOO_COARSE
         adds_up = _adds_up(problem, dtype)
     except InputError:
         return "the model or the loss cannot take a part of a batch"
@@ -150,10 +153,29 @@ def _everywhere(problem: Problem, tolerance: float) -> bool:
     return True
 
 
+def agrees(problem: Problem, divided: Problem, size: int) -> bool:
+    """Whether L at the weights is the same over these parts of the batches of this process; tried once a size.
+
+    What couples examples in large batches only, or a few rare ones, shows in no try on a few rows.
+    """
+    if size not in problem.verified:
+        tolerance = max(1e4 * torch.finfo(problem.weights.dtype).eps, 1e-8)
+        with problem.uncounted():
+            one, other = (float(p.alone().loss()) for p in (problem, divided))
+        # A loss that is not finite is refused where it is needed.
+        if not abs(one - other) <= tolerance * abs(one) and math.isfinite(one):
+            return False
+        problem.verified.add(size)
+    return True
+
+
 def probes(problem: Problem) -> Iterator[Batch]:
     """Batches of up to 32 examples: the most different ones of all, and the first of the user's batches."""
-    whole = problem.batches.whole()
     kept = problem.batches.kept or []
+    places = (
+        torch.linspace(0, len(kept) - 1, min(_LOOKED_AT, len(kept))).round().long().unique().tolist() if kept else []
+    )
+    whole = problem.batches.of([kept[i] for i in places]).whole() if kept else None
     telling = [b for b in kept if _tells(b)] or kept
     chosen = [whole] if whole is not None else [telling[i] for i in sorted({0, len(telling) // 2, len(telling) - 1})]
     for batch in chosen:
@@ -229,6 +251,9 @@ def own_denominator(problem: Problem) -> tuple[str, Callable[[Batch], float]] | 
     integers = isinstance(labels, Tensor) and not labels.is_floating_point()
     candidates = dict(_CANDIDATES if integers else _CANDIDATES[:1])
     real = [b for b in probes(problem) if b.size > 1]
+    if not real and not all(b.size == 0 for b in kept):
+        # Single sequences: twice the same one, of which some labels will be masked.
+        real = [b.select(torch.zeros(2, dtype=torch.long, device=b.tensors()[0].device)) for b in kept[:3]]
     fitting: dict[str, Callable[[Batch], float]] = {}
     if real:
         with contextlib.suppress(InputError):  # a model that cannot take a part of a batch

@@ -37,12 +37,14 @@ class Shared:
         notes: what a reader of any result has to know.
         random: the notes that say why two evaluations may differ.
         division: why batches may not be divided anew, once that was tried out.
+        verified: sizes of chunks over which L was seen to be the same.
     """
 
     passes: Passes = field(default_factory=Passes)
     notes: list[str] = field(default_factory=list)
     random: list[str] = field(default_factory=list)
     division: list[str | None] = field(default_factory=list)
+    verified: set[int] = field(default_factory=set)
 
 
 class BatchPasses:

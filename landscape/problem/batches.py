@@ -319,15 +319,10 @@ class Batches:
             return None
         if len(self.kept) == 1:
             return self.kept[0]
+        shapes = [structure.skeleton((b.args, b.kwargs, b.target)) for b in self.kept]
+        if any(s != shapes[0] for s in shapes):
+            return None  # other keys, constants or shapes: tensors would be joined that do not belong together
         lists = [b.tensors() for b in self.kept]
-        first = lists[0]
-        same = all(
-            len(tensors) == len(first)
-            and all(t.shape[1:] == f.shape[1:] and t.dtype == f.dtype for t, f in zip(tensors, first, strict=True))
-            for tensors in lists
-        )
-        if not same:
-            return None
         joined = iter([torch.cat(column) for column in zip(*lists, strict=True)])
         whole = self.kept[0].map(lambda _: next(joined))
         return replace(whole, size=self.examples, weight=self.weight, number=None)

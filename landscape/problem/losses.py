@@ -137,7 +137,8 @@ class TorchLoss:
 
     def _fits(self, outputs: Tensor, target: Tensor) -> bool:
         if self.kind == ELEMENTS:
-            return outputs.shape == target.shape or self.function in (binary_cross_entropy, squared_error)
+            alike = outputs.shape == target.shape or outputs.numel() == target.numel() == 1
+            return alike or self.function in (binary_cross_entropy, squared_error)
         if self.kind != CLASSES or outputs.dim() < 2:
             return True
         if target.is_floating_point():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,7 +27,17 @@ _CALLED = {
     "the loss of single examples": "give Problem a loss that returns one value an example",
     "the objective": "it is called as objective(model, batch), batch as the loader gave it",
 }
-_TOLD = (RuntimeError, TypeError, ValueError, IndexError, KeyError, AttributeError, AssertionError, ZeroDivisionError)
+_TOLD = (
+    RuntimeError,
+    NotImplementedError,
+    TypeError,
+    ValueError,
+    IndexError,
+    KeyError,
+    AttributeError,
+    AssertionError,
+    ZeroDivisionError,
+)
 
 
 @dataclass
@@ -123,11 +133,11 @@ class Objective:
         """What the model returns on a batch; the pair (loss, weight) of an objective function."""
         inputs = (batch.args, batch.kwargs)
         if self.writes_inputs is not False:
-            inputs = structure.mapped(inputs, lambda t: t.detach().clone())
+            inputs = structure.mapped(inputs, lambda t: t.detach().clone().requires_grad_(t.requires_grad))
         seen = structure.tensors(inputs) if self.writes_inputs is None else []
         before = [(t, t._version, t.requires_grad) for t in seen]
         # Containers are copies: scripts that pop the labels off their batch would find none the second time.
-        args, kwargs = [copy.copy(a) if isinstance(a, dict | list) else a for a in inputs[0]], inputs[1]
+        args, kwargs = [copy.copy(a) if isinstance(a, Mapping | list) else a for a in inputs[0]], inputs[1]
         with telling("the model" if self.function is None else "the objective", batch):
             returned = model(*args, **kwargs) if self.function is None else self.function(model, args[0])
         if self.writes_inputs is None:

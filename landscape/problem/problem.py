@@ -115,6 +115,10 @@ class Problem(BatchPasses):
         distributed: bool = False,
         check: bool = True,
     ) -> None:
+        if torch.is_inference_mode_enabled():
+            raise InputError(
+                "Problem is made within torch.inference_mode(), which forbids derivatives: make it outside"
+            )
         self.objective = Objective.of(loss, objective, weight)
         if logit_normalization and (self.objective.own or self.objective.function is not None):
             raise InputError("logit_normalization needs a loss(outputs, targets): give one")
@@ -270,12 +274,27 @@ class Problem(BatchPasses):
         Tried out once, see `landscape.problem.additivity`.
         """
         if not self._shared.division:
-            reason = additivity.obstacle(self)
-            self._shared.division.append(reason)
-            coupled = reason in additivity.COUPLED or (reason is not None and not self.objective.exact)
-            if coupled and len(self.batches) > 1:
-                self.notes.append(f"L is that of these {len(self.batches)} batches, never divided anew: {reason}")
+            self.settle_division(additivity.obstacle(self))
         return self._shared.division[0]
+
+    def settle_division(self, reason: str | None) -> None:
+        """Divide the batches from here on, or, for a reason, never; a note says so where L is that of these batches."""
+        self._shared.division = [reason]
+        coupled = reason in additivity.COUPLED or (reason is not None and not self.objective.exact)
+        if coupled and len(self.batches) > 1:
+            self.notes.append(f"L is that of these {len(self.batches)} batches, never divided anew: {reason}")
+
+    @property
+    def verified(self) -> set[int]:
+        """Sizes of chunks over which L was seen to be the same."""
+        return self._shared.verified
+
+    def alone(self) -> Problem:
+        """The same loss over the batches of this process alone."""
+        other = copy.copy(self)
+        other.distributed = False
+        other._total()
+        return other
 
     def few_examples(self, count: int) -> Batch:
         """The first examples of the first batch; all of it where it cannot be divided."""

@@ -16,25 +16,37 @@ from torch.nn.utils.rnn import PackedSequence
 def mapped(value: Any, function: Callable[[Tensor], Tensor], other: Callable[[Any], Any] = lambda v: v) -> Any:
     """The structure with `function` applied to every tensor, `other` to every object that is no plain structure.
 
-    Mappings become dicts (a `BatchEncoding` is passed on by keywords anyway); tuples, named tuples, lists and
-    dataclasses keep their types.
+    Mappings, tuples, named tuples, lists and dataclasses keep their types, as far as these can be copied.
     """
     if isinstance(value, Tensor):
         return function(value)
     if isinstance(value, PackedSequence):
         return other(value)
     if isinstance(value, Mapping):
-        return {k: mapped(v, function, other) for k, v in value.items()}
+        items = {k: mapped(v, function, other) for k, v in value.items()}
+        return items if type(value) is dict else _like(value, items)
     if isinstance(value, tuple) and hasattr(value, "_fields"):
         return type(value)(*(mapped(v, function, other) for v in value))
     if isinstance(value, list | tuple):
-        return type(value)(mapped(v, function, other) for v in value)
+        parts = [mapped(v, function, other) for v in value]
+        return parts if isinstance(value, list) else tuple(parts)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         new = copy.copy(value)
         for field in dataclasses.fields(value):
             object.__setattr__(new, field.name, mapped(getattr(value, field.name), function, other))
         return new
     return other(value)
+
+
+def _like(value: Mapping[Any, Any], items: dict[Any, Any]) -> Any:
+    """The items in a mapping of the same type (a `BatchEncoding`); a dict where it has no copies."""
+    try:
+        new: Any = copy.copy(value)
+        for key, item in items.items():
+            new[key] = item
+    except (TypeError, AttributeError):
+        return items
+    return new
 
 
 def tensors(value: Any) -> list[Tensor]:
@@ -52,6 +64,17 @@ def tensors(value: Any) -> list[Tensor]:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return [t for f in dataclasses.fields(value) for t in tensors(getattr(value, f.name))]
     return []
+
+
+def skeleton(value: Any) -> Any:
+    """The structure without its tensors: keys in order, types, constants; equal where they can be joined in pairs."""
+    if isinstance(value, Tensor):
+        return ("tensor", value.dtype, tuple(value.shape[1:]))
+    if isinstance(value, Mapping):
+        return [(k, skeleton(v)) for k, v in value.items()]
+    if isinstance(value, list | tuple):
+        return [type(value), *(skeleton(v) for v in value)]
+    return value
 
 
 def opaque(value: Any) -> bool:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from landscape.errors import InputError
-from landscape.problem import memory
+from landscape.problem import additivity, memory, structure
 from landscape.problem.batches import Batch
 
 if TYPE_CHECKING:
@@ -26,6 +27,8 @@ _DEFAULT_CACHE = 512 * 2**20
 _GRAPH = {"cpu": 2**30}
 _DEFAULT_GRAPH = 4 * 2**30
 _SHARE_OF_FREE = 0.5
+_NO_HOOKS = ("saved tensor hooks", "invalid python storage")
+"""What torch says where torch.func runs inside of forward()."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,8 @@ def footprint(problem: Problem, leaves: Sequence[Tensor]) -> Footprint:
 def chosen(problem: Problem, footprint: Footprint, size: int | None = None) -> Problem:
     """The same L(w) over chunks of a good size: `size`, or the one that fits cache and graph, the same every time.
 
-    The user's batches stay where L would change with their division, whatever size is asked for.
+    The user's batches stay where L would change with their division, whatever size is asked for: the first time, L over
+    the chunks is compared with L over the batches (two forward passes that are not counted).
 
     Raises:
         InputError: a chunk whose graph does not fit in memory; the size that does is named.
@@ -86,7 +90,10 @@ def chosen(problem: Problem, footprint: Footprint, size: int | None = None) -> P
     # its batches.
     other = copy.copy(problem)
     other.batches, other.weight = problem.batches.of(problem.batches.split(target)), weight
-    return other
+    if additivity.agrees(problem, other, target):
+        return other
+    problem.settle_division(additivity.NOT_ADDITIVE)
+    return problem
 
 
 def fitting(problem: Problem, footprint: Footprint) -> int:
@@ -132,9 +139,29 @@ def _held(problem: Problem, leaves: Sequence[Tensor], batch: Batch) -> tuple[int
             largest = max(largest, tensor.numel() * tensor.element_size())
         return tensor.detach()
 
-    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-        loss = problem.batch_loss(problem.forward(batch), batch)
-        gradients = problem.first_derivative(loss, leaves, batch)
+    try:
+        with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+            loss = problem.batch_loss(problem.forward(batch), batch)
+            gradients = problem.first_derivative(loss, leaves, batch)
+    except (RuntimeError, InputError) as error:
+        if not any(words in f"{error} {error.__cause__}" for words in _NO_HOOKS):
+            raise
+        return _put_out(problem, batch)
     total = sum(t.untyped_storage().nbytes() for key, t in held.items() if key not in known)
     del gradients
     return total, largest
+
+
+def _put_out(problem: Problem, batch: Batch) -> tuple[int, int]:
+    """The same, estimated from what the modules put out: a graph of a first derivative holds about four times that."""
+    sizes = [0]
+
+    def see(_module: nn.Module, _inputs: Any, output: Any) -> None:
+        sizes.extend(t.numel() * t.element_size() for t in structure.tensors(output))
+
+    with contextlib.ExitStack() as stack:
+        for module in problem.model.modules():
+            stack.callback(module.register_forward_hook(see).remove)
+        with problem.evaluator.without_graph():
+            problem.forward(batch)
+    return 4 * sum(sizes), max(sizes)

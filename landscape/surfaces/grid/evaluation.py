@@ -220,7 +220,7 @@ def arranged(problem: Problem, choice: Choice) -> Sequence[Batch]:
     """The problem's batches in the chosen size and memory format."""
     batches: Sequence[Batch] = problem.batches  # type: ignore[assignment]
     if choice.batch_size:
-        batches = [problem.weighed(b) for b in problem.batches.split(choice.batch_size)]
+        batches = list(problem.rebatched(choice.batch_size).batches)
     return [b.map(_image_channels_last) for b in batches] if choice.channels_last else batches
 
 
