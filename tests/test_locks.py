@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+import cli
 import landscape
 from landscape import InputError, Problem
 from landscape.files import atomic
@@ -101,3 +102,12 @@ def test_a_surface_locks_its_file_and_a_finished_one_is_read_where_nothing_can_b
     again = landscape.surface(problem, **arguments)
     tmp_path.chmod(0o700)
     assert (again.loss == made.loss).all()
+
+
+@pytest.mark.parametrize("command", ["figures asam-fig1", "invariance", "train sgd --data toy2d:n=200 --epochs 1"])
+def test_a_command_is_refused_where_another_process_writes(command, tmp_path, capsys):
+    with locked(tmp_path / "out"):
+        assert cli.run([*command.split(), "--quiet", "--out", str(tmp_path / "out")]) == 2
+        assert [p.name for p in (tmp_path / "out").iterdir()] == [".lock"]
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert f"out: another process writes there (process {os.getpid()} on" in line
