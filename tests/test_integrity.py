@@ -15,6 +15,8 @@ from landscape.results.journal import Journal
 from landscape.surfaces.directions.directions import Directions
 from landscape.surfaces.grid.journal import Journal as SurfaceJournal
 from trainers.loop.run_directory import read_config, read_history
+from trainers.models import build_model
+from trainers.rebuild import subject
 
 STATE = {"layer.weight": torch.arange(12.0).reshape(3, 4), "layer.bias": torch.ones(3)}
 CONTENT = {
@@ -233,3 +235,27 @@ def test_a_damaged_surface_on_its_way_is_refused_or_computed_again(tmp_path):
             assert all(torch.equal(a, b) for a, b in zip(read.directions.vectors, vectors, strict=True))
             assert all((values == np.arange(4.0) + i).all() for (_, i), values in read.records.items())
     assert refusals > 40
+
+
+# -- what a checkpoint says of its network and its data ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("part", "arguments"),
+    [
+        *(("model", {"classes": value}) for value in (None, "x", float("inf"), 10**40, [3])),
+        *(("model", {"hidden": value}) for value in (float("inf"), 10**12, 10**40, "x", [[1]])),
+        *(("model", {"input_shape": value}) for value in (3, None, [[64]], "x", [float("nan")])),
+        *(("data", {name: "x"}) for name in ("seed", "label_noise", "name")),
+        *(("data", {name: torch.ones(2)}) for name in ("seed", "label_noise", "data_dir")),
+    ],
+)
+def test_arguments_that_nothing_can_be_built_from_are_one_line(tmp_path, part, arguments):
+    model = {"classes": 10, "input_shape": [1, 8, 8], "hidden": [4]}
+    content = copy.deepcopy(CONTENT)
+    content["model"] = {"name": "mlp", "arguments": model, "state": build_model("mlp", **model).state_dict()}
+    content[part]["arguments"].update(arguments)
+    checkpoint.write(tmp_path / "ckpt.pt", content)
+    with pytest.raises(InputError) as raised:
+        subject(tmp_path / "ckpt.pt", samples=32)
+    assert str(raised.value).isprintable()

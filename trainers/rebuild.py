@@ -6,9 +6,10 @@ callables that the caller passes.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -129,10 +130,15 @@ def subject(
     content = checkpoint.read(path) if model is None else checkpoint.contents(path)
     choice = Choice(key, allow_missing, allow_extra, rename)
     source = content if model is None else None
-    data = _data(source, sample, device)
     if model is None:
-        model, content = BuiltIn(content["model"]["name"], content["model"]["arguments"]), content["model"]["state"]
-    network = model.network(data) if isinstance(model, BuiltIn) else _called(model)
+        with _fields(path, "data"):
+            data = _data(source, sample, device)
+        with _fields(path, "model"):
+            network = BuiltIn(content["model"]["name"], content["model"]["arguments"]).network(data)
+        content = content["model"]["state"]
+    else:
+        data = _data(source, sample, device)
+        network = model.network(data) if isinstance(model, BuiltIn) else _called(model)
     network = _loaded(path, network, content, choice, dtype).to(device).eval()
     if objective is not None and loss is not None:
         raise InputError("--objective computes the loss by itself: give it without --loss")
@@ -191,6 +197,22 @@ def problem_from(
         device=resolve_device(None if device is None else str(device)),
         **options,
     ).problem
+
+
+@contextlib.contextmanager
+def _fields(path: Path, name: str) -> Iterator[None]:
+    """What a checkpoint's values make fail is an InputError that names them; a machine's lack of memory is none."""
+    try:
+        yield
+    except InputError:
+        raise
+    except (TypeError, ValueError, KeyError, AttributeError, OverflowError, RuntimeError) as error:
+        if "memory" in str(error):
+            raise
+        raise InputError(
+            f"{path}: the arguments of its {name} do not fit it ({error}): it was written by another program or is "
+            "damaged; use another copy of it"
+        ) from error
 
 
 def _loss(loss: str | Callable[[Any, Any], Tensor] | None) -> Callable[[Any, Any], Tensor] | None:
