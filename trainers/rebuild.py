@@ -142,14 +142,16 @@ def subject(
     network = _loaded(path, network, content, choice, dtype).to(device).eval()
     if objective is not None and loss is not None:
         raise InputError("--objective computes the loss by itself: give it without --loss")
-    problem = Problem(
-        network,
-        None if objective is not None else _loss(loss),
-        _batches(data, sample, network, whole=objective is not None),
-        objective=objective,
-        parameters=list(parameters) or None,
-        batch_norm=batch_norm,
-    )
+    batches = _batches(data, sample, network, whole=objective is not None)
+    with _naming_the_loss() if loss is None and objective is None else contextlib.nullcontext():
+        problem = Problem(
+            network,
+            None if objective is not None else _loss(loss),
+            batches,
+            objective=objective,
+            parameters=list(parameters) or None,
+            batch_norm=batch_norm,
+        )
     if loss is None and objective is None:
         _require_labels(problem)
     if sample.batch_size and callable(sample.data):
@@ -219,6 +221,18 @@ def _loss(loss: str | Callable[[Any, Any], Tensor] | None) -> Callable[[Any, Any
     if loss is None:
         return nn.functional.cross_entropy
     return NAMED[loss] if isinstance(loss, str) else loss
+
+
+@contextlib.contextmanager
+def _naming_the_loss() -> Iterator[None]:
+    """Nobody said what L is: a network that cross-entropy of class labels does not fit may need another loss."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(
+            f"{error}; without --loss L is the cross-entropy of labels: own (what the model returns), mse, bce, nll "
+            "or module:callable say another"
+        ) from error
 
 
 def _require_labels(problem: Problem) -> None:
