@@ -42,9 +42,10 @@ test-gpu: install
 
 # Random networks, objectives and batches beside slow references; goes on where it was stopped.
 #   make audit MINUTES=60      make audit DRAWS=20000      make audit CASE=audit-out/cases/function-7.json
+#   make audit SUBJECT=spectrum DRAWS=2000
 MINUTES ?= 10
 audit: install
-	$(BIN)/python -m audit $(if $(CASE),--replay $(CASE),$(if $(DRAWS),--draws $(DRAWS),--minutes $(MINUTES)))
+	$(BIN)/python -m audit $(if $(CASE),--replay $(CASE),$(if $(DRAWS),--draws $(DRAWS),--minutes $(MINUTES)) $(if $(SUBJECT),--subject $(SUBJECT)))
 
 lint: install
 	$(BIN)/ruff check .

@@ -15,7 +15,7 @@ from typing import Any
 from audit.draws import audited, table
 from audit.verdict import WRONG, Verdict
 
-SUBJECTS = ("function",)
+SUBJECTS = ("function", "spectrum")
 _BLOCK = 20
 
 

@@ -5,10 +5,13 @@ import pytest
 import torch
 from curvature_cases import dense_hessian
 from scipy.special import erfinv
-from spectrum_cases import extremes, spectrum
 from torch import nn
 
 import landscape
+from audit.draws import audited
+from audit.shrink import shrunk
+from audit.subjects import spectrum
+from audit.subjects.spectrum import extremes
 from landscape import random
 from landscape.curvature import krylov, missed
 from landscape.curvature.factorization import Factorization
@@ -31,29 +34,31 @@ def quadratic(eigenvalues, dtype=torch.float64):
     return landscape.Problem(Quadratic(eigenvalues, dtype), lambda o, t: o.mean(), [batch], check=False)
 
 
-def _study(seeds):
-    wrong, open_ = [], []
-    for case in map(spectrum, seeds):
-        found = case.solved()
-        if case.wrong(found):
-            wrong.append((case.seed, case.kind, case.k, case.which, found))
-        if not found.converged:
-            open_.append(case.seed)
-        assert found.products <= 500
-    return wrong, open_
+def outcomes(seeds):
+    """Of these draws: the wrong ones, and how many did not converge."""
+    verdicts = audited("spectrum", seeds, shrink=False)
+    return [v for v in verdicts if v["outcome"] == "wrong"], sum(v["outcome"] == "refused" for v in verdicts)
 
 
 def test_adversarial_spectra_are_never_wrong():
-    wrong, open_ = _study(range(120))
-    assert not wrong
-    assert len(open_) <= 2
+    assert outcomes(list(range(120))) == ([], 0)
 
 
 @pytest.mark.slow
 def test_two_thousand_adversarial_spectra_are_never_wrong():
-    wrong, open_ = _study(range(2000))
+    wrong, not_converged = outcomes(list(range(2000)))
     assert not wrong
-    assert len(open_) <= 20
+    assert not_converged <= 20
+
+
+def test_the_audit_notices_missed_copies(monkeypatch):
+    monkeypatch.setattr(missed.Search, "completed", lambda self, pairs, others, thorough: pairs)
+    wrong, _ = outcomes(list(range(60)))
+    assert {v["kind"] for v in wrong} >= {"repeated", "low rank", "geometric"}
+    small = shrunk(spectrum, spectrum.again(wrong[0]["choice"]))
+    assert small.outcome == "wrong"
+    assert small.choice["scale"] == 1.0
+    assert small.choice["k"] <= wrong[0]["choice"]["k"]
 
 
 @pytest.mark.parametrize("verify", [False, True])

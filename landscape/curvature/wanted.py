@@ -42,7 +42,9 @@ class Eigenpairs:
 
 
 class Fence(NamedTuple):
-    """sign * lambda >= level: an eigenvalue further out than the wanted ones, by more than the tolerance.
+    """sign * lambda >= level: an eigenvalue further out than the wanted ones, by more than half the tolerance.
+
+    The other half is left to what the last wanted pair, itself known up to its residual, has mixed in of it.
 
     A random vector in d dimensions holds 1/sqrt(d) of an eigenvector, whose eigenvalue stands out from the rounding of
     a product only where it is sqrt(d) times as large: `excluded` is from where on a search can prove that none exists.
@@ -96,7 +98,7 @@ class Request:
             ends = [(sign, np.abs(values).min()) for sign in (1, -1)]
         else:
             ends = [(1, values.min())] if self.which == "LA" else [(-1, -values.max())]
-        slack = [float(self.allowed(np.array([end]), scale)[0]) for _, end in ends]
+        slack = [0.5 * float(self.allowed(np.array([end]), scale)[0]) for _, end in ends]
         coarse = math.sqrt(d) * self.rounding(scale)
         return [Fence(sign, end + s, end + max(s, coarse)) for (sign, end), s in zip(ends, slack, strict=True)]
 
