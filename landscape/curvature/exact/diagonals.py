@@ -23,9 +23,9 @@ class Diagonal(Result):
 
     Attributes:
         values: (d,).
-        exact: whether no sampling was involved.
+        exact: whether it is computed in closed form, without Hessian-vector products.
         matrix: "hessian" or "ggn": of which matrix.
-        method: "exact", "hutch++" or "hutchinson".
+        method: "exact", "hutch++", "hutchinson", or "unit vectors" where the products suffice for one with each.
         obstacle: what keeps the GGN's diagonal from being the Hessian's; None where nothing does.
         hvps: Hessian-vector products spent.
     """
