@@ -52,7 +52,7 @@ def test_checkpoints_on_one_grid():
         np.testing.assert_array_equal(found[name].loss, landscape.surface(problem, grid=5, radius=0.5).loss)
     moved = landscape.compare_surfaces(problems, grid=5, radius=0.5, absolute=True)
     np.testing.assert_array_equal(moved["a"].loss, found["a"].loss)
-    first = landscape.surfaces.directions.directions.directions("gaussian", problems["a"]).vectors
+    first = landscape.surfaces.directions.directions("gaussian", problems["a"]).vectors
     expected = problems["b"].loss(problems["b"].weights + 0.5 * first[0] - 0.25 * first[1])
     assert moved["b"].loss[4, 1] == pytest.approx(float(expected), rel=1e-12)
 

@@ -109,7 +109,7 @@ def _coarsest(problem: Problem) -> torch.dtype:
         dtypes.update(t.dtype for t in structure.tensors(output) if t.is_floating_point())
 
     with contextlib.ExitStack() as stack, problem.uncounted():
-        for module in problem.model.modules():
+        for module in (m for m in problem.model.modules() if not isinstance(m, torch.jit.ScriptModule)):
             stack.callback(module.register_forward_hook(see).remove)
         with problem.values():
             problem.forward(next(iter(problem.batches)).rows(0, 2))

@@ -153,6 +153,8 @@ def _first_difference(problem: Problem, batch: Batch, tolerance: float) -> str |
         outputs: dict[str, Tensor] = {}
         with contextlib.ExitStack() as stack:
             for name, module in problem.model.named_modules():
+                if isinstance(module, torch.jit.ScriptModule):
+                    continue
                 stack.callback(module.register_forward_hook(_keep(name, outputs)).remove)
             run(problem, batch)
         runs.append(outputs)

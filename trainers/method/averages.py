@@ -13,7 +13,7 @@ from trainers.method.context import Pass
 
 def sum_over_processes(tensors: Sequence[Tensor]) -> None:
     """Sum each tensor over all processes, in place, in one bucket per dtype."""
-    for dtype in {t.dtype for t in tensors}:
+    for dtype in dict.fromkeys(t.dtype for t in tensors):  # a set's order differs from process to process
         same = [t for t in tensors if t.dtype == dtype]
         bucket = torch.cat([t.reshape(-1) for t in same])
         torch.distributed.all_reduce(bucket)

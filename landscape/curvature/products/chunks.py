@@ -160,7 +160,7 @@ def _put_out(problem: Problem, batch: Batch) -> tuple[int, int]:
         sizes.extend(t.numel() * t.element_size() for t in structure.tensors(output))
 
     with contextlib.ExitStack() as stack:
-        for module in problem.model.modules():
+        for module in (m for m in problem.model.modules() if not isinstance(m, torch.jit.ScriptModule)):
             stack.callback(module.register_forward_hook(see).remove)
         with problem.evaluator.without_graph():
             problem.forward(batch)
