@@ -115,7 +115,7 @@ def test_bad_input(single, tmp_path):
         export(tmp_path / "missing.h5", "csv")
     broken = tmp_path / "broken.h5"
     broken.write_bytes(single.read_bytes()[:300])
-    with pytest.raises(InputError, match="not a readable HDF5"):
+    with pytest.raises(InputError, match="not a readable HDF5 file .*use another file or copy$"):
         export(broken, "csv")
     one = surface()
     line = Surface(x=one.x, loss=one.loss[:, 0], accuracy=one.loss[:, 0], done=one.done[:, 0])

@@ -203,7 +203,10 @@ def read(path: str | Path) -> dict[str, Group]:
     image = raw[:-_SEAL_LENGTH] if sealed else raw
     digest = hashlib.sha256(image).hexdigest()
     if sealed and raw[-_SEAL_LENGTH:] != _SEAL + digest.encode() + b"\n":
-        raise InputError(f"{path} is damaged (its SHA-256 is not the one it ends in): delete it and run again")
+        raise InputError(
+            f"{path} is damaged (its SHA-256 is not the one it ends in): use another copy, or compute it again with "
+            "another --out"
+        )
     groups = _groups(path, image, trusted=digest in _written)
     if not sealed:
         _require_unsealed(path, groups)
@@ -219,7 +222,8 @@ def _groups(path: Path, image: bytes, trusted: bool) -> dict[str, Group]:
         if str(error):
             raise InputError(f"{path} is no result of this toolkit: {error}") from error
         raise InputError(
-            f"{path} is not a readable HDF5 file (truncated or damaged?): delete it and run again"
+            f"{path} is not a readable HDF5 file (a result, such as analysis.h5, is needed; truncated or damaged?): "
+            "use another file or copy"
         ) from error
     return {name: Group(part["attributes"], _arrays(part["arrays"])) for name, part in read.items()}
 
