@@ -224,7 +224,9 @@ class BatchPasses:
 
     def _differentiable(self, loss: Tensor) -> None:
         if not loss.requires_grad:
-            raise InputError("the loss does not depend on the chosen parameters through differentiable operations")
+            raise InputError(
+                "the loss does not depend on the chosen parameters through differentiable operations: choose others"
+            )
 
     def _same_weight(self, outputs: Pair, batch: Batch) -> None:
         weight = outputs.weight

@@ -85,7 +85,9 @@ class GaussNewtonGraph:
     ) -> tuple[Tensor | None, ...]:
         pairs = [(g, p) for g, p in zip(pulled, pieces, strict=True) if g is not None and g.requires_grad]
         if not pairs:
-            raise InputError("the loss does not depend on the chosen parameters through differentiable operations")
+            raise InputError(
+                "the loss does not depend on the chosen parameters through differentiable operations: choose others"
+            )
         rows, vectors = zip(*pairs, strict=True)
         forward = torch.autograd.grad(rows, u, vectors, retain_graph=True, allow_unused=True)[0]
         forward = torch.zeros_like(u) if forward is None else forward
