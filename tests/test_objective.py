@@ -1087,3 +1087,25 @@ def test_batches_that_ask_for_gradients_themselves():
     problem = Problem(model, batches=[x], objective=objective)
     require_equal(problem, model, objective(model, x))
     assert x.grad is None
+
+
+def test_single_examples_that_cannot_be_joined_leave_nothing_to_divide():
+    def focal(outputs, targets):
+        p = F.cross_entropy(outputs, targets, reduction="none").neg().exp()
+        return ((1 - p) ** 2 * F.cross_entropy(outputs, targets, reduction="none")).mean()
+
+    class Pooled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = classifier()
+
+        def forward(self, x):
+            return self.inner(x.mean(1))
+
+    torch.manual_seed(0)
+    model, y = Pooled(), torch.tensor([0, 2])
+    batches = [(torch.randn(1, n, 3, dtype=torch.float64), y[i : i + 1]) for i, n in enumerate((2, 5))]
+    problem = Problem(model, focal, batches)
+    assert problem.undividable is None
+    assert not problem.notes
+    close(problem.losses().mean(), problem.loss())
