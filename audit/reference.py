@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -69,6 +70,13 @@ class Reference:
             return self.aim.value(
                 lambda batch: through(self.network.call(self.model, batch.fields, batch.target)), self.batches
             )
+
+    def alone(self) -> Iterator[Tensor]:
+        """L at the network's weights of each batch by itself."""
+        for batch in self.batches:
+            one = copy.copy(self)
+            one.batches = [batch]
+            yield one.loss(self.w).detach()
 
     def gradient(self, w: Tensor) -> tuple[Tensor, Tensor]:
         """L and its gradient."""
