@@ -6,6 +6,7 @@ import functools
 import pytest
 import torch
 import torch.nn.functional as F
+from objective_cases import classifier, examples, require_equal
 from torch import nn
 
 import landscape
@@ -310,3 +311,55 @@ def test_chunks_do_not_depend_on_what_is_free_and_what_does_not_fit_is_refused(m
     monkeypatch.undo()
     with pytest.raises(InputError, match="that does not fit: hold at most"):
         problem.plan(vectors=10**9).require()
+
+
+# -- derivatives inside of a forward --
+
+
+def test_a_forward_that_differentiates_without_asking_for_a_graph():
+    class Slope(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.u = nn.Sequential(nn.Linear(1, 4), nn.Tanh(), nn.Linear(4, 1))
+
+        def forward(self, x):
+            x = x.clone().requires_grad_()
+            return torch.autograd.grad(self.u(x).sum(), x, create_graph=True)[0]
+
+    model, x = Slope().double(), torch.linspace(-1, 1, 7, dtype=torch.float64).view(-1, 1)
+    problem = Problem(model, F.mse_loss, [(x, torch.zeros_like(x))])
+    close(problem.loss(), model(x).square().mean().detach())
+    assert not problem.loss().requires_grad
+    surface = landscape.surface(problem, radius=0.05, grid=3)
+    assert float(surface.loss[1, 1]) == pytest.approx(float(problem.loss()), rel=1e-9)
+    assert landscape.sam_sharpness(problem, rho=0.05).value > 0
+
+
+def test_an_objective_with_an_inner_step_on_the_weights():
+    x, y = examples()
+    model = classifier()
+
+    def maml(network, batch):
+        named = dict(network.named_parameters())
+        inner = F.cross_entropy(network(batch[0]), batch[1])
+        gradients = torch.autograd.grad(inner, list(named.values()), create_graph=True)
+        moved = {k: p - 0.5 * g for (k, p), g in zip(named.items(), gradients, strict=True)}
+        return F.cross_entropy(torch.func.functional_call(network, moved, (batch[0],)), batch[1])
+
+    problem = Problem(model, batches=[(x, y)], objective=maml)
+    require_equal(problem, model, maml(model, (x, y)))
+
+
+def test_functorch_inside_of_a_forward():
+    class Jacobian(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.u = nn.Sequential(nn.Linear(1, 4), nn.Tanh(), nn.Linear(4, 1))
+
+        def forward(self, x):
+            return torch.func.vmap(torch.func.jacrev(lambda z: self.u(z)[0]))(x)
+
+    model, x = Jacobian().double(), torch.linspace(-1, 1, 7, dtype=torch.float64).view(-1, 1)
+    require_equal(Problem(model, F.mse_loss, [(x, torch.zeros_like(x))]), model, model(x).square().mean())
