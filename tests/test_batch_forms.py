@@ -9,10 +9,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from objective_cases import (
+    Language,
     classifier,
     close,
     examples,
     require_equal,
+    sentences,
 )
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -375,3 +377,60 @@ def test_batches_that_ask_for_gradients_themselves():
     problem = Problem(model, batches=[x], objective=objective)
     require_equal(problem, model, objective(model, x))
     assert x.grad is None
+
+
+def test_streams_are_weighed_and_their_targets_counted(monkeypatch):
+    from landscape.problem import batches as module
+
+    monkeypatch.setattr(module, "free_memory", lambda device: 0.0)
+    torch.manual_seed(0)
+    model, (ids, labels) = Language(True).double(), sentences()
+    labels[:4] = -100
+
+    class Stream:
+        def __iter__(self):
+            for a, b in zip(ids.split(4), labels.split(4), strict=True):
+                yield {"input_ids": a, "labels": b}
+
+    problem = Problem(model, None, Stream())
+    assert problem.batches.kept is None
+    require_equal(problem, model, model(ids, labels).loss)
+    x, y = examples(20)
+    network, masked = classifier(), torch.where(torch.arange(20) < 7, -100, y)
+    streamed = Problem(network, F.cross_entropy, TensorDatasetStream(x, masked))
+    assert streamed.classified == 13
+    close(streamed.evaluate().accuracy, (network(x[7:]).argmax(1) == y[7:]).double().mean())
+
+
+class TensorDatasetStream:
+    def __init__(self, x, y):
+        self.x, self.y = x, y
+
+    def __iter__(self):
+        return zip(self.x.split(6), self.y.split(6), strict=True)
+
+
+def test_pairs_of_weights_that_stand_for_complex_numbers():
+    class Fourier(nn.Module):
+        def __init__(self, first):
+            super().__init__()
+            torch.manual_seed(0)
+            shift, pairs = torch.randn(1), torch.randn(3, 3, 2) * 0.5
+            if first:  # the pairs begin at an odd place of the flat vector
+                self.shift = nn.Parameter(shift)
+            self.pairs, self.out = nn.Parameter(pairs), nn.Linear(4, 3)
+            if not first:
+                self.shift = nn.Parameter(shift)
+
+        def forward(self, x):
+            mixed = torch.fft.rfft(x + self.shift) @ torch.view_as_complex(self.pairs)
+            return self.out(torch.tanh(torch.fft.irfft(mixed, n=4)))
+
+    x, y = examples(inputs=4)
+    odd, even = (Fourier(first).double() for first in (True, False))
+    require_equal(Problem(even, F.cross_entropy, [(x, y)]), even, F.cross_entropy(even(x), y))
+    problems = [Problem(m, F.cross_entropy, [(x, y)]) for m in (odd, even)]
+    tops = [landscape.top_eigenvalues(p, k=2, tol=1e-8).values for p in problems]
+    close(tops[0], tops[1], rtol=1e-7)
+    centers = [float(landscape.surface(p, radius=0.05, grid=3).loss[1, 1]) for p in problems]
+    assert centers[0] == pytest.approx(centers[1], rel=1e-12)

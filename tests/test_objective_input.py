@@ -70,9 +70,9 @@ def test_an_objective_whose_weight_changes_is_refused():
     def moving(model, batch):
         return model(batch[0]).square().mean(), 1 + float(model[0].weight.sum().abs())
 
-    problem = Problem(classifier(), batches=[(x, y)], objective=moving)
-    with pytest.raises(InputError, match="must be the same at every w"):
-        problem.loss(2 * problem.weights)
+    for check in (True, False):
+        with pytest.raises(InputError, match="must be the same at every w"):
+            Problem(classifier(), batches=[(x, y)], objective=moving, check=check)
 
 
 @pytest.mark.parametrize("loss", [nn.MultiMarginLoss(), F.multilabel_margin_loss], ids=range(2))
@@ -156,3 +156,41 @@ def test_inference_mode_around_a_problem_is_refused():
     x, y = examples()
     with torch.inference_mode(), pytest.raises(InputError, match="make it outside"):
         Problem(classifier(), F.cross_entropy, [(x, y)])
+
+
+def test_an_objective_that_weighs_some_batches_only():
+    x, y = examples(9)
+
+    def sometimes(model, batch):
+        loss = F.cross_entropy(model(batch[0]), batch[1])
+        return (loss, len(batch[1])) if len(batch[1]) == 5 else loss
+
+    with pytest.raises(InputError, match="none for batch 1"):
+        Problem(classifier(), batches=[(x[:5], y[:5]), (x[5:], y[5:])], objective=sometimes)
+
+
+class Broken(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, g):
+        raise ValueError("no backward today")
+
+
+def test_a_backward_pass_that_fails_is_one_line():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = classifier()
+
+        def forward(self, x):
+            return Broken.apply(self.inner(x))
+
+    x, y = examples(4)
+    problem = Problem(Net(), F.cross_entropy, [(x, y)])
+    for call in (problem.gradient, lambda: landscape.top_eigenvalues(problem, k=1)):
+        with pytest.raises(InputError, match="the backward pass failed on batch 0 .*no backward today") as raised:
+            call()
+        assert "\n" not in str(raised.value)

@@ -8,6 +8,7 @@ model or a function, so it is tried out: on examples that differ as much as poss
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -20,12 +21,12 @@ from landscape.ball.vectors import norm
 from landscape.errors import InputError
 from landscape.problem import structure
 from landscape.problem.batches import TARGET_KEYS, Batch
+from landscape.problem.objective import IGNORED, telling
 from landscape.random import normal, stream
 
 if TYPE_CHECKING:
     from landscape.problem.problem import Problem
 
-IGNORED = -100
 NOT_ADDITIVE = "the losses of a batch's parts do not add up to its loss"
 BATCH_STATISTICS = "BatchNorm uses the statistics of each batch"
 NO_STATISTICS = "a BatchNorm keeps no running statistics"
@@ -127,7 +128,8 @@ def _shares(problem: Problem, leaves: Sequence[Tensor], batches: Sequence[Batch]
         if not batch.weight:
             continue
         loss = problem.batch_loss(problem.forward(batch), batch)
-        parts = torch.autograd.grad(loss, leaves, allow_unused=True) if loss.requires_grad else [None] * len(leaves)
+        with telling("the backward pass", batch):
+            parts = torch.autograd.grad(loss, leaves, allow_unused=True) if loss.requires_grad else [None] * len(leaves)
         pairs = zip(parts, leaves, strict=True)
         flat = problem.parameters.flatten([torch.zeros_like(x) if g is None else g for g, x in pairs]).double()
         value = value + loss.detach().double() * batch.weight
@@ -173,17 +175,23 @@ def agrees(problem: Problem, divided: Problem, size: int) -> bool:
 
 def probes(problem: Problem) -> Iterator[Batch]:
     """Batches of up to 32 examples: the most different ones of all, and the first of the user's batches."""
-    kept = problem.batches.kept or []
-    places = (
-        torch.linspace(0, len(kept) - 1, min(_LOOKED_AT, len(kept))).round().long().unique().tolist() if kept else []
-    )
-    whole = problem.batches.of([kept[i] for i in places]).whole() if kept else None
+    kept = _looked_at(problem)
+    whole = problem.batches.of(kept).whole()
     telling = [b for b in kept if _tells(b)] or kept
     chosen = [whole] if whole is not None else [telling[i] for i in sorted({0, len(telling) // 2, len(telling) - 1})]
     for batch in chosen:
         yield batch.select(telling_rows(batch, _PROBE))
     if whole is not None and len(kept) > 1 and kept[0].size > 1:
         yield kept[0].rows(0, _PROBE)
+
+
+def _looked_at(problem: Problem) -> list[Batch]:
+    """Up to 16 batches, evenly spread; the first ones where they are read anew at every pass."""
+    kept = problem.batches.kept
+    if kept is None:
+        return list(itertools.islice(problem.batches, _LOOKED_AT))
+    places = torch.linspace(0, len(kept) - 1, min(_LOOKED_AT, len(kept))).round().long().unique().tolist()
+    return [kept[i] for i in places]
 
 
 def _tells(batch: Batch) -> bool:
@@ -246,14 +254,14 @@ def own_denominator(problem: Problem) -> tuple[str, Callable[[Batch], float]] | 
     Returns:
         The words for it and c_b of a batch; None where none of them adds up, or the batches cannot be divided.
     """
-    kept = problem.batches.kept
-    if kept is None or not all(b.sliceable for b in kept):
+    kept = _looked_at(problem)
+    if not all(b.sliceable for b in kept):
         return None
     labels = kept[0].target
     integers = isinstance(labels, Tensor) and not labels.is_floating_point()
     candidates = dict(_CANDIDATES if integers else _CANDIDATES[:1])
     real = [b for b in probes(problem) if b.size > 1]
-    if not real and not all(b.size == 0 for b in kept):
+    if not real:
         # Single sequences: twice the same one, of which some labels will be masked.
         real = [b.select(torch.zeros(2, dtype=torch.long, device=b.tensors()[0].device)) for b in kept[:3]]
     fitting: dict[str, Callable[[Batch], float]] = {}

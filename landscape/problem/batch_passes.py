@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from landscape.errors import InputError
 from landscape.problem.batches import Batch, Batches
 from landscape.problem.evaluator import Evaluator
-from landscape.problem.objective import Objective, Pair
+from landscape.problem.objective import Objective, Pair, telling
 from landscape.problem.outputs import logits_of
 from landscape.problem.parameters import Parameters
 
@@ -58,6 +58,7 @@ class BatchPasses:
     batches: Batches
     calibration_batches: Batches
     examples: int
+    classified: int
     weight: float
     batch_norm: str
     logit_normalization: bool
@@ -156,7 +157,8 @@ class BatchPasses:
         self._differentiable(loss)
         self.passes.backward += batch.size
         share = loss * self.share(batch)
-        return list(torch.autograd.grad(share, leaves, create_graph=True, allow_unused=True))
+        with telling("the backward pass", batch):
+            return list(torch.autograd.grad(share, leaves, create_graph=True, allow_unused=True))
 
     def second_derivative(
         self,

@@ -204,8 +204,10 @@ class Batches:
         dtype: of floating-point tensors; None leaves them as they are.
         input_dtype: of the model's floating-point arguments alone; None leaves them as they are.
         weigh: c_b of a batch, from the item and the batch read from it.
+        counted: number of examples of a batch whose class counts.
         sizes: examples in each batch.
         weights: c_b of each batch.
+        classified: how many of them have a class that counts.
         kept: the batches, where they fit.
     """
 
@@ -214,8 +216,10 @@ class Batches:
     device: torch.device
     dtype: torch.dtype | None
     weigh: Callable[[Any, Batch], float]
+    counted: Callable[[Batch], int]
     sizes: list[int] = field(default_factory=list)
     weights: list[float] = field(default_factory=list)
+    classified: int = 0
     kept: list[Batch] | None = None
     input_dtype: torch.dtype | None = None
     _copies: bool = False
@@ -229,9 +233,10 @@ class Batches:
         device: torch.device,
         dtype: torch.dtype | None,
         weigh: Callable[[Any, Batch], float],
+        counted: Callable[[Batch], int],
     ) -> Batches:
         """Read the source once, and keep the batches where they fit."""
-        new = cls(source, reader, device, dtype, weigh, _copies=isinstance(source, Iterator))
+        new = cls(source, reader, device, dtype, weigh, counted, _copies=isinstance(source, Iterator))
         new._read_once()
         if not new._copies and not isinstance(source, list | tuple) and _overwritten(new.kept):
             new._copies = True  # a loader that fills one buffer again and again
@@ -243,10 +248,11 @@ class Batches:
     def _read_once(self) -> None:
         budget = math.inf if isinstance(self.source, Iterator) else 0.25 * free_memory(self.device)
         kept: list[Batch] | None = []
-        used, self.sizes, self.weights = 0, [], []
+        used, self.sizes, self.weights, self.classified = 0, [], [], 0
         for batch in self._read():
             self.sizes.append(batch.size)
             self.weights.append(batch.weight)
+            self.classified += self.counted(batch)
             used += sum(t.numel() * t.element_size() for t in batch.tensors())
             kept = kept if kept is not None and used <= budget else None
             if kept is not None:
@@ -279,7 +285,8 @@ class Batches:
         """A set of batches that are on the device already, weighed like this one's."""
         made = [b if math.isfinite(b.weight) else replace(b, weight=self.weigh(None, b)) for b in batches]
         sizes, weights = [b.size for b in made], [b.weight for b in made]
-        return replace(self, source=(), sizes=sizes, weights=weights, kept=made, _fingerprint="")
+        classified = sum(self.counted(b) for b in made)
+        return replace(self, source=(), sizes=sizes, weights=weights, classified=classified, kept=made, _fingerprint="")
 
     def reweighed(self, weights: Sequence[float]) -> None:
         """Set c_b of each batch: what only evaluating shows."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -14,12 +15,101 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
 from landscape.curvature.products import second_derivative
-from landscape.errors import InputError
+from landscape.errors import InputError, NonDeterministicWarning
+from landscape.problem import additivity
 from landscape.problem.batches import Batch
+from landscape.problem.objective import Pair
 from landscape.problem.outputs import logits_in
 
 if TYPE_CHECKING:
     from landscape.problem.problem import Problem
+
+_DTYPES_DIFFER = ("same dtype", "expected scalar type", "should be the same", "Found dtype", "expected m1 and m2")
+"""What torch says of inputs in another dtype than the weights'."""
+
+
+def settle(problem: Problem, *, check: bool) -> None:
+    """Evaluate the first batch of a new Problem: what its loss is, and what c_b is where only evaluating shows it."""
+    with problem.uncounted(), torch.random.fork_rng():
+        first = next(problem.weighted_batches(), None)
+        if first is None:
+            return  # Problem says that no target counts
+        if check:
+            require_no_kept_weights(problem, first)
+        outputs = _first_outputs(problem, first)
+        if isinstance(outputs, Pair):
+            _weigh_by_objective(problem, outputs)
+        if problem.objective.own and (known := additivity.own_denominator(problem)) is not None:
+            problem.objective.learn(*known)
+            problem.batches.reweighed([known[1](b) for b in problem.batches])
+        first = next(problem.weighted_batches(), None)
+        if check and first is not None:
+            _check(problem, first)
+
+
+def _first_outputs(problem: Problem, first: Batch) -> Any:
+    """The outputs of the first batch.
+
+    Where forward() takes derivatives without asking for a graph it gets one, where a network in half precision cannot
+    take the inputs as they are these are cast.
+    """
+
+    def outputs_seen(batch: Batch) -> Any:
+        with problem.values():
+            outputs = problem.forward(replace(batch, weight=math.nan))
+            problem.objective.look(outputs, batch, problem.batches.kept or [batch])
+            return outputs
+
+    try:
+        return outputs_seen(first)
+    except InputError as error:
+        cause = str(error.__cause__)
+        if "does not require grad" in cause:
+            problem.evaluator.graph_inside = True
+        elif problem.batches.dtype is None and any(words in cause for words in _DTYPES_DIFFER):
+            problem.batches.cast_inputs(problem.weights.dtype)
+            first = next(problem.weighted_batches())
+        else:
+            raise
+        return outputs_seen(first)
+
+
+def _weigh_by_objective(problem: Problem, first: Pair) -> None:
+    if first.weight is None:
+        problem.batches.reweighed([1.0] * len(problem.batches))
+        return
+    weights = []
+    with problem.values():
+        for batch in problem.batches:
+            pair = problem.forward(replace(batch, weight=math.nan))
+            if pair.weight is None:
+                raise InputError(
+                    f"the objective returned a weight for the first batch and none for {batch}: return both"
+                )
+            weights.append(pair.number(batch))
+    problem.batches.reweighed(weights)
+    with problem.values(1.1 * problem.weights):
+        problem.forward(next(iter(problem.batches)))  # refuses a weight that follows w
+    problem.objective.weighing = "the weights that the objective returns"
+
+
+def _check(problem: Problem, batch: Batch) -> None:
+    """Look at one batch; what makes L random is a warning and a note of the Problem's provenance."""
+    require_function_of_weights(problem, batch)
+    causes = list(random_causes(problem, batch))
+    require_one_function(problem, batch)
+    for cause in causes:
+        problem.notes.append(cause)
+        problem.random_causes.append(cause)
+        warnings.warn(cause, NonDeterministicWarning, stacklevel=5)
+    if problem.parameters.mixed:
+        dtypes = sorted({str(s.dtype).removeprefix("torch.") for s in problem.parameters})
+        problem.notes.append(
+            f"the model computes in {', '.join(dtypes)}, each layer in its own; w is held in "
+            f"{str(problem.weights.dtype).removeprefix('torch.')}, dots and sums are float64"
+        )
+    if len(problem.batches) > 1 and problem.objective.function is None and not causes:
+        _ = problem.undividable  # a note, where L is that of these batches
 
 
 def require_no_kept_weights(problem: Problem, batch: Batch) -> None:
@@ -130,7 +220,7 @@ def _graphed(problem: Problem, batch: Batch, leaves: Sequence[Tensor] | None = N
 
     try:
         return run(torch.autograd.graph.saved_tensors_hooks(lambda t: None, lambda t: t))
-    except InputError:
+    except (InputError, RuntimeError):
         return run(contextlib.nullcontext())
 
 

@@ -20,11 +20,15 @@ from landscape.problem.losses import CLASSES, TorchLoss, torch_loss
 from landscape.problem.outputs import logits_in, own_loss
 
 Weight = Callable[[Any], float]
+IGNORED = -100
+"""The class index that does not count unless a loss says another: torch's and Hugging Face's."""
 _MEMORY = ("out of memory", "can't allocate memory", "DefaultCPUAllocator")
+_NO_DERIVATIVE = ("derivative for", "does not support", "saved tensor hooks", "invalid python storage")
 _CALLED = {
     "the model": "a batch must hold what forward() takes: (inputs..., target), or a dict of its arguments and target",
     "the loss": "it is called as loss(outputs, targets), outputs as the model returned them",
     "the loss of single examples": "give Problem a loss that returns one value an example",
+    "the backward pass": "loss.backward() has to work in plain torch",
     "the objective": "it is called as objective(model, batch), batch as the loader gave it",
 }
 _TOLD = (
@@ -124,6 +128,14 @@ class Objective:
                 raise InputError("weight(batch) is known of the loader's batches alone: they cannot be divided anew")
             return _number(self.weight(item), f"weight(batch) of {batch}")
         return float(batch.size) if self.denominator is None else self.denominator(batch)
+
+    def counted(self, batch: Batch) -> int:
+        """Number of examples whose class counts, which accuracy runs over; all where targets are no classes."""
+        target = batch.target
+        if not isinstance(target, Tensor) or target.dim() != 1 or target.is_floating_point():
+            return batch.size
+        ignored = self.torch.ignore_index if self.torch is not None else IGNORED
+        return int((target != ignored).sum())
 
     def learn(self, words: str, denominator: Callable[[Batch], float]) -> None:
         """Weigh batches by what their loss was seen to divide by."""
@@ -316,8 +328,8 @@ def telling(what: str, batch: Batch) -> Iterator[None]:
         if type(error) not in _TOLD:
             raise
         text = (str(error).strip().splitlines() or [""])[0]
-        if any(words in text for words in _MEMORY):
-            raise
+        if any(words in text for words in (*_MEMORY, *_NO_DERIVATIVE)):
+            raise  # said elsewhere, in words of their own
         if "Expected more than 1 value per channel" in text:
             raise InputError(
                 f"BatchNorm has no variance over one example ({batch}): give larger batches, or drop_last=True, or "

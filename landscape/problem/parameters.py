@@ -147,7 +147,7 @@ class Parameters:
 
     def typed(self, flat: Tensor) -> list[Tensor]:
         """The tensors that the model computes with: `unflatten`, each in its own dtype where they differ."""
-        tensors = self.unflatten(flat)
+        tensors = [aligned(t) for t in self.unflatten(flat)]
         return [t.to(s.dtype) for t, s in zip(tensors, self.slots, strict=True)] if self.mixed else tensors
 
     def read(self, model: nn.Module) -> Tensor:
@@ -171,6 +171,15 @@ class Parameters:
     def mask(self, keep: Callable[[Slot], bool], like: Tensor) -> Tensor:
         """(d,) ones where `keep(slot)` and zeros elsewhere."""
         return torch.cat([like.new_full((s.shape.numel(),), float(keep(s))) for s in self.slots])
+
+
+def aligned(tensor: Tensor) -> Tensor:
+    """The view, or a copy where it may stand for complex numbers and begins in the middle of one.
+
+    `torch.view_as_complex` takes pairs at even places of their memory only.
+    """
+    pairs = tensor.dim() > 0 and tensor.shape[-1] == 2
+    return tensor.clone() if pairs and tensor.storage_offset() % 2 else tensor
 
 
 def _match(names: list[str], pattern: str | Sequence[str] | None) -> set[str]:

@@ -4,28 +4,26 @@ from __future__ import annotations
 
 import copy
 import platform
-import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from landscape.curvature.products import second_derivative
-from landscape.errors import InputError, NonDeterministicWarning
+from landscape.errors import InputError
 from landscape.problem import additivity, checks
 from landscape.problem.batch_passes import BatchPasses, Shared
 from landscape.problem.batches import Batch, Batches, Reader, source_of
 from landscape.problem.evaluator import Evaluator, copied, unwrapped
 from landscape.problem.memory import Plan, plan
-from landscape.problem.objective import Objective, Pair
+from landscape.problem.objective import Objective, telling
 from landscape.problem.outputs import count_hits
 from landscape.problem.parameters import Parameters
 
 LossFunction = Callable[[Any, Any], Tensor]
 _WIDE = (torch.float32, torch.float64)
-_DTYPES_DIFFER = ("same dtype", "expected scalar type", "should be the same", "Found dtype", "expected m1 and m2")
 
 
 @dataclass(frozen=True)
@@ -135,10 +133,10 @@ class Problem(BatchPasses):
         # Half precision would narrow what the loss compares, and a frozen half backbone takes its inputs as they are.
         dtype = self.weights.dtype if len(dtypes) == 1 and self.weights.dtype in _WIDE else None
         source = source_of(batches, own_targets=not whole)
-        self.batches = Batches.read(source, reader, self.weights.device, dtype, self.objective.weigh)
+        weigh, counted = self.objective.weigh, self.objective.counted
+        self.batches = Batches.read(source, reader, self.weights.device, dtype, weigh, counted)
         self.calibration_batches = self.batches
-        self.examples, self.weight = self.batches.examples, self.batches.weight
-        self._settle(check)
+        checks.settle(self, check=check)
         self._total()
 
     # -- what L is -----------------------------------------------------------------------------------------------
@@ -163,18 +161,6 @@ class Problem(BatchPasses):
                 hits += torch.nan if right is None else right
         both = self.summed(torch.stack([total, hits]))
         return Evaluation(both[0] / self.weight, both[1] / self.classified)
-
-    @property
-    def classified(self) -> float:
-        """Number of examples that accuracy runs over, over all processes: those whose class is not ignored."""
-        ignored = self.objective.torch.ignore_index if self.objective.torch is not None else additivity.IGNORED
-        counted = self.zero()
-        for batch in self.batches:
-            plain = (
-                isinstance(batch.target, Tensor) and batch.target.dim() == 1 and not batch.target.is_floating_point()
-            )
-            counted += (batch.target != ignored).sum() if plain else batch.size
-        return float(self.summed(counted))
 
     def outputs(self, w: Tensor | None = None) -> Tensor:
         """f_w(x_i) of all examples, concatenated: shape (n, ...). Cost: one forward pass.
@@ -228,7 +214,8 @@ class Problem(BatchPasses):
             for batch in self.weighted_batches():
                 loss = self.batch_loss(self.forward(batch), batch)
                 self._differentiable(loss)
-                (loss * self.share(batch)).backward(inputs=leaves)
+                with telling("the backward pass", batch):
+                    (loss * self.share(batch)).backward(inputs=leaves)
                 self.passes.backward += batch.size
                 total += loss.detach().double() * batch.weight
         gradient = self.parameters.flatten([torch.zeros_like(t) if t.grad is None else t.grad for t in leaves])
@@ -274,7 +261,7 @@ class Problem(BatchPasses):
         Tried out once, see `landscape.problem.additivity`.
         """
         if not self._shared.division:
-            self.settle_division(additivity.obstacle(self))
+            self.settle_division(additivity.obstacle(self.alone()))
         return self._shared.division[0]
 
     def settle_division(self, reason: str | None) -> None:
@@ -305,7 +292,6 @@ class Problem(BatchPasses):
         """The same model, loss and weights over other batches; passes are counted together."""
         other = copy.copy(self)
         other.batches = other.calibration_batches = self.batches.of(batches)
-        other.examples, other.weight = other.batches.examples, other.batches.weight
         other._total()
         return other
 
@@ -380,89 +366,24 @@ class Problem(BatchPasses):
 
     # -- inner ---------------------------------------------------------------------------------------------------
 
-    def _settle(self, check: bool) -> None:
-        """Evaluate the first batch: what its loss is, and what c_b is where only evaluating shows it."""
-        with self.uncounted(), torch.random.fork_rng():
-            first = next(self.weighted_batches(), None)
-            if first is None:
-                raise self._weightless()
-            if check:
-                checks.require_no_kept_weights(self, first)
-            outputs = self._look(first)
-            if isinstance(outputs, Pair):
-                self._weigh_by_objective(outputs)
-            if self.objective.own and (known := additivity.own_denominator(self)) is not None:
-                self.objective.learn(*known)
-                self.batches.reweighed([known[1](b) for b in self.batches])
-            if check:
-                self._check(next(self.weighted_batches(), first))
-        self.weight = self.batches.weight
-
-    def _look(self, first: Batch) -> Any:
-        """The outputs of the first batch.
-
-        Where forward() takes derivatives without asking for a graph it gets one, where a network in half precision
-        cannot take the inputs as they are these are cast.
-        """
-
-        def outputs_seen() -> Any:
-            with self.values():
-                outputs = self.forward(replace(first, weight=torch.nan))
-                self.objective.look(outputs, first, self.batches.kept or [first])
-                return outputs
-
-        try:
-            return outputs_seen()
-        except InputError as error:
-            cause = str(error.__cause__)
-            if "does not require grad" in cause:
-                self.evaluator.graph_inside = True
-            elif self.batches.dtype is None and any(words in cause for words in _DTYPES_DIFFER):
-                self.batches.cast_inputs(self.weights.dtype)
-                first = next(self.weighted_batches())
-            else:
-                raise
-            return outputs_seen()
-
-    def _weigh_by_objective(self, first: Pair) -> None:
-        if first.weight is None:
-            self.batches.reweighed([1.0] * len(self.batches))
-            return
-        with self.values():
-            pairs = ((self.forward(replace(b, weight=torch.nan)), b) for b in self.batches)
-            self.batches.reweighed([pair.number(b) for pair, b in pairs])
-        self.objective.weighing = "the weights that the objective returns"
-
-    def _check(self, batch: Batch) -> None:
-        """Look at one batch; what makes L random is a warning and a note of the Problem's provenance."""
-        checks.require_function_of_weights(self, batch)
-        causes = list(checks.random_causes(self, batch))
-        checks.require_one_function(self, batch)
-        for cause in causes:
-            self.notes.append(cause)
-            self.random_causes.append(cause)
-            warnings.warn(cause, NonDeterministicWarning, stacklevel=5)
-        if self.parameters.mixed:
-            dtypes = sorted({str(s.dtype).removeprefix("torch.") for s in self.parameters})
-            self.notes.append(
-                f"the model computes in {', '.join(dtypes)}, each layer in its own; w is held in "
-                f"{str(self.weights.dtype).removeprefix('torch.')}, dots and sums are float64"
-            )
-        if len(self.batches) > 1 and self.objective.function is None and not causes:
-            _ = self.undividable  # a note, where L is that of these batches
-
     def _total(self) -> None:
-        """Number of examples and weight over all processes."""
-        both = torch.tensor(
-            [self.batches.examples, self.batches.weight], dtype=torch.float64, device=self.weights.device
-        )
-        examples, weight = self.summed(both).tolist()
-        self.examples, self.weight = int(examples), weight
-        if not weight > 0:
-            raise self._weightless()
+        """Number of examples and weight over all processes.
 
-    def _weightless(self) -> InputError:
-        return InputError(
-            f"the weights of all batches are 0 ({self.objective.weighing}): no target counts; check the labels and "
-            "ignore_index"
+        Raises:
+            InputError: a process none of whose targets count.
+        """
+        own = self.batches
+        totals = torch.tensor(
+            [own.examples, own.weight, own.classified], dtype=torch.float64, device=self.weights.device
         )
+        least = totals[1].clone()
+        if self.distributed:
+            torch.distributed.all_reduce(least, torch.distributed.ReduceOp.MIN)
+        if not least > 0:
+            where = " of a process" if self.distributed else ""
+            raise InputError(
+                f"the weights of all batches{where} are 0 ({self.objective.weighing}): no target counts; check the "
+                "labels and ignore_index"
+            )
+        examples, self.weight, classified = self.summed(totals).tolist()
+        self.examples, self.classified = int(examples), int(classified)

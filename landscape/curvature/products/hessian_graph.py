@@ -16,6 +16,7 @@ from landscape.curvature.products import second_derivative
 from landscape.curvature.products.kept_graphs import KeptGraphs
 from landscape.errors import InputError
 from landscape.problem.batches import Batch
+from landscape.problem.parameters import aligned
 from landscape.problem.problem import Problem
 
 Gradients = list[Tensor | None]
@@ -73,7 +74,7 @@ class HessianGraph:
         chosen = list(range(len(self.leaves))) if block is None else list(block)
         leaves = [self.leaves[i] for i in chosen]
         parts = v.to(self.graphs.problem.weights).split([x.numel() for x in leaves])
-        pieces = [p.view(leaf.shape).to(leaf.dtype) for p, leaf in zip(parts, leaves, strict=True)]
+        pieces = [aligned(p.view(leaf.shape)).to(leaf.dtype) for p, leaf in zip(parts, leaves, strict=True)]
         result: Tensor | None = None
         with self.graphs.open():
             for batch, (_, gradients), kept in self.graphs.each(self._differentiate):

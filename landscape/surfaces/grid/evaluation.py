@@ -18,7 +18,7 @@ from landscape.ball.vectors import dot
 from landscape.errors import InputError
 from landscape.problem.batches import Batch
 from landscape.problem.outputs import count_hits
-from landscape.problem.parameters import Parameters, Slot
+from landscape.problem.parameters import Parameters, Slot, aligned
 from landscape.problem.problem import Problem
 
 Point = Sequence[float]
@@ -73,20 +73,15 @@ class GridEvaluation:
         self._row_at: float | None = None
         self._buffer = self._center.clone()
         views = self._shaped(self._buffer, parameters)
-        # A model of several dtypes computes with copies, each in its own; any other with views of the buffer.
-        self._tensors = [
-            torch.empty_like(v, dtype=s.dtype) if parameters.mixed else v
-            for v, s in zip(views, parameters, strict=True)
-        ]
-        if self.problem.evaluator.graph_inside:
-            self._tensors = [t.detach().requires_grad_() for t in self._tensors]  # the same memory
-        self._casts = list(zip(self._tensors, views, strict=True)) if parameters.mixed else []
+        # Views of the buffer; copies, which follow it, where the model needs another dtype or alignment.
+        tensors = [aligned(v).to(s.dtype) for v, s in zip(views, parameters, strict=True)]
+        self._copies = [(t, v) for t, v in zip(tensors, views, strict=True) if t is not v]
+        inside = self.problem.evaluator.graph_inside
+        self._tensors = [t.detach().requires_grad_() for t in tensors] if inside else tensors  # the same memory
         self._batches = {name: arranged(problem, choice) for name, problem in problems.items()}
         self._classified = {name: problem.classified for name, problem in problems.items()}
         self._weights = {
-            name: [problem.weighed(b).weight for b in self._batches[name]]
-            if choice.batch_size
-            else problem.batches.weights
+            name: [b.weight for b in self._batches[name]] if choice.batch_size else problem.batches.weights
             for name, problem in problems.items()
         }
 
@@ -138,8 +133,8 @@ class GridEvaluation:
                 torch.add(self._center, self._vectors[0], alpha=point[0], out=self._row)
                 self._row_at = point[0]
             torch.add(self._row, self._vectors[1], alpha=point[1], out=self._buffer)
-        for tensor, view in self._casts:
-            tensor.detach().copy_(view)
+        for tensor, view in self._copies:
+            tensor.copy_(view)
 
     def _found(self) -> _Found:
         """Mean loss and hits of every batch of every dataset, where the model is now: no arithmetic but the model's."""
@@ -179,7 +174,7 @@ class GridEvaluation:
 
         def one(w: Tensor) -> Tensor:
             parameters = self.problem.parameters
-            tensors = [v.to(s.dtype) for v, s in zip(self._shaped(w, parameters), parameters, strict=True)]
+            tensors = [aligned(v).to(s.dtype) for v, s in zip(self._shaped(w, parameters), parameters, strict=True)]
             with self.problem.bound_tensors(tensors), self._precision():
                 return self._means([self._found()])[0]
 
