@@ -71,12 +71,15 @@ class Reference:
                 lambda batch: through(self.network.call(self.model, batch.fields, batch.target)), self.batches
             )
 
-    def alone(self) -> Iterator[Tensor]:
-        """L at the network's weights of each batch by itself."""
+    def alone(self) -> Iterator[Tensor | None]:
+        """L at the network's weights of each batch by itself; None where torch refuses it."""
         for batch in self.batches:
             one = copy.copy(self)
             one.batches = [batch]
-            yield one.loss(self.w).detach()
+            try:
+                yield one.loss(self.w).detach()
+            except ValueError:  # BatchNorm of one example
+                yield None
 
     def gradient(self, w: Tensor) -> tuple[Tensor, Tensor]:
         """L and its gradient."""

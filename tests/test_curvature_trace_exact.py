@@ -228,6 +228,27 @@ def test_batch_statistics_have_no_exact_trace():
     assert found.value == pytest.approx(float(dense.trace()), abs=4 * found.stderr + 1e-8)
 
 
+@pytest.mark.parametrize("rows", [True, False])
+def test_batch_statistics_show_in_the_weights_of_their_own_layer(rows):
+    """Nothing before the layer is asked about, so no gradient tells that its examples influence each other."""
+    torch.manual_seed(0)
+    if rows:
+        model = nn.Sequential(nn.Flatten(), nn.Linear(128, 6), nn.BatchNorm1d(6, track_running_stats=False))
+    else:
+        norm = nn.BatchNorm2d(3, track_running_stats=False)
+        model = nn.Sequential(nn.Conv2d(2, 3, 7), norm, nn.Flatten(), nn.Linear(12, 6))
+    batch = (IMAGES, torch.arange(7) % 6)
+    with pytest.warns(landscape.NonDeterministicWarning, match="keeps no running statistics"):
+        part = landscape.Problem(model.double(), nn.CrossEntropyLoss(), [batch], parameters="2.*" if rows else "1.*")
+    with pytest.raises(InputError, match="depend on other examples"):
+        landscape.trace(part, method="exact")
+    found = landscape.trace(part)
+    assert not found.exact
+    assert found.value == pytest.approx(float(dense_hessian(part).trace()), rel=1e-8)
+    diagonal = landscape.hessian_diagonal(part)
+    torch.testing.assert_close(diagonal.values, dense_hessian(part).diagonal())
+
+
 def test_the_softmax_root_is_a_square_root():
     problem = case("mlp")
     batch = problem.batches.whole()

@@ -113,7 +113,7 @@ def _refusable(built: Situation, name: str, text: str) -> bool:
         own_statistics = built.choice.policy != "frozen" or built.network.coupled
         return own_statistics and any(len(b) == 1 for b in built.reference.batches)
     if "only classes of weight 0" in text:  # 0 is divided out of what label smoothing adds: torch's own mean is inf
-        return any(not bool(loss.isfinite()) for loss in built.reference.alone())
+        return any(loss is not None and not bool(loss.isfinite()) for loss in built.reference.alone())
     if "too coarsely" in text:
         return name == "losses" and built.network.mixed
     if "does not depend on the chosen parameters" in text:

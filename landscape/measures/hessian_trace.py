@@ -13,7 +13,7 @@ from torch import Tensor
 from landscape import random
 from landscape.ball.scaling import Scaling
 from landscape.curvature import operators, stochastic
-from landscape.curvature.exact.trace import Squares, ggn_squares
+from landscape.curvature.exact.trace import Squares, squares_by
 from landscape.errors import InputError, unknown
 from landscape.formatting import number
 from landscape.measure import measure
@@ -136,8 +136,8 @@ def trace(
             raise InputError("parameters= restricts the model at its own weights: give either w or parameters")
         problem = problem.restricted(parameters)
     diagonal = Scaling.of(scaling).diagonal(problem.parameters, problem.at(w))
-    squares = None if method in ("hutch++", "hutchinson") else _squares(problem, w, method, diagonal, chunk_size)
-    if squares is not None and (method == "exact" or squares.obstacle is None):
+    squares = squares_by(method, problem, w, diagonal=diagonal is not None, chunk_size=chunk_size)
+    if squares is not None:
         return _exact(problem, squares, diagonal)
     kind = "hutchinson" if method == "hutchinson" else "hutch++"
     operator = operators.scaled(operators.hessian(problem, w, chunk_size=chunk_size), diagonal)
@@ -161,20 +161,6 @@ def trace(
         layer_stderr=estimate.block_stderr,
         hvps=estimate.products,
     )
-
-
-def _squares(
-    problem: Problem, w: Tensor | None, method: str, diagonal: Tensor | None, chunk_size: int | None
-) -> Squares | None:
-    """The exact sums; None where "auto" has to estimate because there is no exact form or it is not the Hessian's."""
-    try:
-        return ggn_squares(
-            problem, w, diagonal=diagonal is not None, chunk_size=chunk_size, only_equal=method == "auto"
-        )
-    except InputError:
-        if method == "exact":
-            raise
-        return None
 
 
 def _exact(problem: Problem, squares: Squares, diagonal: Tensor | None) -> Trace:

@@ -33,7 +33,6 @@ _CALLED = {
 }
 _TOLD = (
     RuntimeError,
-    NotImplementedError,
     TypeError,
     ValueError,
     IndexError,

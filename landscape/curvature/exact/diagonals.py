@@ -9,8 +9,8 @@ from torch import Tensor
 
 from landscape import random
 from landscape.curvature import operators, stochastic
-from landscape.curvature.exact.trace import ggn_squares
-from landscape.errors import InputError, unknown
+from landscape.curvature.exact.trace import squares_by
+from landscape.errors import unknown
 from landscape.problem.problem import Problem
 from landscape.results.result import Result, array
 
@@ -65,14 +65,8 @@ def hessian_diagonal(
     if method not in METHODS:
         raise unknown("method", method, METHODS)
     begin = time.perf_counter()
-    squares = None
     with problem.counting() as cost:
-        if method in ("auto", "exact"):
-            try:
-                squares = ggn_squares(problem, w, diagonal=True, chunk_size=chunk_size, only_equal=method == "auto")
-            except InputError:
-                if method == "exact":
-                    raise
+        squares = squares_by(method, problem, w, diagonal=True, chunk_size=chunk_size)
         if squares is not None:
             values, products, method = problem.parameters.flatten(squares.tensors).to(problem.weights), 0, "exact"
         else:

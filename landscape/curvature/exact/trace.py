@@ -25,6 +25,10 @@ from landscape.errors import InputError
 from landscape.problem.batches import Batch
 from landscape.problem.problem import Problem
 
+_COUPLED = (
+    "an example's outputs depend on other examples, or need them (BatchNorm with batch statistics?): the exact trace "
+    'needs batch_norm="frozen"; estimate it instead: method="hutch++"'
+)
 Roots = Callable[[OutputCurvature], Sequence[Root]]
 
 
@@ -90,6 +94,23 @@ def ggn_squares(
     return Squares(total, obstacle, tuple(problem.parameters.names[i] for i in sorted(taps.uncovered)))
 
 
+def squares_by(
+    method: str, problem: Problem, w: Tensor | None = None, *, diagonal: bool = False, chunk_size: int | None = None
+) -> Squares | None:
+    """The squares where they are what `method` asks for; None where it has to estimate.
+
+    "exact" takes those of the GGN, or says why there are none; "auto" takes them where they are the Hessian's.
+    """
+    if method not in ("auto", "exact"):
+        return None
+    try:
+        return ggn_squares(problem, w, diagonal=diagonal, chunk_size=chunk_size, only_equal=method == "auto")
+    except InputError:
+        if method == "exact":
+            raise
+        return None
+
+
 class _Taps:
     """The layers that own parameters; their inputs and the edges of the graph at their outputs, forward by forward."""
 
@@ -134,10 +155,7 @@ class _Taps:
             self.output_bytes += g.numel() * g.element_size() / pair.size
             self.uncovered |= self._disagreeing(module, seen[module][0], g, exact)
             if bool(g[1:].any()):
-                raise InputError(
-                    "an example's outputs depend on other examples (BatchNorm with batch statistics?): the exact trace "
-                    'needs batch_norm="frozen"; estimate it instead: method="hutch++"'
-                )
+                raise InputError(_COUPLED)
         self.covered = covered - self.uncovered
         self.problem.passes.forward, self.problem.passes.backward = passes
         return piecewise.obstacle(outputs, self.leaves)
@@ -149,16 +167,16 @@ class _Taps:
             with torch.no_grad():
                 sums.add(g)
                 sums.add(-2 * g)
-            found = dict(self._named(module, sums))
-        except RuntimeError:  # an operation that cannot be vectorized over examples
-            found = {}
+            squares = dict(self._named(module, sums))
+        except (RuntimeError, ValueError):  # it cannot be vectorized over examples, or take one alone
+            squares = {}
         wrong = set()
         for name, i in self.modules[module].items():
             known = exact[i]
             norm = 0.0 if known is None else 5 * float(known.double().square().sum())
             # Rounding of short sums; a wrong form is off by far more.
             tolerance = 1e-8 if g.dtype == torch.float64 else 1e-3
-            if name not in found or abs(float(found[name]) - norm) > tolerance * norm:
+            if name not in squares or abs(float(squares[name]) - norm) > tolerance * norm:
                 wrong.add(i)
         return wrong
 
@@ -186,7 +204,7 @@ class _Taps:
                     if (i := self.modules[module][name]) not in self.uncovered:
                         yield i, root.sign * value
             if whole:
-                for i, value in _whole_model(self.problem, self.leaves, whole, batch, root, diagonal):
+                for i, value in _whole_model(self.problem, self.leaves, whole, batch, outputs, root, diagonal):
                     yield i, root.sign * value
 
     def _named(self, module: nn.Module, sums: gradient_squares.Accumulator) -> list[tuple[str, Tensor]]:
@@ -239,15 +257,28 @@ def _chunked(problem: Problem, leaves: Sequence[Tensor], taps: _Taps, size: int 
 
 
 def _whole_model(
-    problem: Problem, leaves: Sequence[Tensor], positions: Sequence[int], batch: Batch, root: Root, diagonal: bool
+    problem: Problem,
+    leaves: Sequence[Tensor],
+    positions: Sequence[int],
+    batch: Batch,
+    together: Tensor,
+    root: Root,
+    diagonal: bool,
 ) -> Iterator[tuple[int, Tensor]]:
     """Squares of per-example gradients of the whole model: for weights that no single layer owns and applies once."""
     totals = [
         torch.zeros(leaves[i].shape if diagonal else (), dtype=torch.float64, device=leaves[i].device)
         for i in positions
     ]
+    # Normalization over the batch: its own scale and shift show no influence on other examples' gradients.
+    rounding = torch.finfo(together.dtype).eps ** 0.5 * float(together.detach().abs().max())
     for k in range(batch.size):
-        outputs = outputs_of(problem, problem.weighed(batch.rows(k, k + 1)))
+        try:
+            outputs = outputs_of(problem, problem.weighed(batch.rows(k, k + 1)))
+        except InputError:
+            raise InputError(_COUPLED) from None
+        if not float((outputs - together[k : k + 1]).detach().abs().max()) <= rounding:
+            raise InputError(_COUPLED)
         for column in root.columns[:, k : k + 1]:
             own = [leaves[i] for i in positions]
             found = torch.autograd.grad(outputs, own, column, retain_graph=True, allow_unused=True)
