@@ -23,7 +23,7 @@ class AsymmetryWarning(UserWarning):
 
 
 class CheckpointWarning(UserWarning):
-    """Something in a checkpoint was not used, or the model supplied what the file lacks; the message names it.
+    """Something in a checkpoint was not used, the model supplied what the file lacks, or the weights belong elsewhere.
 
     One line: what is quoted from files is escaped.
     """

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 import landscape
+from landscape.errors import CheckpointWarning
 
 WEIGHTS, IMAGES = (os.environ.get(name) for name in ("LANDSCAPE_WEIGHTS", "LANDSCAPE_CIFAR10"))
 pytestmark = [
@@ -47,6 +48,12 @@ def test_accuracy_on_a_thousand_test_images(file, model, moments, renames, accur
     (batch,) = problem.batches
     right = problem.outputs().argmax(1) == batch.target
     assert right.double().mean().item() == pytest.approx(accuracy, abs=1e-9)
+
+
+def test_the_other_padding_is_told():
+    """The same names and shapes, with the new channels elsewhere: a loss, and eigenvalues, of nothing."""
+    with pytest.warns(CheckpointWarning, match=r"L = 3\.56\d* is above 2\.303, .*pad-centered \(half of them before"):
+        problem_of("resnet20-12fca82f.th", "resnet20:shortcut=pad", "train", 128, IMAGENET, rename=["linear=fc"])
 
 
 def test_eigenvalues_and_trace():

@@ -31,6 +31,13 @@ class BuiltIn:
     name: str
     arguments: Mapping[str, Any]
 
+    @property
+    def options(self) -> str:
+        """What it is made with, and what else each option may be."""
+        options = MODELS.entry(self.name).options
+        chosen = {o.name: self.arguments.get(o.name, o.default) for o in options}
+        return "; ".join(f"{o.name}={chosen[o.name]} ({o.help.rstrip('.')})" for o in options)
+
     def network(self, data: Data | None) -> nn.Module:
         """The network, in the data's shape where its arguments say none.
 

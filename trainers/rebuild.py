@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from landscape import checkpoint
-from landscape.checkpoint import Choice
+from landscape.checkpoint import Choice, UnfitWeights
 from landscape.errors import InputError
 from landscape.problem.batches import Reader
 from landscape.problem.losses import NAMED
@@ -29,6 +29,7 @@ from trainers.architectures import BuiltIn
 from trainers.datasets import Data, load_data
 from trainers.names import parse_name
 from trainers.references import import_callable, resolve_data, resolve_device, resolve_loss, resolve_model
+from trainers.subject_checks import naming_the_loss, require_finite, require_labels, tell_if_worse_than_nothing
 
 DEFAULT_SAMPLES = 4096
 
@@ -139,11 +140,13 @@ def subject(
     else:
         data = _data(source, sample, device)
         network = model.network(data) if isinstance(model, BuiltIn) else _called(model)
-    network = _loaded(path, network, content, choice, dtype).to(device).eval()
+    made_with = model.options if isinstance(model, BuiltIn) else ""
+    with _naming_the_options(made_with):
+        network = _loaded(path, network, content, choice, dtype).to(device).eval()
     if objective is not None and loss is not None:
         raise InputError("--objective computes the loss by itself: give it without --loss")
     batches = _batches(data, sample, network, whole=objective is not None)
-    with _naming_the_loss() if loss is None and objective is None else contextlib.nullcontext():
+    with naming_the_loss() if loss is None and objective is None else contextlib.nullcontext():
         problem = Problem(
             network,
             None if objective is not None else _loss(loss),
@@ -153,10 +156,12 @@ def subject(
             batch_norm=batch_norm,
         )
     if loss is None and objective is None:
-        _require_labels(problem)
+        require_labels(problem)
     if sample.batch_size and callable(sample.data):
         problem = problem.rebatched(sample.batch_size)
-    _require_finite(path, problem)
+    require_finite(path, problem)
+    if model is not None:
+        tell_if_worse_than_nothing(path, problem, made_with)
     return Subject(path, digest.of_path(path), network, problem, _metadata(source), sample.seed)
 
 
@@ -217,56 +222,19 @@ def _fields(path: Path, name: str) -> Iterator[None]:
         ) from error
 
 
+@contextlib.contextmanager
+def _naming_the_options(options: str) -> Iterator[None]:
+    """What a built-in network is made with, where the weights are another's."""
+    try:
+        yield
+    except UnfitWeights as error:
+        raise InputError(f"{error}; the model is made with {options}" if options else str(error)) from error
+
+
 def _loss(loss: str | Callable[[Any, Any], Tensor] | None) -> Callable[[Any, Any], Tensor] | None:
     if loss is None:
         return nn.functional.cross_entropy
     return NAMED[loss] if isinstance(loss, str) else loss
-
-
-@contextlib.contextmanager
-def _naming_the_loss() -> Iterator[None]:
-    """Nobody said what L is: a network that cross-entropy of class labels does not fit may need another loss."""
-    try:
-        yield
-    except InputError as error:
-        raise InputError(
-            f"{error}; without --loss L is the cross-entropy of labels: own (what the model returns), mse, bce, nll "
-            "or module:callable say another"
-        ) from error
-
-
-def _require_labels(problem: Problem) -> None:
-    """Raise InputError where targets that nobody called probabilities would be taken for such."""
-    target = next(iter(problem.batches)).target
-    if isinstance(target, Tensor) and target.is_floating_point():
-        raise InputError(
-            "the targets are numbers, not class labels: say what they are, --loss mse, --loss bce, --loss "
-            "cross-entropy (probabilities of classes) or --loss module:callable"
-        )
-
-
-def _require_finite(path: Path, problem: Problem) -> None:
-    tensors = problem.parameters.unflatten(problem.weights)
-    bad = [s.name for s, t in zip(problem.parameters, tensors, strict=True) if not t.isfinite().all()]
-    if bad:
-        raise InputError(
-            f"{path}: {bad[0]} holds NaN or infinite weights: the training diverged; use an earlier checkpoint"
-        )
-    if problem.batch_norm == "frozen":
-        _require_statistics(path, problem.model)
-
-
-def _require_statistics(path: Path, network: nn.Module) -> None:
-    """An infinite variance makes every output of its layer 0 and a negative one nan: finite losses of nothing."""
-    for name, module in network.named_modules():
-        mean, variance = getattr(module, "running_mean", None), getattr(module, "running_var", None)
-        if not (isinstance(mean, Tensor) and isinstance(variance, Tensor)):
-            continue
-        if not (mean.isfinite().all() and variance.isfinite().all() and (variance >= 0).all()):
-            raise InputError(
-                f"{path}: the running statistics of {name} are not finite or a variance is negative: use an earlier "
-                "checkpoint, or --batch-norm recalibrate"
-            )
 
 
 def _called(build: Callable[[], nn.Module]) -> nn.Module:

@@ -22,6 +22,10 @@ STALE = ("masked_bias", "inv_freq")
 """Buffers that older releases of transformers stored and newer ones compute."""
 
 
+class UnfitWeights(InputError):
+    """The file's tensors are not those of the network; another network may fit."""
+
+
 @dataclass(frozen=True)
 class Choice:
     """What is read of a file, and what of it may be left.
@@ -48,7 +52,8 @@ def load_weights(network: nn.Module, content: Any, path: str | Path, choice: Cho
     not used, and what the network supplies, is named in a warning.
 
     Raises:
-        InputError: several sets of weights fit, tensors are missing, left over, of other shapes, quantized or complex.
+        UnfitWeights: tensors are missing, left over or of other shapes.
+        InputError: several sets of weights fit, tensors are quantized or complex.
     """
     choice = choice or Choice()
     needed = {n: t for n, t in network.state_dict(keep_vars=True).items() if isinstance(t, Tensor)}
@@ -65,7 +70,7 @@ def load_weights(network: nn.Module, content: Any, path: str | Path, choice: Cho
     lacking = [n for n in missing if n not in optional]
     left = [mapped[n] for n in extra if not _is_stale(network, n, tensors.named[mapped[n]], mapped[n], choice)]
     if lacking or left:
-        raise InputError(_unfit(path, needed, lacking, tensors, left))
+        raise UnfitWeights(_unfit(path, needed, lacking, tensors, left))
     _tell(path, [mapped[n] for n in extra] + _beside(tensors, reading), [n for n in missing if n not in base], base)
 
 
@@ -116,11 +121,12 @@ def _reading(
     """The one reading that fits best.
 
     Raises:
-        InputError: none fits at all, or several fit equally.
+        UnfitWeights: none fits at all.
+        InputError: several fit equally.
     """
     found = states.different(states.readings(tensors, needed, required), tensors)
     if not found:
-        raise InputError(
+        raise UnfitWeights(
             f"{path} does not fit the model: no tensor has a name and a shape of it; the model needs "
             f"{states.shown(needed, list(needed))}; the file holds {tensors.summary()}, such as "
             f"{states.shown(tensors.named, list(tensors.named))}: give another --model, --key or --rename OLD=NEW"
@@ -137,7 +143,7 @@ def _reading(
 def _require_values(
     needed: Mapping[str, Tensor], used: Mapping[str, Tensor], ties: Mapping[str, tuple[str, ...]], path: str | Path
 ) -> None:
-    """Raise InputError for a tensor that would lose something on its way into the network."""
+    """Raise UnfitWeights for a tensor that would lose something on its way into the network."""
     for name, tensor in used.items():
         states.require_numbers(path, name, tensor)
         ours = needed[name]
@@ -151,7 +157,7 @@ def _require_values(
             problem = f"{' and '.join(ties[name])} are one tensor in the model and differ in the file"
         else:
             continue
-        raise InputError(f"{path} does not fit the model: {problem}; give the network that was saved")
+        raise UnfitWeights(f"{path} does not fit the model: {problem}; give the network that was saved")
 
 
 def _mapped(tensors: Tensors, reading: Reading) -> dict[str, str]:
@@ -173,7 +179,7 @@ def _load(network: nn.Module, mapped: dict[str, Tensor], path: str | Path) -> tu
         result = network.load_state_dict(mapped, strict=False)
     except (RuntimeError, ValueError, KeyError, AttributeError) as error:
         why = " ".join(str(error).split())
-        raise InputError(f"{path} does not fit the model: {why[:300]}; give the network that was saved") from error
+        raise UnfitWeights(f"{path} does not fit the model: {why[:300]}; give the network that was saved") from error
     return list(result.missing_keys), list(result.unexpected_keys)
 
 
