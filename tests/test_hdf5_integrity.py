@@ -1,5 +1,6 @@
 """HDF5 results: sealed by a SHA-256, read by a child process, never pointing elsewhere, never without end."""
 
+import json
 import os
 import random
 import time
@@ -8,8 +9,11 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+import torch
+from torch import nn
 
-from landscape import InputError
+import landscape
+from landscape import InputError, Problem
 from landscape.results import hdf5, hdf5_contents, hdf5_process
 from landscape.results.arrays import Arrays
 from landscape.results.result import LabelledArrays
@@ -225,3 +229,90 @@ def test_a_pipe_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "a.h5")
     with pytest.raises(InputError, match="no regular file"):
         hdf5.load(tmp_path / "a.h5")
+
+
+# -- what a file says of a result's fields -----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def groups():
+    """A surface, a line and the norms of gradients as they are stored."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 2))
+    problem = Problem(model, nn.CrossEntropyLoss(), [(torch.randn(9, 2), torch.arange(9) % 2)])
+    results = {
+        "surface": landscape.surface(problem, grid=3, others={"more": problem}),
+        "line": landscape.surface(problem, grid=3, dimensions=1),
+        "norms": landscape.gradient_norm(problem),
+    }
+    return {name: hdf5.group_of(result) for name, result in results.items()}
+
+
+def changed(group, field, value):
+    """The group with another array or attribute of that name, or without it."""
+    values, stored = dict(group.arrays.values), dict(group.attributes)
+    values.pop(field, None)
+    stored.pop(field, None)
+    if isinstance(value, np.ndarray):
+        values[field] = value
+    elif value != "removed":
+        stored[field] = value if isinstance(value, float) else json.dumps(value)
+    return hdf5.Group(stored, Arrays(values=values, axes={n: ("",) * v.ndim for n, v in values.items()}))
+
+
+@pytest.mark.parametrize(
+    ("name", "field", "value", "message"),
+    [
+        ("surface", "loss", np.zeros(3), r"loss has the shape \(3,\) along x, y"),
+        ("surface", "loss", np.zeros((3, 4)), r"loss has the shape \(3, 4\)"),
+        ("surface", "other_loss", np.zeros((2, 3, 3)), "other_accuracy has the shape"),
+        ("surface", "accuracy", np.full((3, 3), "a"), "accuracy holds <U1"),
+        ("surface", "accuracy", np.zeros((3, 3), complex), "accuracy holds complex128"),
+        ("surface", "x", "removed", "x is missing"),
+        ("surface", "x", np.zeros(0), r"x has the shape \(0,\)"),
+        ("surface", "y", "removed", r"loss has the shape \(3, 3\) along x"),
+        ("surface", "checks", None, "checks is a NoneType"),
+        ("surface", "checks", [3], "checks is a list"),
+        ("surface", "choice", 3.0, "choice is a float"),
+        ("surface", "unit", ["x"], "unit is a list"),
+        ("surface", "radius", "x", "radius is a str"),
+        ("surface", "cost", {"forward": "x"}, "cost is a dict"),
+        ("line", "loss", np.zeros((3, 3)), r"loss has the shape \(3, 3\) along x"),
+        ("norms", "layers", "removed", "layers is missing"),
+        ("norms", "layers", ["a"], "layers are 1, the axis layer has 4"),
+    ],
+)
+def test_fields_that_no_result_has_are_named(groups, tmp_path, name, field, value, message):
+    file = tmp_path / "forged.h5"
+    hdf5.write(file, {"": hdf5.Group(), "result": changed(groups[name], field, value)})
+    with pytest.raises(InputError, match=f"fields do not fit .*({message})"):
+        hdf5.load(file)
+    hdf5.write(file, {"": hdf5.Group(), "result": groups[name]})
+    assert hdf5.load(file).summary()
+
+
+def test_labelled_arrays_fit_their_axes(tmp_path):
+    arrays = Arrays(values={"a": np.zeros(2), "loss": np.zeros(3)}, axes={"a": ("a",), "loss": ("",)})
+    group = hdf5.Group({"type": "LabelledArrays"}, arrays)
+    hdf5.write(tmp_path / "a.h5", {"": hdf5.Group(), "result": group})
+    assert hdf5.load(tmp_path / "a.h5").values["loss"].shape == (3,)
+    with h5py.File(tmp_path / "b.h5", "w") as file:
+        file["result/loss"], file["result/a"] = np.zeros(3), np.zeros(2)
+        file["result"].attrs["type"] = "LabelledArrays"
+        file["result/a"].make_scale("a")
+        file["result/a"].dims[0].label = file["result/loss"].dims[0].label = "a"
+    with pytest.warns(UserWarning, match="no checksum"), pytest.raises(InputError, match=r"loss has shape \(3,\), its"):
+        hdf5.load(tmp_path / "b.h5")
+
+
+@pytest.mark.parametrize("size", [1, 100_000])
+def test_a_child_that_cannot_start_is_one_line(monkeypatch, tmp_path, size):
+    """Its pipe is closed before everything is written to it."""
+    (tmp_path / "program.py").write_text("raise SystemExit(1)")
+    hdf5_process._stop()
+    monkeypatch.setattr(hdf5_contents, "__file__", str(tmp_path / "program.py"))
+    send = hdf5_contents.send
+    monkeypatch.setattr(hdf5_contents, "send", lambda *a: hdf5_process._child.wait() is None or send(*a))
+    with pytest.raises(hdf5_contents.ForeignContent):
+        hdf5_process.contents(bytes(size))
+    assert hdf5_process._child is None

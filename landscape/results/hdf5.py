@@ -21,6 +21,7 @@ from landscape.errors import InputError
 from landscape.files import write_bytes
 from landscape.formatting import printable
 from landscape.results.arrays import Arrays
+from landscape.results.fields import completed
 from landscape.results.result import Result, plain
 
 _SEAL, _SEAL_LENGTH = b"\nlandscape sha256 ", 18 + 64 + 1
@@ -106,20 +107,10 @@ def result_of(path: str | Path, group: Group) -> Result:
     stored = _values(path, {k: v for k, v in group.attributes.items() if k != "type"})
     fields = {f.name for f in dataclasses.fields(kind)}
     values = {**{k: v for k, v in stored.items() if k in fields}, **kind.fields_of(group.arrays)}
-    # An optional array without default is None when it was not computed.
-    missing = [f.name for f in dataclasses.fields(kind) if _required(f) and f.name not in values]
-    values.update(dict.fromkeys(missing))
-    for f in dataclasses.fields(Result):
-        if f.name in values and f.default_factory is dict and not isinstance(values[f.name], dict):
-            raise InputError(f"{path}: {f.name} of a result is no record: it was written by another program")
     try:
-        return kind(**values)
-    except (TypeError, ValueError) as error:
+        return kind(**completed(kind, values))
+    except ValueError as error:
         raise InputError(f"{path} holds a {name} whose fields do not fit ({error}): run again") from error
-
-
-def _required(f: dataclasses.Field) -> bool:
-    return f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
 
 
 def _attribute(value: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import os
 import subprocess
 import sys
@@ -78,5 +79,6 @@ def _stop() -> None:
         _child.wait()
         for stream in (_child.stdin, _child.stdout):
             if stream is not None:
-                stream.close()
+                with contextlib.suppress(BrokenPipeError):  # what it did not take is written once more
+                    stream.close()
         _child = None

@@ -102,7 +102,7 @@ class Surface(Result):
             f"{samples:,} samples" if samples else "",
             f"BatchNorm {self.provenance['batch_norm']}" if self.provenance.get("has_batch_norm") else "",
             f"{self.choice.get('precision')}" if self.choice.get("precision", "native") != "native" else "",
-            f"{int(self.done.sum())} of {self.done.size} points" if not self.done.all() else "",
+            f"{np.count_nonzero(self.done)} of {self.done.size} points" if not self.done.all() else "",
         ]
         return "; ".join(p for p in parts if p)
 
@@ -120,7 +120,7 @@ class Surface(Result):
                 "radius": self.radius,
                 "directions": self.directions,
                 "seed": self.arguments.get("seed"),
-                "done": int(self.done.sum()),
+                "done": np.count_nonzero(self.done),
                 "points": int(self.done.size),
                 "batch_norm": self.provenance.get("batch_norm"),
                 "warnings": self.warnings,

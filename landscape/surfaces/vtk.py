@@ -26,7 +26,7 @@ def vtk(surface: Surface, title: str = "surface") -> str:
     points = [f"{x[i]:.17g} {y[j]:.17g} {z[i, j]:.17g}" for j in range(len(y)) for i in range(len(x))]
     lines = [
         "# vtk DataFile Version 3.0",
-        f"{ascii(title)[1:-1][:60]}: z = {scale:.9g} * (loss - {low:.9g}), axes in {surface.unit}",
+        f"{ascii(title)[1:-1][:60]}: z = {scale:.9g} * (loss - {low:.9g}), axes in {ascii(surface.unit)[1:-1]}",
         "ASCII",
         "DATASET STRUCTURED_GRID",
         f"DIMENSIONS {len(x)} {len(y)} 1",
