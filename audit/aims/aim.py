@@ -81,10 +81,14 @@ class Setting:
         return loss if pick is None else lambda outputs, target: loss(pick(outputs), target)
 
 
-def at_once(loss: Measure, pick: Callable[[Any], Tensor] | None = None) -> Value:
+def at_once(
+    loss: Measure, pick: Callable[[Any], Tensor] | None = None, counts: Callable[[Tensor], bool] = lambda target: True
+) -> Value:
     """The loss of the outputs of all batches, joined: one row a place, so that lengths may differ."""
 
     def value(call: Call, batches: Sequence[Batch]) -> Tensor:
+        # A batch without a target that counts takes no part, whether or not a BatchNorm could take it alone.
+        batches = [b for b in batches if counts(b.target)] or batches
         outputs, targets = zip(*((call(b), b.target) for b in batches), strict=True)
         if pick is not None:
             outputs = tuple(map(pick, outputs))

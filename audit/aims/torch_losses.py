@@ -45,7 +45,16 @@ def _aim(
     setting: Setting, module: type[nn.Module], function: Any, options: dict[str, Any], target: Any, **facts: Any
 ) -> Aim:
     loss = _spelled(module, function, options)
-    return Aim({"loss": loss}, at_once(functools.partial(function, **options), setting.pick), target, **facts)
+    counts = [functools.partial(_has_weight, options)] if "ignored" in facts else []
+    return Aim({"loss": loss}, at_once(functools.partial(function, **options), setting.pick, *counts), target, **facts)
+
+
+def _has_weight(options: dict[str, Any], target: Tensor) -> bool:
+    """Whether a class index is neither ignored nor of weight 0."""
+    kept = target[target != options.get("ignore_index", -100)]
+    if "weight" not in options or "label_smoothing" in options:
+        return kept.numel() > 0
+    return bool(options["weight"][kept].any())
 
 
 def _options(setting: Setting, smoothing: bool = True, ignore: bool = True) -> dict[str, Any]:
@@ -57,6 +66,12 @@ def _options(setting: Setting, smoothing: bool = True, ignore: bool = True) -> d
     if smoothing and chance(0.3):
         options["label_smoothing"] = 0.2
     return options
+
+
+def _classes(setting: Setting) -> Callable[[int, Fields], Tensor]:
+    """A class index an example, or one a place."""
+    places = setting.shape[1:]
+    return lambda n, fields: classes(n * torch.Size(places).numel(), fields).view(n, *places)
 
 
 def _some(target: Callable[[int, Fields], Tensor], ignored: int) -> Callable[[int, Fields], Tensor]:
@@ -78,7 +93,8 @@ def cross_entropy(setting: Setting) -> Aim:
     if chance(0.15):
         options["reduction"] = "none"
     ignored = options.get("ignore_index", -100)
-    target = _some(classes, ignored) if "ignore_index" in options or chance(0.5) else classes
+    drawn = _classes(setting)
+    target = _some(drawn, ignored) if "ignore_index" in options or chance(0.5) else drawn
     return _aim(setting, nn.CrossEntropyLoss, F.cross_entropy, options, target, ignored=ignored, losses=True)
 
 
@@ -96,7 +112,8 @@ def probabilities(setting: Setting) -> Aim:
 def nll(setting: Setting) -> Aim:
     options = _options(setting, smoothing=False)
     ignored = options.get("ignore_index", -100)
-    return _aim(setting, nn.NLLLoss, F.nll_loss, options, _some(classes, ignored), ignored=ignored, losses=True)
+    target = _some(_classes(setting), ignored)
+    return _aim(setting, nn.NLLLoss, F.nll_loss, options, target, ignored=ignored, losses=True)
 
 
 def multi_margin(setting: Setting) -> Aim:
@@ -204,50 +221,10 @@ CLASSES_AIMS = {
 }
 
 
-def _places(setting: Setting) -> Callable[[int, Fields], Tensor]:
-    places = setting.shape[1:]
-    return lambda n, fields: torch.multinomial(
-        torch.tensor([0.5, 0.3, 0.2]), n * torch.Size(places).numel(), replacement=True
-    ).view(n, *places)
-
-
-def places_cross_entropy(setting: Setting) -> Aim:
-    options = _options(setting)
-    ignored = options.get("ignore_index", -100)
-    return _aim(
-        setting,
-        nn.CrossEntropyLoss,
-        F.cross_entropy,
-        options,
-        _some(_places(setting), ignored),
-        ignored=ignored,
-        losses=True,
-    )
-
-
-def places_nll(setting: Setting) -> Aim:
-    options = _options(setting, smoothing=False)
-    ignored = options.get("ignore_index", -100)
-    return _aim(
-        setting, nn.NLLLoss, F.nll_loss, options, _some(_places(setting), ignored), ignored=ignored, losses=True
-    )
-
-
-def places_probabilities(setting: Setting) -> Aim:
-    return _aim(
-        setting,
-        nn.CrossEntropyLoss,
-        F.cross_entropy,
-        _options(setting, ignore=False),
-        lambda n, fields: torch.randn(n, *setting.shape).softmax(1),
-        losses=True,
-    )
-
-
 PLACES_AIMS = {
-    "cross-entropy of places": places_cross_entropy,
-    "nll of places": places_nll,
-    "cross-entropy of probabilities of places": places_probabilities,
+    "cross-entropy of places": cross_entropy,
+    "nll of places": nll,
+    "cross-entropy of probabilities of places": probabilities,
     "mse of places": _elements(nn.MSELoss, F.mse_loss, lambda s: {}, _normal),
     "bce of places": _elements(nn.BCEWithLogitsLoss, F.binary_cross_entropy_with_logits, lambda s: {}, _zero_one),
 }
