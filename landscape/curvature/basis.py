@@ -52,8 +52,8 @@ class Basis:
         """Vector -= sum_i coefficients[i] basis[i], in place."""
         start = 0
         for rows in self._filled():
-            own = coefficients[start : start + rows.shape[0]].to(vector.dtype)
-            vector.addmv_(rows.mT, own, alpha=-1.0)
+            some = coefficients[start : start + rows.shape[0]].to(vector.dtype)
+            vector.addmv_(rows.mT, some, alpha=-1.0)
             start += rows.shape[0]
 
     def orthogonalize(self, vector: Tensor) -> Tensor:

@@ -149,10 +149,10 @@ def _close(one: Sequence[Tensor], other: Sequence[Tensor], tolerance: float) -> 
 
 def _everywhere(problem: Problem, tolerance: float) -> bool:
     """L over the user's batches beside L over all of them divided anew, as far as they can be."""
-    given, largest = float(problem.loss()), max(problem.batches.sizes)
+    whole, largest = float(problem.loss()), max(problem.batches.sizes)
     for size in (max(largest // 2, 1), 2 * largest):
         other = float(problem.divided(size).loss())
-        if not abs(other - given) <= 10 * tolerance * abs(given):
+        if not abs(other - whole) <= 10 * tolerance * abs(whole):
             return False
     return True
 

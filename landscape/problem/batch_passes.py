@@ -175,8 +175,8 @@ class BatchPasses:
             return [torch.zeros_like(t) for t in leaves]
         self.passes.hvp += batch.size
         outputs, vectors = zip(*pairs, strict=True)
-        found = torch.autograd.grad(outputs, leaves, vectors, retain_graph=retain_graph, allow_unused=True)
-        return [torch.zeros_like(t) if f is None else f for f, t in zip(found, leaves, strict=True)]
+        parts = torch.autograd.grad(outputs, leaves, vectors, retain_graph=retain_graph, allow_unused=True)
+        return [torch.zeros_like(t) if p is None else p for p, t in zip(parts, leaves, strict=True)]
 
     @contextlib.contextmanager
     def counting(self) -> Iterator[dict[str, float]]:

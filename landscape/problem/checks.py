@@ -154,11 +154,11 @@ def require_function_of_weights(problem: Problem, batch: Batch) -> None:
                 f"the forward pass writes to the parameter {name!r} (an embedding with max_norm does), so that the "
                 "loss is no function of the weights: take that out, or do it once before"
             )
-    own = {id(p): name for name, p in problem.model.named_parameters() if name in names}
+    trained = {id(p): name for name, p in problem.model.named_parameters() if name in names}
     for leaf in second_derivative.leaves(loss):
-        if id(leaf) in own:
+        if id(leaf) in trained:
             raise InputError(
-                f"the model or the loss uses the parameter {own[id(leaf)]!r} by a reference of its own (a list, "
+                f"the model or the loss uses the parameter {trained[id(leaf)]!r} by a reference of its own (a list, "
                 "a closure, a cached tensor), past the module that holds it, so that the loss at other weights "
                 "cannot be computed: let it be read from its module at every call"
             )

@@ -23,8 +23,8 @@ def loss_name(loss: Callable[..., Any] | None) -> str:
     if loss is None:
         return "outputs.loss"
     if isinstance(loss, functools.partial):
-        given = [*map(repr, loss.args), *(f"{k}={v!r}" for k, v in sorted(loss.keywords.items()))]
-        return f"{loss_name(loss.func)}({', '.join(given)})"
+        arguments = [*map(repr, loss.args), *(f"{k}={v!r}" for k, v in sorted(loss.keywords.items()))]
+        return f"{loss_name(loss.func)}({', '.join(arguments)})"
     if isinstance(loss, nn.Module):
         facts = {k: v for k, v in vars(loss).items() if isinstance(v, _PLAIN) and k[0] != "_" and k != "training"}
         facts |= {k: _digest(t.detach().double().cpu().tolist()) for k, t in loss.state_dict().items()}

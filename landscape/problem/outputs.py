@@ -14,8 +14,8 @@ def logits_in(outputs: Any) -> Tensor | None:
     """The outputs where they are a tensor, or their `.logits` (Hugging Face); None for anything else."""
     if isinstance(outputs, Tensor):
         return outputs
-    found = None if isinstance(outputs, tuple) else getattr(outputs, "logits", None)
-    return found if isinstance(found, Tensor) else None
+    logits = None if isinstance(outputs, tuple) else getattr(outputs, "logits", None)
+    return logits if isinstance(logits, Tensor) else None
 
 
 def logits_of(outputs: Any) -> Tensor:

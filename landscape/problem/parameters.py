@@ -187,11 +187,11 @@ def _match(names: list[str], pattern: str | Sequence[str] | None) -> set[str]:
         return set(names)
     chosen: set[str] = set()
     for one in [pattern] if isinstance(pattern, str) else pattern:
-        found = {n for n in names if fnmatch.fnmatchcase(n, one) or n.startswith(one + ".")}
-        if not found:
+        matching = {n for n in names if fnmatch.fnmatchcase(n, one) or n.startswith(one + ".")}
+        if not matching:
             near = difflib.get_close_matches(one, names, n=3, cutoff=0.3) or names[:3]
             raise InputError(f"no trainable parameter matches {one!r}: the nearest names are {', '.join(near)}")
-        chosen |= found
+        chosen |= matching
     return chosen
 
 

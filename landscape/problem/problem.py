@@ -372,9 +372,9 @@ class Problem(BatchPasses):
         Raises:
             InputError: a process none of whose targets count.
         """
-        own = self.batches
+        batches = self.batches
         totals = torch.tensor(
-            [own.examples, own.weight, own.classified], dtype=torch.float64, device=self.weights.device
+            [batches.examples, batches.weight, batches.classified], dtype=torch.float64, device=self.weights.device
         )
         least = totals[1].clone()
         if self.distributed:

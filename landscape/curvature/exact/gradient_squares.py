@@ -133,14 +133,14 @@ def _any_layer(module: nn.Module, a: Tensor, g: Tensor, diagonal: bool) -> dict[
     parameters = {n: p.detach() for n, p in module._parameters.items() if p is not None}
 
     def gradient(example: Tensor, column: Tensor) -> dict[str, Tensor]:
-        def layer(own: dict[str, Tensor]) -> Tensor:
-            return torch.func.functional_call(module, own, (example.unsqueeze(0),))
+        def layer(values: dict[str, Tensor]) -> Tensor:
+            return torch.func.functional_call(module, values, (example.unsqueeze(0),))
 
         return torch.func.vjp(layer, parameters)[1](column.unsqueeze(0))[0]
 
     every = torch.func.vmap(gradient, in_dims=(None, 0))
-    found = torch.func.vmap(every, in_dims=(0, 1), randomness="same")(a, g)
-    return {n: _total(t, diagonal) for n, t in found.items()}
+    gradients = torch.func.vmap(every, in_dims=(0, 1), randomness="same")(a, g)
+    return {n: _total(t, diagonal) for n, t in gradients.items()}
 
 
 def _batch_normalized(module: _BATCH_NORM, a: Tensor) -> Tensor:
@@ -176,8 +176,8 @@ def _unfolded(module: nn.Conv1d | nn.Conv2d, a: Tensor) -> Tensor:
     return columns.view(len(a), module.groups, -1, columns.shape[-1])
 
 
-def _own(module: nn.Module, found: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {n: t for n, t in found.items() if module._parameters.get(n) is not None}
+def _own(module: nn.Module, sums: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {n: t for n, t in sums.items() if module._parameters.get(n) is not None}
 
 
 def _total(gradients: Tensor, diagonal: bool) -> Tensor:

@@ -60,10 +60,10 @@ class OutputCurvature:
         if not self.slope.requires_grad:
             return torch.zeros_like(u)
         slope, outputs = self.slope, self.outputs
-        found = second_derivative.named(
+        product = second_derivative.named(
             lambda: torch.autograd.grad(slope, outputs, u, retain_graph=True, allow_unused=True)[0]
         )
-        return torch.zeros_like(u) if found is None else found
+        return torch.zeros_like(u) if product is None else product
 
     def check_separable(self) -> None:
         """Raise InputError where the loss of one example depends on another's outputs."""
@@ -90,9 +90,9 @@ class OutputCurvature:
         # Saturated examples have no curvature to compare: theirs is the share that the others show.
         largest = (product * unit).sum(1).abs().argmax()
         common = (product[largest] * unit[largest]).sum() / unit[largest].square().sum().clamp(min=1e-30)
-        own = (product * unit).sum(1, keepdim=True) / unit.square().sum(1, keepdim=True).clamp(min=1e-30)
+        single = (product * unit).sum(1, keepdim=True) / unit.square().sum(1, keepdim=True).clamp(min=1e-30)
         saturated = unit.square().sum(1, keepdim=True) < 1e-10
-        share = torch.where(saturated, common, own)
+        share = torch.where(saturated, common, single)
         tolerance, difference = 1e3 * torch.finfo(p.dtype).eps, (product - share * unit).abs()
         if self._problem.objective.cross_entropy:
             fits = difference.amax() <= tolerance * probe.abs().amax() * share.abs().amax()
@@ -111,14 +111,14 @@ class OutputCurvature:
             columns.diagonal(dim1=0, dim2=2).add_(root)
             return [Root(1.0, columns)]
         values, vectors = torch.linalg.eigh(self.matrix().double())
-        found = []
+        roots = []
         for sign in (1.0, -1.0):
             part = (sign * values).clamp(min=0)
             columns = (vectors * part.sqrt()[:, None]).permute(2, 0, 1)
             live = part.amax(0) > 1e-12 * values.abs().amax()
             if bool(live.any()):
-                found.append(Root(sign, columns[live].reshape(-1, *self.outputs.shape).to(self.outputs.dtype)))
-        return found
+                roots.append(Root(sign, columns[live].reshape(-1, *self.outputs.shape).to(self.outputs.dtype)))
+        return roots
 
     def matrix(self) -> Tensor:
         """B of each example: (n, C, C), by C products."""

@@ -120,10 +120,10 @@ class _Taps:
         owners: dict[int, list[nn.Module]] = {}
         self.modules: dict[nn.Module, dict[str, int]] = {}
         for module in problem.model.modules():
-            own = {n: index[id(p)] for n, p in module._parameters.items() if p is not None and id(p) in index}
-            if own:
-                self.modules[module] = own
-            for i in own.values():
+            positions = {n: index[id(p)] for n, p in module._parameters.items() if p is not None and id(p) in index}
+            if positions:
+                self.modules[module] = positions
+            for i in positions.values():
                 owners.setdefault(i, []).append(module)
         # A tensor of several layers has one gradient, the sum of theirs: no layer's closed form gives its norm.
         self.uncovered = {i for i, modules in owners.items() if len(modules) > 1}
@@ -237,8 +237,8 @@ class _Taps:
         """Gradient of <outputs, column> at the output of each layer that takes part: (n, ...)."""
         if seen:
             edges = [edge for _, edge in seen.values()]
-            found = torch.autograd.grad(outputs, edges, column, retain_graph=True, allow_unused=True)
-            yield from ((m, g) for m, g in zip(seen, found, strict=True) if g is not None)
+            gradients = torch.autograd.grad(outputs, edges, column, retain_graph=True, allow_unused=True)
+            yield from ((m, g) for m, g in zip(seen, gradients, strict=True) if g is not None)
 
 
 def _telling_batch(problem: Problem) -> Batch:
@@ -250,9 +250,9 @@ def _telling_batch(problem: Problem) -> Batch:
 
 def _chunked(problem: Problem, leaves: Sequence[Tensor], taps: _Taps, size: int | None) -> Problem:
     """The examples in chunks whose gradients of all columns fit."""
-    found = chunks.footprint(problem, leaves)
+    graph = chunks.footprint(problem, leaves)
     # All columns of all layers are held at once, besides the graph.
-    columns = chunks.Footprint(found.fixed, found.per_example + 3 * taps.columns * taps.output_bytes, found.largest)
+    columns = chunks.Footprint(graph.fixed, graph.per_example + 3 * taps.columns * taps.output_bytes, graph.largest)
     return chunks.chosen(problem, columns, size)
 
 
@@ -270,6 +270,7 @@ def _whole_model(
         torch.zeros(leaves[i].shape if diagonal else (), dtype=torch.float64, device=leaves[i].device)
         for i in positions
     ]
+    chosen = [leaves[i] for i in positions]
     # Normalization over the batch: its own scale and shift show no influence on other examples' gradients.
     rounding = torch.finfo(together.dtype).eps ** 0.5 * float(together.detach().abs().max())
     for k in range(batch.size):
@@ -280,9 +281,8 @@ def _whole_model(
         if not float((outputs - together[k : k + 1]).detach().abs().max()) <= rounding:
             raise InputError(_COUPLED)
         for column in root.columns[:, k : k + 1]:
-            own = [leaves[i] for i in positions]
-            found = torch.autograd.grad(outputs, own, column, retain_graph=True, allow_unused=True)
-            for total, g in zip(totals, found, strict=True):
+            gradients = torch.autograd.grad(outputs, chosen, column, retain_graph=True, allow_unused=True)
+            for total, g in zip(totals, gradients, strict=True):
                 if g is not None:
                     total += g.double().square() if diagonal else g.double().square().sum()
     yield from zip(positions, totals, strict=True)

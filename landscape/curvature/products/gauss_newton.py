@@ -72,11 +72,11 @@ class GaussNewtonGraph:
         result = torch.zeros_like(problem.weights)
         with self.graphs.open():
             for batch, (outputs, u, pulled, middle), _ in self.graphs.each(self._build):
-                found = second_derivative.named(
+                parts = second_derivative.named(
                     functools.partial(self._pulled_back, outputs, u, pulled, pieces, middle)
                 )
                 problem.passes.hvp += batch.size
-                zeros = [torch.zeros_like(x) if g is None else g for g, x in zip(found, self.leaves, strict=True)]
+                zeros = [torch.zeros_like(x) if g is None else g for g, x in zip(parts, self.leaves, strict=True)]
                 result += problem.parameters.flatten(zeros)
         return problem.summed(result)
 

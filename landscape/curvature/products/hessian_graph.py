@@ -78,11 +78,11 @@ class HessianGraph:
         result: Tensor | None = None
         with self.graphs.open():
             for batch, (_, gradients), kept in self.graphs.each(self._differentiate):
-                own = [gradients[i] for i in chosen]
-                found = second_derivative.named(
-                    functools.partial(problem.second_derivative, own, leaves, pieces, batch, retain_graph=kept)
+                slopes = [gradients[i] for i in chosen]
+                products = second_derivative.named(
+                    functools.partial(problem.second_derivative, slopes, leaves, pieces, batch, retain_graph=kept)
                 )
-                flat = torch.cat([f.reshape(-1) for f in found]).to(problem.weights)
+                flat = torch.cat([p.reshape(-1) for p in products]).to(problem.weights)
                 result = flat if result is None else result.add_(flat)
         assert result is not None
         return problem.summed(result)

@@ -84,12 +84,12 @@ def named(work: Callable[[], T]) -> T:
     try:
         return work()
     except RuntimeError as error:
-        found = re.search(r"derivative for (\S+) is not implemented", str(error)) or re.search(
+        match = re.search(r"derivative for (\S+) is not implemented", str(error)) or re.search(
             r"\b(\S+) does not support (?:double backward|higher order)", str(error)
         )
-        if not found:
+        if not match:
             raise
-        raise _missing(found[1]) from error
+        raise _missing(match[1]) from error
 
 
 def _missing(operation: str) -> InputError:

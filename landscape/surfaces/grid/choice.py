@@ -116,10 +116,11 @@ def _agreeing(choice: Choice, problem: Problem, center: Tensor, vectors: Sequenc
     """The choice, unless other batches change L(w): a loss with class weights averages each batch by its own sum."""
     if choice.batch_size == 0:
         return choice
-    given = _center_loss(replace(choice, batch_size=0, channels_last=False), problem, center, vectors)
+    reference = _center_loss(replace(choice, batch_size=0, channels_last=False), problem, center, vectors)
     chosen = _center_loss(choice, problem, center, vectors)
-    tolerance = 1e-2 if choice.precision != "native" or center.dtype in (torch.bfloat16, torch.float16) else 1e-4
-    if abs(chosen - given) <= tolerance * max(abs(given), 1e-3) or given != given:
+    low = choice.precision != "native" or center.dtype in (torch.bfloat16, torch.float16)
+    tolerance = 1e-2 if low else max(1e3 * torch.finfo(center.dtype).eps, 1e-8)
+    if abs(chosen - reference) <= tolerance * max(abs(reference), 1e-3) or reference != reference:
         return choice
     return replace(
         choice, batch_size=0, channels_last=False, reason="batches as given: the loss depends on the division into them"

@@ -22,7 +22,7 @@ from landscape.problem.parameters import Parameters, Slot, aligned
 from landscape.problem.problem import Problem
 
 Point = Sequence[float]
-_Found = list[tuple[list[Tensor], list[Tensor | None]]]
+_Values = list[tuple[list[Tensor], list[Tensor | None]]]
 
 
 @dataclass(frozen=True)
@@ -117,12 +117,12 @@ class GridEvaluation:
 
     # -- one point -----------------------------------------------------------------------------------------------
 
-    def _one(self, point: Point) -> _Found:
+    def _one(self, point: Point) -> _Values:
         self._move(point)
         if self.problem.batch_norm != "recalibrate":
-            return self._found()
+            return self._evaluated()
         with self.problem.bound_tensors(self._tensors), self._precision():
-            return self._found()
+            return self._evaluated()
 
     def _move(self, point: Point) -> None:
         """Write the point into the buffer, always from the stored center: rounding never adds up over the walk."""
@@ -136,29 +136,31 @@ class GridEvaluation:
         for tensor, view in self._copies:
             tensor.copy_(view)
 
-    def _found(self) -> _Found:
+    def _evaluated(self) -> _Values:
         """Mean loss and hits of every batch of every dataset, where the model is now: no arithmetic but the model's."""
-        found: _Found = []
+        values: _Values = []
         for name, problem in self.problems.items():
             losses, hits = [], []
             for batch in self._batches[name]:
                 outputs = problem.forward(batch)
                 losses.append(problem.batch_loss(outputs, batch).detach() if batch.weight else problem.zero())
                 hits.append(count_hits(outputs, batch.target))
-            found.append((losses, hits))
-        return found
+            values.append((losses, hits))
+        return values
 
-    def _means(self, found: list[_Found]) -> Tensor:
+    def _means(self, points: list[_Values]) -> Tensor:
         """(points, datasets, 2): sums over the batches in float64, weighted by their sizes, for all points at once."""
         columns = []
         for i, (name, problem) in enumerate(self.problems.items()):
             weights = torch.tensor(self._weights[name], dtype=torch.float64, device=self._center.device)
-            losses = torch.stack([loss.double() for one in found for loss in one[i][0]]).view(len(found), -1) @ weights
-            hits = [hit for one in found for hit in one[i][1]]
+            losses = (
+                torch.stack([loss.double() for one in points for loss in one[i][0]]).view(len(points), -1) @ weights
+            )
+            hits = [hit for one in points for hit in one[i][1]]
             if any(hit is None for hit in hits):
                 right = torch.full_like(losses, float("nan"))
             else:
-                right = torch.stack(hits).view(len(found), -1).sum(1).double()  # type: ignore[arg-type]
+                right = torch.stack(hits).view(len(points), -1).sum(1).double()  # type: ignore[arg-type]
             columns.append(
                 problem.summed(torch.stack([losses / problem.weight, right / self._classified[name]], dim=1))
             )
@@ -176,13 +178,13 @@ class GridEvaluation:
             parameters = self.problem.parameters
             tensors = [aligned(v).to(s.dtype) for v, s in zip(self._shaped(w, parameters), parameters, strict=True)]
             with self.problem.bound_tensors(tensors), self._precision():
-                return self._means([self._found()])[0]
+                return self._means([self._evaluated()])[0]
 
         counted = {name: problem.passes.forward for name, problem in self.problems.items()}
-        found = torch.vmap(one)(stacked)[: len(points)]
+        values = torch.vmap(one)(stacked)[: len(points)]
         for name, problem in self.problems.items():
             problem.passes.forward += (len(filled) - 1) * (problem.passes.forward - counted[name])
-        return found
+        return values
 
     def _precision(self) -> contextlib.AbstractContextManager[None]:
         return _precision(self.choice.precision, self._center.device)
