@@ -50,8 +50,10 @@ def _aim(
 
 
 def _has_weight(options: dict[str, Any], target: Tensor) -> bool:
-    """Whether a class index is neither ignored nor of weight 0."""
+    """Whether a class index is neither ignored nor of weight 0; a mean of the single values counts all."""
     kept = target[target != options.get("ignore_index", -100)]
+    if options.get("reduction") == "none":
+        return True
     if "weight" not in options or "label_smoothing" in options:
         return kept.numel() > 0
     return bool(options["weight"][kept].any())
