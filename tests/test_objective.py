@@ -12,6 +12,7 @@ from torch import nn
 
 import landscape
 from landscape import InputError, Problem
+from landscape.problem.losses import TorchLoss
 
 warnings.simplefilter("ignore", UserWarning)
 
@@ -174,6 +175,18 @@ def test_a_models_own_loss_of_another_denominator_keeps_its_batches():
     require_equal(problem, model, value)
     assert "never divided anew" in problem.notes[0]
     assert problem.provenance()["weighing"] == "examples"
+
+
+@pytest.mark.parametrize("off", [1.01, 1 + 1e-6])
+def test_a_denominator_that_is_not_the_one_of_torch_is_noticed(monkeypatch, off):
+    own = TorchLoss.denominator
+    x, y = examples()
+    weighed = nn.CrossEntropyLoss(weight=WEIGHTS)
+    assert Problem(classifier(), weighed, divisions(x, y)["of five"]).provenance()["weighing"] != "examples"
+    monkeypatch.setattr(TorchLoss, "denominator", lambda self, target: off * own(self, target))
+    problem = Problem(classifier(), weighed, divisions(x, y)["of five"])
+    assert problem.provenance()["weighing"] == "examples"
+    assert "never divided anew" in problem.notes[0]
 
 
 def test_an_ignored_batch_of_another_length_beside_a_models_own_loss():

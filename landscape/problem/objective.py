@@ -200,8 +200,9 @@ class Objective:
         if self.torch is None or self.torch.reduction == "none":
             return
         assert logits is not None
-        total = self.torch.each_example(logits, batch.target).double().sum() / self.torch.denominator(batch.target)
-        if self.denominator is not None and bool((total - value).abs() > 0.02 * (1e-3 + value.abs())):
+        each = self.torch.each_example(logits, batch.target).double() / self.torch.denominator(batch.target)
+        rounding = min(max(100 * torch.finfo(value.dtype).eps, 1e-9), 0.02)
+        if self.denominator is not None and bool((each.sum() - value).abs() > rounding * each.abs().sum()):
             self.denominator, self.exact, self.weighing = None, False, "examples"
 
     def example_losses(self, outputs: Any, batch: Batch) -> Tensor:
