@@ -140,6 +140,33 @@ def test_damage_is_refused(tmp_path):
         train("sgd", out=tmp_path / "a", resume=True, **{**DIGITS, "epochs": 1})
 
 
+@pytest.mark.parametrize(
+    ("name", "key", "value", "words"),
+    [
+        ("looksam", "age", "1", r"method\.state\.age of the checkpoint is '1' where this run needs 0"),
+        ("looksam", "age", None, r"method\.state of the checkpoint is a mapping of \['direction'\] where"),
+        ("ssam", "mask", torch.ones(3, dtype=torch.bool), r"state\.mask .* is a tensor of bool and shape \(3,\) where"),
+        ("ssam", "mask", "float", r"state\.mask .* is a tensor of float32 and shape"),
+        ("mesa", "average", [], r"state\.average .* is a list of 0 where this run needs a mapping of \["),
+        ("mesa", "average", {}, r"state\.average .* is a mapping of \[\] where"),
+    ],
+)
+def test_a_state_that_is_not_the_methods_is_refused(name, key, value, words, tmp_path):
+    """Its numbers may be whole: another program, or the file's sender, wrote them."""
+    settings = {**DIGITS, "epochs": 1}
+    train(name, out=tmp_path / "a", **settings)
+    path = tmp_path / "a" / "ckpt.pt"
+    stored = torch.load(path, weights_only=True)
+    state = stored["method"]["state"]
+    state[key] = state[key].float() if value == "float" else value
+    if value is None:
+        del state[key]
+    torch.save(stored, path)
+    with pytest.raises(InputError, match=words) as refused:
+        train(name, out=tmp_path / "a", resume=True, **settings)
+    assert "\n" not in str(refused.value)
+
+
 def test_a_full_disk_stops_with_what_is_saved_and_resumes(tmp_path, monkeypatch):
     out = tmp_path / "whole"
     train("sgd", out=out, **DIGITS)

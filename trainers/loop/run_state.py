@@ -15,7 +15,7 @@ from trainers.loop.settings import Settings
 from trainers.method import network
 from trainers.method.method import State
 from trainers.method.task import Task
-from trainers.storable import without_tuples
+from trainers.storable import require_like, without_tuples
 
 
 @dataclass
@@ -99,11 +99,12 @@ class RunState:
         """Take up a checkpoint.
 
         Raises:
-            InputError: it was written by another number of processes.
+            InputError: it was written by another number of processes, or does not hold the state of this run's method.
         """
         streams = content["random"]["streams"]
         if len(streams) != self.task.world:
             raise InputError(f"the run had {len(streams)} processes, this is {self.task.world}: resume with as many")
+        require_like(content["method"].get("state"), self.method, "method.state")
         self.model.load_state_dict(content["model"]["state"])
         saved = _onto(content["optimizer"], None, None)
         for group in saved["param_groups"]:
