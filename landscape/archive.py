@@ -42,14 +42,23 @@ def verify(path: str | Path) -> None:
             if sum(m.file_size for m in members) > path.stat().st_size:
                 raise zipfile.BadZipFile("its members are larger than the file")
             for member in members:
-                with archive.open(member) as stream:
-                    # The reader raises at the end of a member whose CRC-32 is not what it should be.
-                    while stream.read(_PIECE):
-                        pass
+                _read(archive, member)
     except InputError:
         raise
     except DAMAGE as error:
         raise InputError(f"{path} is damaged ({_reason(error)}): use another copy of it") from error
+
+
+def _read(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> None:
+    try:
+        with archive.open(member) as stream:
+            # The reader raises at the end of a member whose CRC-32 is not what it should be.
+            while stream.read(_PIECE):
+                pass
+    except (zipfile.BadZipFile, struct.error, EOFError) as error:
+        # torch puts all members in a folder that is named after the temporary file that it wrote.
+        name = member.filename.partition("/")[2] or member.filename
+        raise zipfile.BadZipFile(f"its member {name} is not what was written") from error
 
 
 def _reason(error: Exception) -> str:

@@ -89,6 +89,16 @@ def test_a_removed_lock_is_none(tmp_path, monkeypatch):
             pass
 
 
+def test_a_lock_that_leads_elsewhere_is_refused(tmp_path):
+    """In a folder that came from somebody, say: the file behind the link would be overwritten."""
+    (tmp_path / "precious").write_text("kept")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / ".lock").symlink_to(tmp_path / "precious")
+    with pytest.raises(InputError, match="cannot write to .*out: .*symbolic links"), locked(tmp_path / "out"):
+        pass
+    assert (tmp_path / "precious").read_text() == "kept"
+
+
 def test_a_surface_locks_its_file_and_a_finished_one_is_read_where_nothing_can_be_written(tmp_path):
     torch.manual_seed(0)
     batch = torch.randn(8, 4), torch.randint(3, (8,))
