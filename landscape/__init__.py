@@ -27,6 +27,7 @@ _HOMES = {
     "AsymmetryWarning": "errors",
     "CheckpointWarning": "errors",
     "InputError": "errors",
+    "InputWarning": "errors",
     "Invariance": "invariance.invariance",
     "LabelledArrays": "results.result",
     "LossPath": "surfaces.paths",

@@ -26,7 +26,7 @@ from landscape import statistics as statistics
 from landscape import surfaces as surfaces
 from landscape.ball.scaling import Scaling
 from landscape.curvature.exact.diagonals import hessian_diagonal
-from landscape.errors import AsymmetryWarning, CheckpointWarning, InputError, NonDeterministicWarning
+from landscape.errors import AsymmetryWarning, CheckpointWarning, InputError, InputWarning, NonDeterministicWarning
 from landscape.invariance import rescaling
 from landscape.invariance.invariance import Invariance, rescaling_invariance
 from landscape.measures.adaptive_hessian import adaptive_top_eigenvalues
@@ -61,6 +61,7 @@ __all__ = [
     "AsymmetryWarning",
     "CheckpointWarning",
     "InputError",
+    "InputWarning",
     "Invariance",
     "LabelledArrays",
     "LossPath",

@@ -22,14 +22,18 @@ class AsymmetryWarning(UserWarning):
     """Products that should be those of a symmetric matrix are not: a second derivative is wrong."""
 
 
-class CheckpointWarning(UserWarning):
-    """Something in a checkpoint was not used, the model supplied what the file lacks, or the weights belong elsewhere.
+class InputWarning(UserWarning):
+    """Something about a file or an option that should be known before the numbers are believed.
 
-    One line: what is quoted from files is escaped.
+    One line, as for `InputError`.
     """
 
     def __init__(self, message: str) -> None:
         super().__init__(printable(message))
+
+
+class CheckpointWarning(InputWarning):
+    """Something in a checkpoint was not used, the model supplied what is missing, or the weights belong elsewhere."""
 
 
 class NonDeterministicWarning(UserWarning):

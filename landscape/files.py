@@ -11,11 +11,12 @@ import os
 import shutil
 import tempfile
 import time
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from landscape.errors import InputError
+from landscape.errors import InputError, InputWarning
 
 _UNFINISHED = ".unfinished"
 CHECKSUM = "checksum"
@@ -138,7 +139,7 @@ def write_json(path: str | Path, content: Any) -> None:
 
 
 def read_json(path: str | Path) -> dict[str, Any]:
-    """The record that `write_json` wrote, without its checksum, which is compared; release 0.1.0 wrote none.
+    """The record that `write_json` wrote, without its checksum, which is compared; one without is read with a warning.
 
     Raises:
         InputError: the file is missing, no record, or damaged.
@@ -156,7 +157,20 @@ def read_json(path: str | Path) -> dict[str, Any]:
         raise InputError(f"{path} is damaged or was written by another program: restore it or delete it") from error
     if not whole:
         raise InputError(f"{path} is damaged or was changed since it was written: restore it or delete it")
+    if written is None:
+        note_unverified(path)
     return content
+
+
+def note_unverified(path: Path) -> None:
+    """Warn that a file was read which cannot say whether it is whole."""
+    warnings.warn(
+        InputWarning(
+            f"{path} carries no checksum (it was written by release 0.1.0 or by another program): "
+            "whether its numbers are whole cannot be said"
+        ),
+        stacklevel=2,
+    )
 
 
 def _checksum(content: dict[str, Any]) -> str:

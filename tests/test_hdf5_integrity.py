@@ -3,6 +3,8 @@
 import json
 import os
 import random
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -13,7 +15,7 @@ import torch
 from torch import nn
 
 import landscape
-from landscape import InputError, Problem
+from landscape import InputError, InputWarning, Problem
 from landscape.results import hdf5, hdf5_contents, hdf5_process
 from landscape.results.arrays import Arrays
 from landscape.results.result import LabelledArrays
@@ -100,8 +102,16 @@ def test_every_damaged_byte_is_noticed(path, tmp_path, monkeypatch, damage):
 
 
 def test_files_without_a_seal_open_with_a_note(unsealed, monkeypatch):
-    with pytest.warns(UserWarning, match="carries no checksum"):
+    with pytest.warns(InputWarning, match="carries no checksum"):
         assert same(as_a_stranger(unsealed(), monkeypatch))
+
+
+def test_a_note_on_the_command_line_is_one_line(unsealed):
+    command = [sys.executable, "cli.py", "export", unsealed(), "--to", "json"]
+    ended = subprocess.run(command, cwd=Path(__file__).parent.parent, capture_output=True, text=True, check=True)
+    (line,) = ended.stderr.splitlines()
+    assert line.startswith("landscape: ")
+    assert "unsealed.h5 carries no checksum" in line
 
 
 def test_a_file_changed_by_another_program_is_refused(path):
@@ -301,7 +311,10 @@ def test_labelled_arrays_fit_their_axes(tmp_path):
         file["result"].attrs["type"] = "LabelledArrays"
         file["result/a"].make_scale("a")
         file["result/a"].dims[0].label = file["result/loss"].dims[0].label = "a"
-    with pytest.warns(UserWarning, match="no checksum"), pytest.raises(InputError, match=r"loss has shape \(3,\), its"):
+    with (
+        pytest.warns(InputWarning, match="no checksum"),
+        pytest.raises(InputError, match=r"loss has shape \(3,\), its"),
+    ):
         hdf5.load(tmp_path / "b.h5")
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from landscape.errors import InputError
+from landscape.errors import InputError, InputWarning
 from tests.data_file_cases import not_published, peak_memory
 from trainers.datasets import load_data
 
@@ -52,7 +52,7 @@ def test_idx_files_are_read_zipped_or_not_from_either_folder(tmp_path, monkeypat
 @not_published
 def test_idx_files_of_another_content_are_said_to_be_so(tmp_path):
     write_mnist(tmp_path)
-    with pytest.warns(UserWarning, match="train-images.* is not the published file: it holds 20 entries"):
+    with pytest.warns(InputWarning, match="train-images.* is not the published file: it holds 20 entries"):
         load_data("mnist", data_dir=tmp_path)
 
 

@@ -2,9 +2,11 @@
 
 import json
 import math
+import warnings
 
 import pytest
 
+from landscape import InputWarning
 from landscape.files import AppendedFile
 from landscape.results.journal import Journal
 
@@ -26,13 +28,16 @@ def computed(journal, names="abc"):
 
 def test_a_journal_of_the_first_release_goes_on(tmp_path):
     journal = Journal(written(tmp_path / "j"), resume=True)
-    journal.open("k")
+    with pytest.warns(InputWarning, match="j carries no checksum"):
+        journal.open("k")
     fresh, rows = computed(journal)
     assert fresh == ["c"]
     assert (rows["a"][:2], rows["b"], rows["c"]) == ([0.1, math.inf], {"x": 1 / 3}, "new c")
     assert math.isnan(rows["a"][2])
     again = Journal(tmp_path / "j", resume=True)
-    again.open("k")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        again.open("k")
     assert computed(again)[0] == []
     again.finish()
     assert not (tmp_path / "j").exists()
@@ -43,6 +48,15 @@ def test_rows_of_something_else_are_dropped(tmp_path, key, resume):
     journal = Journal(written(tmp_path / "j"), resume=resume)
     journal.open(key)
     assert computed(journal)[0] == ["a", "b", "c"]
+
+
+def test_a_row_without_a_name_is_none(tmp_path):
+    path = written(tmp_path / "j")
+    with path.open("a") as stream:
+        stream.write('{"name": [1], "row": 2}\n{"row": 2}\n')
+    journal = Journal(path, resume=True)
+    journal.open("k")
+    assert computed(journal)[0] == ["c"]
 
 
 def test_a_line_that_was_cut_off_is_computed_again(tmp_path):

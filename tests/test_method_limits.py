@@ -11,7 +11,7 @@ from method_cases import Run, context, flat
 from oracle_network import examples, network
 from torch import nn
 
-from landscape.errors import InputError
+from landscape.errors import InputError, InputWarning
 from trainers import METHODS, Context
 from trainers.methods.rst import MEANS, SCHEDULES
 
@@ -323,7 +323,7 @@ def test_gsam_clamps_a_negative_radius_and_says_so_once():
     run = Run("gsam", rho=0.4, rho_min=0.0)
     assert run.method.radius(Context(lr=0.01, lr_min=0.1, lr_max=0.5)) == (0.0, True)
     where = Context(lr=0.01, lr_min=0.1, lr_max=0.5, seed=1)
-    with pytest.warns(UserWarning, match="clamped to 0"):
+    with pytest.warns(InputWarning, match="clamped to 0"):
         run.step(where=where)
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from landscape.errors import InputError
-from landscape.files import write_bytes
+from landscape.files import note_unverified, write_bytes
 from landscape.formatting import printable
 from landscape.results.arrays import Arrays
 from landscape.results.fields import completed
@@ -235,8 +234,4 @@ def _arrays(parts: Mapping[str, tuple[np.ndarray, list[str], str | None]]) -> Ar
 def _require_unsealed(path: Path, groups: Mapping[str, Group]) -> None:
     if _SEALED in groups[""].attributes:
         raise InputError(f"{path} was cut off, or changed by another program, since it was written: run again")
-    warnings.warn(
-        f"{path} carries no checksum (it was written by release 0.1.0 or by another program): "
-        "whether its numbers are whole cannot be said",
-        stacklevel=4,
-    )
+    note_unverified(path)

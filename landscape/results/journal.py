@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from landscape.files import AppendedFile, atomic
+from landscape.files import AppendedFile, atomic, note_unverified
 
 
 class Journal:
@@ -26,6 +26,7 @@ class Journal:
         self._path, self._resume = path, resume
         self._rows: dict[str, Any] = {}
         self._file: AppendedFile | None = None
+        self._unverified = False
 
     def open(self, key: str) -> None:
         """Begin, or go on with, the rows that belong to `key`.
@@ -37,7 +38,10 @@ class Journal:
             return
         lines = self._lines() if self._resume else []
         if lines and lines[0] == {"key": key}:
-            self._rows = {line["name"]: line["row"] for line in lines[1:] if line.keys() == {"name", "row"}}
+            rows = (line for line in lines[1:] if line.keys() == {"name", "row"})
+            self._rows = {line["name"]: line["row"] for line in rows if isinstance(line["name"], str)}
+            if self._unverified:
+                note_unverified(self._path)
         with atomic(self._path) as temporary:
             lines = [{"key": key}, *({"name": n, "row": r} for n, r in self._rows.items())]
             temporary.write_text("".join(map(_line, lines)), encoding="utf-8")
@@ -61,14 +65,13 @@ class Journal:
     def _lines(self) -> list[Any]:
         assert self._path is not None
         lines: list[Any] = []
-        checked = True
         for raw in self._path.read_bytes().splitlines() if self._path.is_file() else ():
             try:
                 line = json.loads(raw)
                 checksum = line.pop(_CHECKSUM, None)
                 # The first line says whether there are checksums: release 0.1.0 wrote none.
-                checked = checksum is not None if not lines else checked
-                whole = not checked or checksum == _checksum(line)
+                self._unverified = self._unverified if lines else checksum is None
+                whole = self._unverified or checksum == _checksum(line)
             except (ValueError, AttributeError, TypeError, RecursionError):  # cut off by a kill, or damaged
                 break
             if not whole:

@@ -188,7 +188,7 @@ def _parts(problem: Problem, count: int, seed: int) -> list[Problem]:
     if problem.undividable is not None or whole is None:
         raise InputError(f"data subsets divide the examples anew: {problem.undividable or 'their shapes differ'}")
     if count > whole.size:
-        raise InputError(f"{count} subsets of {whole.size} examples: at most one a example")
+        raise InputError(f"{count} subsets of {whole.size} examples: at most one per example")
     order = torch.randperm(whole.size, generator=stream(seed, "data subsets"))
     size = problem.batches.sizes[0]
     parts = []

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from landscape.archive import require_regular
-from landscape.errors import InputError
+from landscape.errors import InputError, InputWarning
 from landscape.registry import register
 from trainers.data import Arrays, Source, restricted_pickle
 from trainers.data.files import OFFICIAL, Bounded, corrupt, md5_of, missing, read_file
@@ -126,7 +126,8 @@ def _load(source: Source, versions: tuple[Version, ...], classes: int) -> Arrays
             raise corrupt(source.name, path, f"labels are not 0 to {classes - 1}", md5)
         official = version.counts[index == len(version.files) - 1]
         if len(labels) != official:
-            warnings.warn(f"{path} is not the published file: {len(labels)} images, not {official}", stacklevel=4)
+            text = f"{path} is not the published file: {len(labels)} images, not {official}"
+            warnings.warn(InputWarning(text), stacklevel=4)
         elif md5 is not None and md5_of(contents[file]) != md5:
             raise corrupt(source.name, path, "its MD5 is not that of the published file", md5)
         parts.append((images, labels))

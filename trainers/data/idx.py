@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from landscape.errors import InputError
+from landscape.errors import InputError, InputWarning
 from landscape.registry import register
 from trainers.data import Arrays, Source, data_directory
 from trainers.data.files import LARGEST, OFFICIAL, OfficialFile, corrupt, md5_of, missing, read_file
@@ -148,5 +148,6 @@ def _parse(
     if published is False:
         if shape[0] == OFFICIAL_COUNTS[file.name.split("-")[0]]:
             raise corrupt(name, path, "its MD5 is not that of the published file", file.md5)
-        warnings.warn(f"{path} is not the published file: it holds {shape[0]} entries", stacklevel=6)
+        text = f"{path} is not the published file: it holds {shape[0]} entries"
+        warnings.warn(InputWarning(text), stacklevel=6)
     return np.frombuffer(content, np.uint8).reshape(shape).copy()

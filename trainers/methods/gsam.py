@@ -17,7 +17,7 @@ import torch
 
 from landscape.ball.perturbation import ascent
 from landscape.ball.vectors import rejection
-from landscape.errors import unknown
+from landscape.errors import InputWarning, unknown
 from landscape.registry import register
 from trainers.method.method import Context, Method, Pass, State, Step, Task, require
 
@@ -95,8 +95,8 @@ class GSAM(Method):
     def _say(step: Step, rho: float) -> None:
         context = step.context
         if step.task.rank == 0:
-            warnings.warn(
+            text = (
                 f"gsam: the learning rate {context.lr:g} lies outside [{context.lr_min:g}, {context.lr_max:g}]: rho_t "
-                f"is clamped to {rho:g} there",
-                stacklevel=2,
+                f"is clamped to {rho:g} there"
             )
+            warnings.warn(InputWarning(text), stacklevel=2)

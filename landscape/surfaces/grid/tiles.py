@@ -108,7 +108,7 @@ class Tiles:
         return spent
 
     def _publish_when_due(self, publish: Callable[[], None]) -> None:
-        # Ever more rarely: HDF5 does not reuse the room of a group that is replaced, and the journal has everything.
+        # Ever more rarely: the whole file is written anew, and the journal has everything.
         if time.monotonic() - self._published > self._interval:
             publish()
             self._published, self._interval = time.monotonic(), 2 * self._interval
