@@ -124,6 +124,26 @@ def test_a_quantized_network_is_refused_by_its_right_name(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("form", "words"),
+    [
+        (torch.Tensor.to_sparse, r"0\.weight is stored as torch\.sparse_coo: save it again after \.to_dense\(\)"),
+        (torch.Tensor.to_sparse_csr, r"0\.weight is stored as torch\.sparse_csr: save it again after \.to_dense\(\)"),
+        (lambda tensor: tensor.to("meta"), r"0\.weight holds no numbers \(device meta\)"),
+    ],
+)
+@pytest.mark.parametrize("sets", [1, 2])
+@pytest.mark.filterwarnings("ignore:Sparse:UserWarning")
+def test_tensors_that_are_not_dense_are_refused_by_name(form, words, sets, tmp_path):
+    """Where a file holds two sets of weights, they are compared first."""
+    state = trained().state_dict()
+    state["0.weight"] = form(state["0.weight"].detach())
+    content = state if sets == 1 else {"ema": trained().state_dict(), "model": state}
+    with pytest.raises(InputError, match=words) as refused:
+        loaded(build, saved(content, tmp_path / "w.pt"))
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
     ("start", "kind"),
     [
         (b"GGUF\x03", "GGUF file"),

@@ -122,9 +122,9 @@ def _reading(
 
     Raises:
         UnfitWeights: none fits at all.
-        InputError: several fit equally.
+        InputError: several fit equally, or cannot be compared.
     """
-    found = states.different(states.readings(tensors, needed, required), tensors)
+    found = states.different(states.readings(tensors, needed, required), tensors, path)
     if not found:
         raise UnfitWeights(
             f"{path} does not fit the model: no tensor has a name and a shape of it; the model needs "

@@ -154,10 +154,16 @@ def _container(reading: Reading, tensors: Tensors) -> str:
     return within if reading.prefix.startswith(within) else reading.prefix
 
 
-def different(found: list[Reading], tensors: Tensors) -> list[Reading]:
-    """The readings whose tensors are not those of an earlier one."""
+def different(found: list[Reading], tensors: Tensors, path: str | Path) -> list[Reading]:
+    """The readings whose tensors are not those of an earlier one.
+
+    Raises:
+        InputError: see `require_numbers`.
+    """
     kept: list[Reading] = []
     for reading in found:
+        for name in reading.names.values():
+            require_numbers(path, name, tensors.named[name])
         if not any(_equal(reading, other, tensors) for other in kept):
             kept.append(reading)
     return kept
@@ -170,8 +176,14 @@ def _equal(a: Reading, b: Reading, tensors: Tensors) -> bool:
 
 
 def require_numbers(path: str | Path, name: str, tensor: Tensor) -> None:
-    """Raise InputError where a tensor has more entries than its file holds numbers: strides of zero make any size."""
-    held = tensor.untyped_storage().nbytes() // tensor.element_size() if tensor.layout is torch.strided else 0
+    """Raise InputError unless a tensor is dense and its file holds all its entries: strides of 0 make any size."""
+    if tensor.layout is not torch.strided:
+        raise InputError(f"{path}: {name} is stored as {tensor.layout}: save it again after .to_dense()")
+    if tensor.is_meta:
+        raise InputError(
+            f"{path}: {name} holds no numbers (device meta): save the state dict of a network that has some"
+        )
+    held = tensor.untyped_storage().nbytes() // tensor.element_size()
     if tensor.numel() > held:
         raise InputError(
             f"{path}: {name} has {tensor.numel()} entries but the file holds {held}: save it again after .contiguous()"
