@@ -70,6 +70,7 @@ def analysis(label="run", scale=1.0, **changes):
         "loss": 0.1,
         "accuracy": 0.9375,
         "samples": 128,
+        "classified": 128,
         "parameters": 1234,
         "measures": {
             "sam_sharpness": sharpness(scale),

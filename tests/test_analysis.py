@@ -15,6 +15,8 @@ from torch import nn
 
 import cli
 import landscape
+from figures.page import measuring
+from figures.page.store import Store
 from landscape import InputError, checkpoint
 from landscape.results import digest
 from trainers.datasets import load_data
@@ -97,6 +99,29 @@ def test_summary_against_plain_torch(runs, tmp_path, capsys):
     assert list((tmp_path / "out" / "figures").glob("*.png"))
     assert list((tmp_path / "out" / "figures").glob("*.pdf"))
     assert "<script>alert(1)" not in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_accuracy_is_of_the_examples_whose_class_counts(runs, tmp_path):
+    """Its share, its number of examples, and the hits that differences are taken of, where a class is ignored."""
+    root, models = runs
+    data = load_data("digits")
+    x, y = data.x_test[:100], data.y_test[:100]
+    says = models["a"](x).argmax(1)
+    ignored = int(says[says == y].mode().values)
+    loss = nn.CrossEntropyLoss(ignore_index=ignored)
+    owner = types.SimpleNamespace(
+        problem=landscape.Problem(models["a"], loss, [(x[:60], y[:60]), (x[60:], y[60:])]),
+        path=root / "a" / "ckpt.pt",
+        sha256="0",
+        seed=0,
+        metadata={},
+    )
+    measured = measuring.analyze(owner, "a", Store(tmp_path / "a.h5", {"a": "0"}), [])
+    hits = (says == y)[y != ignored].double().numpy()
+    assert (measured.samples, measured.classified) == (100, len(hits))
+    assert len(hits) < 100
+    assert np.array_equal(measured.examples["accuracy"], hits)
+    assert measured.accuracy == pytest.approx(hits.mean())
 
 
 def test_results_are_reused_and_completed(runs, tmp_path, capsys, monkeypatch):

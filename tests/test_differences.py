@@ -31,6 +31,7 @@ def analysis(label, loss, sharpness, parts, sample="same"):
         loss=float(np.mean(loss)),
         accuracy=1.0,
         samples=len(loss),
+        classified=len(loss),
         parameters=1,
         measures={"sam_sharpness": result},
         examples={"loss": np.array(loss)},

@@ -10,7 +10,7 @@ from cases import MAKERS, case, dense, dense_hessian
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from landscape import InputError, NonDeterministicWarning, Problem
+from landscape import InputError, NonDeterministicWarning, Problem, surface
 
 CE = nn.CrossEntropyLoss()
 close = torch.testing.assert_close
@@ -118,6 +118,19 @@ def test_accuracy():
     x, y = (torch.cat(part) for part in zip(*batches, strict=True))
     expected = (model(x).argmax(1) == y).double().mean()
     close(Problem(model, CE, batches).evaluate().accuracy, expected)
+
+
+@pytest.mark.parametrize("a_class", [True, False])
+def test_accuracy_runs_over_the_examples_that_count(a_class):
+    """A network may well name the class that is ignored: no hit, whatever it says."""
+    model, batches = case("mlp")
+    ignored = int(model(batches[0][0]).argmax(1)[0]) if a_class else -100
+    batches = [(x, torch.where(torch.arange(len(y)) % 3 == 0, ignored, y)) for x, y in batches]
+    problem = Problem(model, nn.CrossEntropyLoss(ignore_index=ignored), batches)
+    counted = [(model(x).argmax(1)[y != ignored] == y[y != ignored]) for x, y in batches]
+    close(problem.evaluate().accuracy, torch.cat(counted).double().mean())
+    drawn = surface(problem, radius=0.1, grid=3)
+    assert drawn.accuracy[1, 1] == float(problem.evaluate().accuracy)
 
 
 def test_accuracy_is_nan_for_regression():

@@ -82,10 +82,10 @@ def test_rows_hold_values_errors_and_words(one):
 
 
 def test_accuracy_has_wilsons_interval():
-    cell = rows.rows([analysis(accuracy=1.0, samples=100)])[1].cells[0]
+    cell = rows.rows([analysis(accuracy=1.0, classified=100)])[1].cells[0]
     # Wilson's lower end at p = 1 is n / (n + z^2); scipy.stats.binomtest(100, 100).proportion_ci(method="wilson").
     assert cell.error == pytest.approx(1 - 100 / (100 + 1.959963984540054**2))
-    cell = rows.rows([analysis(accuracy=0.5, samples=400)])[1].cells[0]
+    cell = rows.rows([analysis(accuracy=0.5, classified=400)])[1].cells[0]
     assert cell.error == pytest.approx(1.96 * math.sqrt(0.25 / 400), rel=0.01)
 
 

@@ -27,11 +27,13 @@ class Analysis:
         loss: L(w) over the sample.
         accuracy: in [0, 1]; nan where it has no meaning.
         samples: number of examples.
+        classified: number of those whose class counts, which the accuracy runs over.
         parameters: dimension d of w.
         measures: key -> result.
         surface: the loss surface, or None.
         history: rows of history.csv beside the checkpoint, or None.
-        examples: "loss" and "accuracy" of each example (n,), where there is one value per example.
+        examples: "loss" of each example (n,), where there is one value per example, and "accuracy" of each whose class
+            counts.
         metadata: what the checkpoint says of itself.
         provenance: of the Problem.
         command: that makes the analysis again.
@@ -43,6 +45,7 @@ class Analysis:
     loss: float
     accuracy: float
     samples: int
+    classified: int
     parameters: int
     measures: dict[str, Result] = field(default_factory=dict)
     surface: Surface | None = None

@@ -76,6 +76,7 @@ def analyze(
         loss=float(at.loss),
         accuracy=float(at.accuracy),
         samples=problem.examples,
+        classified=problem.classified,
         parameters=problem.dimension,
         surface=surface if isinstance(surface, Surface) else None,
         measures=computed,
@@ -102,7 +103,10 @@ def vectors_needed(wanted: Sequence[Request]) -> int | None:
 
 
 def _examples(problem: Problem) -> dict[str, np.ndarray]:
-    """Loss and hit of each example in one forward pass; empty where the loss knows no single examples."""
+    """Loss of each example, and hit of each whose class counts, in one forward pass.
+
+    Empty where the loss knows no single examples.
+    """
     losses: list[torch.Tensor] = []
     hits: list[torch.Tensor | None] = []
     try:
@@ -111,13 +115,14 @@ def _examples(problem: Problem) -> dict[str, np.ndarray]:
             for batch in problem.batches:
                 outputs = problem.forward(batch)
                 losses.append(problem.example_losses(outputs, batch).detach().double() * share)
-                hits.append(example_hits(outputs, batch.target))
+                right = example_hits(outputs, batch.target)
+                hits.append(None if right is None else right[batch.target != problem.objective.ignored])
     except (InputError, RuntimeError, ValueError):
         return {}
     examples = {"loss": torch.cat(losses).cpu().numpy()}
-    right = [h for h in hits if h is not None]
-    if len(right) == len(hits):
-        examples["accuracy"] = torch.cat(right).double().cpu().numpy()
+    known = [h for h in hits if h is not None]
+    if len(known) == len(hits):
+        examples["accuracy"] = torch.cat(known).double().cpu().numpy()
     return examples
 
 

@@ -172,7 +172,7 @@ def _fact(key: str, cells: Sequence[Cell]) -> Row:
 
 def _accuracy(a: Analysis) -> Cell:
     """With Wilson's interval."""
-    p, n = finite(a.accuracy), a.samples
+    p, n = finite(a.accuracy), a.classified
     if p is None or not n:
         return Cell(p, as_percent=True)
     wilson = statistics.share(p, n)

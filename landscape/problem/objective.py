@@ -128,13 +128,17 @@ class Objective:
             return _number(self.weight(item), f"weight(batch) of {batch}")
         return float(batch.size) if self.denominator is None else self.denominator(batch)
 
+    @property
+    def ignored(self) -> int:
+        """The class index that does not count."""
+        return self.torch.ignore_index if self.torch is not None else IGNORED
+
     def counted(self, batch: Batch) -> int:
         """Number of examples whose class counts, which accuracy runs over; all where targets are no classes."""
         target = batch.target
         if not isinstance(target, Tensor) or target.dim() != 1 or target.is_floating_point():
             return batch.size
-        ignored = self.torch.ignore_index if self.torch is not None else IGNORED
-        return int((target != ignored).sum())
+        return int((target != self.ignored).sum())
 
     def learn(self, words: str, denominator: Callable[[Batch], float]) -> None:
         """Weigh batches by what their loss was seen to divide by."""

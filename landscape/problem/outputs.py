@@ -69,10 +69,13 @@ def example_hits(outputs: Any, target: Any) -> Tensor | None:
     return logits.argmax(dim=1) == target if classes else None
 
 
-def count_hits(outputs: Any, target: Any) -> Tensor | None:
-    """Number of examples classified correctly, 0-dim on the device; None where that has no meaning."""
+def count_hits(outputs: Any, target: Any, ignored: int) -> Tensor | None:
+    """Number of examples classified correctly, 0-dim on the device; None where that has no meaning.
+
+    Those of the class `ignored`, which a network may well name, are none.
+    """
     hits = example_hits(outputs, target)
-    return None if hits is None else hits.sum()
+    return None if hits is None else (hits & (target != ignored)).sum()
 
 
 def _described(outputs: Any) -> str:

@@ -157,7 +157,7 @@ class Problem(BatchPasses):
                 outputs = self.forward(batch)
                 if batch.weight:
                     total += self.batch_loss(outputs, batch).detach().double() * batch.weight
-                right = count_hits(outputs, batch.target)
+                right = count_hits(outputs, batch.target, self.objective.ignored)
                 hits += torch.nan if right is None else right
         both = self.summed(torch.stack([total, hits]))
         return Evaluation(both[0] / self.weight, both[1] / self.classified)

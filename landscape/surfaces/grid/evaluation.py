@@ -144,7 +144,7 @@ class GridEvaluation:
             for batch in self._batches[name]:
                 outputs = problem.forward(batch)
                 losses.append(problem.batch_loss(outputs, batch).detach() if batch.weight else problem.zero())
-                hits.append(count_hits(outputs, batch.target))
+                hits.append(count_hits(outputs, batch.target, problem.objective.ignored))
             values.append((losses, hits))
         return values
 
