@@ -119,9 +119,31 @@ def test_difference_of_intervals_and_of_bounds(two):
 
 
 def test_differences_computed_elsewhere_win(two):
-    given = {"sam_sharpness": [None, {"value": 0.5, "low": -0.1, "high": 1.1}]}
-    cell = next(r for r in rows.rows(two, given) if r.key == "sam_sharpness").differences[1]
+    stated = {"sam_sharpness": [None, {"value": 0.5, "low": -0.1, "high": 1.1}]}
+    cell = next(r for r in rows.rows(two, stated) if r.key == "sam_sharpness").differences[1]
     assert (cell.value, cell.error, cell.clear) == (0.5, pytest.approx(0.6), False)
+
+
+def test_the_longer_side_of_an_interval_that_is_not_centered(two):
+    """Agresti and Min's interval lies nearer to 0 than the difference: it may hold 0 where a half does not."""
+    stated = {"accuracy": [None, {"value": 0.1, "low": -0.005, "high": 0.185}]}
+    cell = next(r for r in rows.rows(two, stated) if r.key == "accuracy").differences[1]
+    assert (cell.error, cell.clear) == (pytest.approx(0.105), False)
+
+
+@pytest.mark.parametrize(
+    ("kinds", "error", "kind"),
+    [
+        ((rows.BOUND, rows.INTERVAL), 7.0, rows.INTERVAL),
+        ((rows.INTERVAL, rows.BOUND), 7.0, rows.INTERVAL),
+        ((rows.BOUND, rows.BOUND), 7.0, rows.BOUND),
+        ((rows.INTERVAL, rows.INTERVAL), 5.0, rows.INTERVAL),
+    ],
+)
+def test_no_difference_from_an_interval_is_a_bound(kinds, error, kind):
+    cells = tuple(rows.Cell(value, half, k) for value, half, k in zip((1.0, 3.0), (3.0, 4.0), kinds, strict=True))
+    made = rows._difference(*cells)
+    assert (made.value, made.error, made.kind) == (2.0, error, kind)
 
 
 def test_unknown_measure_gets_a_row():

@@ -253,15 +253,14 @@ def _with_differences(row: Row, intervals: Sequence[Mapping[str, float] | None] 
     for i, cell in enumerate(row.cells):
         stated = intervals[i] if intervals is not None and i < len(intervals) else None
         known = i > 0 and cell is not None and row.cells[0] is not None
-        made.append((_given(stated, row) if stated else _difference(row.cells[0], cell)) if known else None)
+        made.append((_stated(stated, row) if stated else _difference(row.cells[0], cell)) if known else None)
     return Row(row.key, row.label, row.setting, row.meaning, row.cells, tuple(made))
 
 
-def _given(stated: Mapping[str, float], row: Row) -> Cell:
-    low, high = finite(stated.get("low")), finite(stated.get("high"))
-    half = None if low is None or high is None else (high - low) / 2
+def _stated(interval: Mapping[str, float], row: Row) -> Cell:
+    half, kind = error(interval)
     as_percent = any(c.as_percent for c in row.cells if c)
-    return Cell(finite(stated.get("value")), half, INTERVAL if half is not None else "", as_percent=as_percent)
+    return Cell(finite(interval.get("value")), half, kind, as_percent=as_percent)
 
 
 def _difference(first: Cell | None, other: Cell | None) -> Cell | None:
@@ -272,6 +271,6 @@ def _difference(first: Cell | None, other: Cell | None) -> Cell | None:
         return Cell(value, as_percent=first.as_percent)
     if first.kind == other.kind == EXACT:
         return Cell(value, 0.0, EXACT)
-    if BOUND in (first.kind, other.kind):
-        return Cell(value, first.error + other.error, BOUND, as_percent=first.as_percent)
-    return Cell(value, math.hypot(first.error, other.error), INTERVAL, as_percent=first.as_percent)
+    kinds = {first.kind, other.kind}
+    half = math.hypot(first.error, other.error) if kinds == {INTERVAL} else first.error + other.error
+    return Cell(value, half, INTERVAL if INTERVAL in kinds else BOUND, as_percent=first.as_percent)
