@@ -50,7 +50,7 @@ import landscape
 from commands.claimed import Claimed
 from landscape.errors import InputError, is_out_of_memory, unknown
 
-HELPERS = {"__init__", "claimed", "numbers", "options"}
+HELPERS = {"__init__", "claimed", "options", "ranges"}
 ORDER = ("train", "analyze", "surface", "path", "invariance", "figures", "data", "export", "list")
 FILES = {p.stem for p in (Path(__file__).parent / "commands").glob("*.py")} - HELPERS
 # As a user meets them; a new file in commands/ is a command without being listed here.

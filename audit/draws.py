@@ -15,13 +15,13 @@ def audited(subject: str, seeds: list[int], shrink: bool = True) -> list[dict[st
     """Verdicts of these seeds, one thread; what is wrong is made smaller."""
     torch.set_num_threads(1)
     module = importlib.import_module(f"audit.subjects.{subject}")
-    found = []
+    verdicts = []
     for seed in seeds:
         verdict = module.audit(seed)
         if verdict.outcome == WRONG and shrink:
             verdict = shrunk(module, verdict)
-        found.append(verdict.plain())
-    return found
+        verdicts.append(verdict.plain())
+    return verdicts
 
 
 def table(verdicts: list[dict[str, Any]]) -> str:
@@ -31,7 +31,7 @@ def table(verdicts: list[dict[str, Any]]) -> str:
     width = max(map(len, [*kinds, "all"]))
     lines = [f"{'kind':{width}} {'tried':>7} {'right':>7} {'refused':>7} {'wrong':>7}"]
     for kind in [*kinds, "all"]:
-        own = [v["outcome"] for v in verdicts if kind in (v["kind"], "all")]
-        counts = "".join(f"{own.count(o):8}" for o in outcomes)
-        lines.append(f"{kind:{width}} {len(own):7}{counts}")
+        these = [v["outcome"] for v in verdicts if kind in (v["kind"], "all")]
+        counts = "".join(f"{these.count(o):8}" for o in outcomes)
+        lines.append(f"{kind:{width}} {len(these):7}{counts}")
     return "\n".join(lines)

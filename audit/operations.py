@@ -54,10 +54,10 @@ def loss(look: Look) -> None:
 
 
 def gradient(look: Look) -> None:
-    value, found = look.problem.loss_and_gradient()
+    value, computed = look.problem.loss_and_gradient()
     right, slope = look.reference.at_weights
     look.same("loss_and_gradient()[0]", value, right)
-    look.same("the gradient", found, slope)
+    look.same("the gradient", computed, slope)
 
 
 def elsewhere(look: Look) -> None:
@@ -65,11 +65,11 @@ def elsewhere(look: Look) -> None:
     w = look.reference.w + 0.1 * look.direction()
     if look.situation.choice.dtype != "float64":
         w = w.float().double()
-    value, found = look.problem.loss_and_gradient(w)
+    value, computed = look.problem.loss_and_gradient(w)
     right, slope = look.reference.gradient(w)
     look.same("loss(w)", look.problem.loss(w), right)
     look.same("loss_and_gradient(w)[0]", value, right)
-    look.same("gradient(w)", found, slope)
+    look.same("gradient(w)", computed, slope)
 
 
 def evaluate(look: Look) -> None:
@@ -77,9 +77,9 @@ def evaluate(look: Look) -> None:
 
 
 def losses(look: Look) -> None:
-    found = look.problem.losses()
-    look.same("the number of losses()", len(found), look.problem.examples)
-    look.same("losses().mean()", found.mean(), look.reference.at_weights[0])
+    each = look.problem.losses()
+    look.same("the number of losses()", len(each), look.problem.examples)
+    look.same("losses().mean()", each.mean(), look.reference.at_weights[0])
 
 
 def hvp(look: Look) -> None:
@@ -94,17 +94,17 @@ def top_eigenvalues(look: Look) -> None:
     choice = look.situation.choice
     which = ("LA", "SA", "LM")[choice.seed % 3]
     k = min(1 + choice.seed % 2, len(look.reference.w))
-    found = landscape.top_eigenvalues(look.problem, k=k, tol=1e-5, which=which, chunk_size=choice.chunk)
+    result = landscape.top_eigenvalues(look.problem, k=k, tol=1e-5, which=which, chunk_size=choice.chunk)
     right = np.linalg.eigvalsh(look.reference.hessian.numpy())
     order = {"LA": np.sort(right)[::-1], "SA": np.sort(right)[::-1], "LM": right[np.argsort(-np.abs(right))]}[which]
     wanted = order[-k:] if which == "SA" else order[:k]
     scale = 1e-2 + float(np.abs(right).max())
-    for value, bound in zip(found.values, found.error_bounds, strict=True):
+    for value, bound in zip(result.values, result.error_bounds, strict=True):
         nearest = right[np.argmin(np.abs(right - value))]
         look.same(f"an eigenvalue ({which})", value, nearest, 10 * scale, float(bound))
     # The farthest one cannot be missed but by a start vector without a share of it; further ones may be repeated.
     far = -1 if which == "SA" else 0
-    first, right = found.values[far], wanted[far]
+    first, right = result.values[far], wanted[far]
     if which == "LM":  # one of both ends may come first where they tie to rounding; each was seen to be an eigenvalue
         first, right = abs(first), abs(right)
     look.same(f"the first eigenvalue ({which})", first, right, 10 * scale, 1e-4 * scale)
@@ -112,10 +112,12 @@ def top_eigenvalues(look: Look) -> None:
 
 def ggn(look: Look) -> None:
     """The largest eigenvalue of the generalized Gauss-Newton matrix."""
-    found = landscape.top_eigenvalues(look.problem, k=1, tol=1e-5, matrix="ggn", chunk_size=look.situation.choice.chunk)
+    result = landscape.top_eigenvalues(
+        look.problem, k=1, tol=1e-5, matrix="ggn", chunk_size=look.situation.choice.chunk
+    )
     eigenvalues = torch.linalg.eigvalsh(look.reference.ggn)
     scale = 1e-2 + float(eigenvalues.abs().max())
-    look.same("the first eigenvalue of the GGN", found.values[0], eigenvalues[-1], 10 * scale, 1e-4 * scale)
+    look.same("the first eigenvalue of the GGN", result.values[0], eigenvalues[-1], 10 * scale, 1e-4 * scale)
 
 
 def trace(look: Look) -> None:
@@ -126,14 +128,14 @@ def trace(look: Look) -> None:
     faults = []
     # An estimate of a few probes misses by five standard errors now and then; not with most of five seeds.
     for seed in range(5):
-        found = landscape.trace(look.problem, method=method, probes=24, chunk_size=choice.chunk, seed=seed)
-        allowed = 0.0 if found.exact else 5 * found.stderr
+        result = landscape.trace(look.problem, method=method, probes=24, chunk_size=choice.chunk, seed=seed)
+        allowed = 0.0 if result.exact else 5 * result.stderr
         try:
-            look.same(f"the trace ({found.method}, {found.matrix})", found.value, right, scale, allowed)
+            look.same(f"the trace ({result.method}, {result.matrix})", result.value, right, scale, allowed)
             return
         except Wrong as fault:
             faults.append(fault)
-            if found.exact or len(faults) == 3:
+            if result.exact or len(faults) == 3:
                 raise
 
 
@@ -143,8 +145,8 @@ def sam_sharpness(look: Look) -> None:
     if norm < 1e-4:
         return
     right = float(look.reference.loss(look.reference.w + 0.05 * slope / norm).detach() - value)
-    found = landscape.sam_sharpness(look.problem, rho=0.05).value
-    look.same("sam_sharpness", found, right, 1 + float(value.abs()), 0.0 if look.slack < 1e-6 else 1e-6 / norm)
+    rise = landscape.sam_sharpness(look.problem, rho=0.05).value
+    look.same("sam_sharpness", rise, right, 1 + float(value.abs()), 0.0 if look.slack < 1e-6 else 1e-6 / norm)
 
 
 def surface(look: Look) -> None:
@@ -153,10 +155,10 @@ def surface(look: Look) -> None:
     vector *= look.reference.w.norm() / vector.norm()
     weights = look.problem.weights
     line = Directions("own", (vector.to(weights),), weights, WHOLE)
-    found = landscape.surface(look.problem, line, radius=0.05, grid=3, dimensions=1)
+    result = landscape.surface(look.problem, line, radius=0.05, grid=3, dimensions=1)
     right = [look.reference.loss(look.reference.w + a * vector).detach() for a in (-0.05, 0.0, 0.05)]
-    look.same("the center of the surface", found.loss[1], look.reference.at_weights[0])
-    look.same("the surface", found.loss, torch.stack(right))
+    look.same("the center of the surface", result.loss[1], look.reference.at_weights[0])
+    look.same("the surface", result.loss, torch.stack(right))
 
 
 def gradient_norm(look: Look) -> None:
@@ -165,25 +167,25 @@ def gradient_norm(look: Look) -> None:
 
 def diagonal(look: Look) -> None:
     """The Hessian's diagonal, where landscape calls it exact and the Hessian's."""
-    found = landscape.hessian_diagonal(look.problem, probes=8, chunk_size=look.situation.choice.chunk)
-    if found.exact and found.matrix == "hessian":
+    result = landscape.hessian_diagonal(look.problem, probes=8, chunk_size=look.situation.choice.chunk)
+    if result.exact and result.matrix == "hessian":
         right = look.reference.hessian.diagonal()
-        look.same("hessian_diagonal", found.values, right, 10 + 10 * float(right.abs().max()))
+        look.same("hessian_diagonal", result.values, right, 10 + 10 * float(right.abs().max()))
 
 
 def layers(look: Look) -> None:
     """The largest eigenvalue of each layer's block; a parameter belongs to the layer with the longest fitting name."""
-    found = landscape.layer_eigenvalues(look.problem, tol=1e-5, chunk_size=look.situation.choice.chunk)
-    entries: dict[str, list[int]] = {name: [] for name in found.layers}
+    result = landscape.layer_eigenvalues(look.problem, tol=1e-5, chunk_size=look.situation.choice.chunk)
+    entries: dict[str, list[int]] = {name: [] for name in result.layers}
     start = 0
     for name, shape in zip(look.reference.names, look.reference.shapes, strict=True):
-        own = [layer for layer in found.layers if name == layer or not layer or name.startswith(layer + ".")]
-        entries[max(own, key=len)] += range(start, start + shape.numel())
+        holders = [layer for layer in result.layers if name == layer or not layer or name.startswith(layer + ".")]
+        entries[max(holders, key=len)] += range(start, start + shape.numel())
         start += shape.numel()
     hessian = look.reference.hessian
     right = [torch.linalg.eigvalsh(hessian[rows][:, rows])[-1] for rows in entries.values()]
     scale = 1e-2 + float(torch.linalg.matrix_norm(hessian, 2))
-    look.same("layer_eigenvalues", found.values[:, 0], torch.stack(right), 10 * scale, 1e-4 * scale)
+    look.same("layer_eigenvalues", result.values[:, 0], torch.stack(right), 10 * scale, 1e-4 * scale)
 
 
 def undefined(look: Look) -> None:

@@ -136,13 +136,13 @@ class Reference:
             return None
         direction = torch.randn(len(self.w), dtype=self.w.dtype)
         slope = float(self.at_weights[1] @ direction)
-        found = []
+        slopes = []
         for step in (1e-5, 1e-6, 1e-4):
             rise = self.loss(self.w + step * direction) - self.loss(self.w - step * direction)
-            found.append(float(rise.detach()) / (2 * step))
-            if abs(found[-1] - slope) <= 1e-4 * (1 + abs(slope)):
+            slopes.append(float(rise.detach()) / (2 * step))
+            if abs(slopes[-1] - slope) <= 1e-4 * (1 + abs(slope)):
                 return None
-        return f"the reference's slope is {slope:g}, by differences {found}"
+        return f"the reference's slope is {slope:g}, by differences {slopes}"
 
     @contextlib.contextmanager
     def _holding(self, tensors: Sequence[Tensor]) -> Iterator[None]:

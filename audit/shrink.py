@@ -28,5 +28,5 @@ def shrunk(subject: ModuleType, verdict: Verdict) -> Verdict:
 
 def _same_fault(one: Verdict, other: Verdict) -> bool:
     """A simpler draw must fail, not the audit's drawing of it."""
-    own = [any("the audit failed" in t for t in v.texts) for v in (one, other)]
-    return own[0] == own[1]
+    failed = [any("the audit failed" in t for t in v.texts) for v in (one, other)]
+    return failed[0] == failed[1]

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from audit.aims import AIMS, PLAIN, UNFIT, Aim, Setting
+from audit.aims import AIMS, PLAIN, UNFIT, Aim, Outputs
 from audit.aims.aim import Batch, Fields
 from audit.networks import KINDS, Network
 from audit.networks.network import FORMS
@@ -168,9 +168,9 @@ def _built(choice: Choice, dtype: torch.dtype) -> tuple[Network, Aim, list[Batch
         shape: tuple[int, ...] = ()
         if network.outputs != "special":
             some = _typed(Batch(network.draw(3), None), dtype)
-            found = network.call(network.model, some.fields, None)
-            shape = tuple((network.pick(found) if network.pick else found).shape[1:])
-        aim = {**AIMS[network.outputs], **UNFIT, **network.aims}[choice.aim](Setting(dtype, shape, network.pick))
+            outputs = network.call(network.model, some.fields, None)
+            shape = tuple((network.pick(outputs) if network.pick else outputs).shape[1:])
+        aim = {**AIMS[network.outputs], **UNFIT, **network.aims}[choice.aim](Outputs(dtype, shape, network.pick))
         target = aim.target(n, fields)
         batches = []
         for i, rows in enumerate(_rows(choice, target)):

@@ -70,8 +70,8 @@ def average(problem: landscape.Problem, draws: int, seed: int, subsets: int = 0)
 
 def sigma(problem: landscape.Problem, draws: int, seed: int, subsets: int = 0) -> tuple[float, float]:
     """Interval of PAC-Bayes sigma."""
-    found = landscape.pac_bayes_sigma(problem, rise=RISE, draws=draws, seed=seed, subsets=subsets, tol=0.02)
-    return (math.nan, math.nan) if found.interval is None else tuple(map(float, found.interval))
+    result = landscape.pac_bayes_sigma(problem, rise=RISE, draws=draws, seed=seed, subsets=subsets, tol=0.02)
+    return (math.nan, math.nan) if result.interval is None else tuple(map(float, result.interval))
 
 
 def matrix(spectrum: str) -> torch.Tensor:
@@ -88,25 +88,25 @@ def trace(a: torch.Tensor, probes: int, seed: int, **options: Any) -> tuple[floa
     # Twice the dimension, so that no row is exact.
     padded = torch.block_diag(a, a)
     like = torch.empty(len(padded), dtype=a.dtype)
-    found = stochastic.trace(
+    result = stochastic.trace(
         lambda v: padded @ v, like, probes=probes, generator=random.stream(seed, "coverage"), **options
     )
-    half = statistics.Z * found.stderr
-    return found.value - half, found.value + half
+    half = statistics.Z * result.stderr
+    return result.value - half, result.value + half
 
 
 def paired(n: int, seed: int) -> tuple[float, float]:
     """Two methods over seeds that share what a seed does; the truth is 0."""
     common, one, other = np.random.default_rng(seed).normal(size=(3, n))
-    found = statistics.paired(3 * common + one, 3 * common + other)
-    return found.low, found.high
+    difference = statistics.paired(3 * common + one, 3 * common + other)
+    return difference.low, difference.high
 
 
 def accuracies(n: int, seed: int) -> tuple[float, float]:
     """Right or wrong of two networks on n examples, 6% of which they differ on; the truth is 0.02."""
     kind = np.random.default_rng(seed).choice(3, size=n, p=[0.94, 0.04, 0.02])
-    found = statistics.paired_examples((kind == 1).astype(float), (kind == 2).astype(float))
-    return found.low, found.high
+    difference = statistics.paired_examples((kind == 1).astype(float), (kind == 2).astype(float))
+    return difference.low, difference.high
 
 
 def covered(interval: Callable[[int], tuple[float, float]], truth: float, trials: int) -> float:

@@ -158,13 +158,13 @@ def eigenvalue_arms(case: Case, seed: int) -> Iterator[tuple[str, Callable[[], t
     """Top five eigenvalues by everyone, at the settings that reach 1e-3 (and PyHessian's defaults)."""
 
     def ours() -> tuple[np.ndarray, int]:
-        found = landscape.top_eigenvalues(case.problem(), k=K, tol=1e-3, seed=seed)
-        assert found.converged
-        return found.values, found.hvps
+        result = landscape.top_eigenvalues(case.problem(), k=K, tol=1e-3, seed=seed)
+        assert result.converged
+        return result.values, result.hvps
 
     def verified() -> tuple[np.ndarray, int]:
-        found = landscape.top_eigenvalues(case.problem(), k=K, tol=1e-3, seed=seed, verify=True)
-        return found.values, found.hvps
+        result = landscape.top_eigenvalues(case.problem(), k=K, tol=1e-3, seed=seed, verify=True)
+        return result.values, result.hvps
 
     yield "ours, tol 1e-3", ours
     yield "ours, verified", verified
@@ -174,8 +174,8 @@ def eigenvalue_arms(case: Case, seed: int) -> Iterator[tuple[str, Callable[[], t
         def power(**options: Any) -> tuple[np.ndarray, int]:
             torch.manual_seed(seed)
             count[0] = 0
-            found = pyhessian.hessian(case.model, LOSS, data=(case.x, case.y), cuda=False)
-            values = found.eigenvalues(top_n=K, **options)[0]
+            result = pyhessian.hessian(case.model, LOSS, data=(case.x, case.y), cuda=False)
+            values = result.eigenvalues(top_n=K, **options)[0]
             case.model.zero_grad(set_to_none=True)  # it leaves a graph in .grad
             return np.sort(values)[::-1], count[0]
 
@@ -205,8 +205,8 @@ def eigenvalue_arms(case: Case, seed: int) -> Iterator[tuple[str, Callable[[], t
         def lanczos(steps: int) -> tuple[np.ndarray, int]:
             loss = eigenthings.supervised_loss(LOSS)
             operator = eigenthings.HessianOperator(case.model, [(case.x, case.y)], loss)
-            found = eigenthings.lanczos(operator, k=K, max_iter=steps, which="LA", seed=seed)
-            return np.sort(found.eigenvalues.double().numpy())[::-1], steps
+            result = eigenthings.lanczos(operator, k=K, max_iter=steps, which="LA", seed=seed)
+            return np.sort(result.eigenvalues.double().numpy())[::-1], steps
 
         yield "hessian-eigenthings, 20 steps (by hand)", lambda: lanczos(20)
 
@@ -215,14 +215,14 @@ def trace_arms(case: Case, seed: int, probes: int) -> Iterator[tuple[str, Callab
     """The trace by everyone."""
 
     def exact() -> tuple[float, int]:
-        found = landscape.trace(case.problem())
-        assert found.exact
-        assert found.matrix == "hessian"
-        return found.value, 0
+        result = landscape.trace(case.problem())
+        assert result.exact
+        assert result.matrix == "hessian"
+        return result.value, 0
 
     def estimate(method: str) -> tuple[float, int]:
-        found = landscape.trace(case.problem(), method=method, probes=probes, seed=seed)
-        return found.value, found.hvps
+        result = landscape.trace(case.problem(), method=method, probes=probes, seed=seed)
+        return result.value, result.hvps
 
     yield "ours, exact", exact
     yield f"ours, Hutch++ {probes}", lambda: estimate("hutch++")
@@ -233,8 +233,8 @@ def trace_arms(case: Case, seed: int, probes: int) -> Iterator[tuple[str, Callab
         def hutchinson() -> tuple[float, int]:
             torch.manual_seed(seed)
             count[0] = 0
-            found = pyhessian.hessian(case.model, LOSS, data=(case.x, case.y), cuda=False)
-            value = float(np.mean(found.trace()))
+            result = pyhessian.hessian(case.model, LOSS, data=(case.x, case.y), cuda=False)
+            value = float(np.mean(result.trace()))
             case.model.zero_grad(set_to_none=True)
             return value, count[0]
 

@@ -262,24 +262,25 @@ def main() -> None:
     parser.add_argument("--methods", default=",".join(METHODS))
     parser.add_argument("--write", type=Path, help="append the table to this Markdown file")
     parser.add_argument("--within", action="store_true", help="only the share of each step outside its passes")
-    given = parser.parse_args()
-    names = ["sgd", *(n for n in given.methods.split(",") if n != "sgd")]
-    classes = 1000 if given.size > 64 else 10
-    x = torch.randn(given.batch_size * 2, 3, given.size, given.size, device=given.device)
-    y = torch.randint(0, classes, (len(x),), device=given.device)
-    model = build_model(given.model, classes=classes, input_shape=x.shape[1:]).to(given.device)
+    arguments = parser.parse_args()
+    names = ["sgd", *(n for n in arguments.methods.split(",") if n != "sgd")]
+    classes = 1000 if arguments.size > 64 else 10
+    x = torch.randn(arguments.batch_size * 2, 3, arguments.size, arguments.size, device=arguments.device)
+    y = torch.randint(0, classes, (len(x),), device=arguments.device)
+    model = build_model(arguments.model, classes=classes, input_shape=x.shape[1:]).to(arguments.device)
     model, x = model.to(memory_format=torch.channels_last), x.contiguous(memory_format=torch.channels_last)
-    first = Batch((x[: given.batch_size],), {}, y[: given.batch_size], given.batch_size)
-    bench = Bench(model, first, Examples(x, y, classes), given.precision)
-    clock = time.process_time if given.device == "cpu" else time.perf_counter
-    if given.within:
-        text = f"\n{heading(given)}: within the step\n\n{machine()}\n\n{within(bench, names, given.rounds, clock)}\n"
+    first = Batch((x[: arguments.batch_size],), {}, y[: arguments.batch_size], arguments.batch_size)
+    bench = Bench(model, first, Examples(x, y, classes), arguments.precision)
+    clock = time.process_time if arguments.device == "cpu" else time.perf_counter
+    if arguments.within:
+        shares = within(bench, names, arguments.rounds, clock)
+        text = f"\n{heading(arguments)}: within the step\n\n{machine()}\n\n{shares}\n"
     else:
-        seconds = palindromes(groups_of(bench, names), 60 * given.minutes, clock, given.rounds)
-        text = report(seconds, given)
+        seconds = palindromes(groups_of(bench, names), 60 * arguments.minutes, clock, arguments.rounds)
+        text = report(seconds, arguments)
     print(text)
-    if given.write:
-        with open(given.write, "a", encoding="utf-8") as stream:
+    if arguments.write:
+        with open(arguments.write, "a", encoding="utf-8") as stream:
             stream.write(text + "\n")
 
 
@@ -298,12 +299,14 @@ def groups_of(bench: Bench, names: list[str]) -> dict[str, dict[str, Callable[[]
     return groups
 
 
-def heading(given: argparse.Namespace) -> str:
+def heading(arguments: argparse.Namespace) -> str:
     """What is run."""
-    return f"## {given.model}, {given.size}x{given.size}, batch {given.batch_size}, {given.precision}"
+    return (
+        f"## {arguments.model}, {arguments.size}x{arguments.size}, batch {arguments.batch_size}, {arguments.precision}"
+    )
 
 
-def report(seconds: dict[str, dict[str, list[float]]], given: argparse.Namespace) -> str:
+def report(seconds: dict[str, dict[str, list[float]]], arguments: argparse.Namespace) -> str:
     """What was run where, and one row a method."""
     rows: list[list[object]] = []
     for name, arms in seconds.items():
@@ -317,8 +320,8 @@ def report(seconds: dict[str, dict[str, list[float]]], given: argparse.Namespace
         rows.append([name, *speeds, str(bare), verdict, beside])
     header = ["method", "seconds a step", "of SGD", "speed, % of SGD", "poster, %"]
     header += ["of its bare passes", f"<= {BAR}", "of pytorch_optimizer's"]
-    clock, rounds = "CPU time" if given.device == "cpu" else "wall clock", len(seconds["sgd"]["step"])
-    return f"\n{heading(given)}: {clock}, {rounds} rounds\n\n{machine()}\n\n{table(rows, header)}\n"
+    clock, rounds = "CPU time" if arguments.device == "cpu" else "wall clock", len(seconds["sgd"]["step"])
+    return f"\n{heading(arguments)}: {clock}, {rounds} rounds\n\n{machine()}\n\n{table(rows, header)}\n"
 
 
 if __name__ == "__main__":

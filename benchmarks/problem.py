@@ -86,11 +86,11 @@ def row(name: str, case: Case) -> list[str]:
     assert problem.weight == total
 
     def bare_loss() -> float:
-        found = 0.0
+        weighed = 0.0
         with torch.no_grad():
             for batch, weight in zip(batches, weights, strict=True):
-                found = found + of_batch(batch) * weight
-        return float(found) / total
+                weighed = weighed + of_batch(batch) * weight
+        return float(weighed) / total
 
     def bare_gradient() -> list[Tensor | None]:
         model.zero_grad()

@@ -85,8 +85,8 @@ def bare(
 
 
 def ours(problem: Problem, choice: Choice, points: int) -> Callable[[], torch.Tensor]:
-    found = directions("gaussian", problem)
-    evaluation = GridEvaluation({"": problem}, found.center, found.vectors, choice)
+    plane = directions("gaussian", problem)
+    evaluation = GridEvaluation({"": problem}, plane.center, plane.vectors, choice)
     grid = [(0.01, 0.001 * i) for i in range(points)]
 
     def run() -> torch.Tensor:
@@ -102,10 +102,10 @@ def measure(name: str, rounds: int) -> list[object]:
     model.eval()
     points = POINTS[name]
     problem = Problem(model, LOSS, list(zip(x.split(128), y.split(128), strict=True)))
-    found = directions("gaussian", problem)
+    plane = directions("gaussian", problem)
     clock = time.perf_counter if torch.cuda.is_available() else time.process_time
     start = clock()
-    choice = choose({"": problem}, found.center, found.vectors, 441)
+    choice = choose({"": problem}, plane.center, plane.vectors, 441)
     choosing = clock() - start
     formats = (False, True) if x.dim() == 4 else (False,)
     arms: dict[str, Callable[[], object]] = {
@@ -143,8 +143,8 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--networks", nargs="+", default=list(NETWORKS), choices=list(NETWORKS))
     parser.add_argument("--rounds", type=int, default=7)
-    given = parser.parse_args()
-    rows = [measure(name, given.rounds) for name in given.networks]
+    arguments = parser.parse_args()
+    rows = [measure(name, arguments.rounds) for name in arguments.networks]
     header = [
         *("network", "examples", "chosen arm", "best bare arm", "ms a point"),
         *(

@@ -73,7 +73,7 @@ def palindromes(
         clock: `time.perf_counter` (wall) or `time.process_time` (CPU time, for a machine that others use too).
         least: rounds that are made at least.
     """
-    found: dict[str, dict[str, list[float]]] = {g: {a: [] for a in arms} for g, arms in groups.items()}
+    times: dict[str, dict[str, list[float]]] = {g: {a: [] for a in arms} for g, arms in groups.items()}
     for arms in groups.values():
         for run in arms.values():
             run()
@@ -87,9 +87,9 @@ def palindromes(
                 arms[arm]()
                 spent[arm] += clock() - start
             for arm, value in spent.items():
-                found[group][arm].append(value)
+                times[group][arm].append(value)
         rounds += 1
-    return found
+    return times
 
 
 def interval(a: list[float], b: list[float], draws: int = 4000) -> Ratio:

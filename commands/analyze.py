@@ -12,8 +12,8 @@ import click
 
 from commands import options
 from commands.claimed import claim
-from commands.numbers import POSITIVE, Whole
 from commands.options import OutputOptions, ProblemOptions, option
+from commands.ranges import POSITIVE, Whole
 from landscape.errors import InputError
 
 if TYPE_CHECKING:

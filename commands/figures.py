@@ -10,7 +10,7 @@ import click
 
 from commands import options
 from commands.claimed import claim
-from commands.numbers import Whole
+from commands.ranges import Whole
 from landscape.errors import InputError
 from landscape.progress import is_shown
 from trainers.references import resolve_device

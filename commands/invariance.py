@@ -11,8 +11,8 @@ import click
 
 from commands import options
 from commands.claimed import claim
-from commands.numbers import POSITIVE, Real, Whole
 from commands.options import OutputOptions, ProblemOptions, option
+from commands.ranges import POSITIVE, Real, Whole
 from landscape.errors import InputError
 from trainers.references import resolve_device
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from commands.numbers import SEED, Whole
+from commands.ranges import SEED, Whole
 from landscape.progress import is_shown, shown
 from trainers.names import parse_argument
 from trainers.references import import_callable, resolve_data, resolve_device, resolve_loss, resolve_model

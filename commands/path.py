@@ -8,8 +8,8 @@ import click
 
 from commands import options
 from commands.claimed import claim
-from commands.numbers import POSITIVE, Whole
 from commands.options import OutputOptions, ProblemOptions
+from commands.ranges import POSITIVE, Whole
 
 
 @click.command("path")

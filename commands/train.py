@@ -11,7 +11,7 @@ import click
 
 from commands import options
 from commands.claimed import announce
-from commands.numbers import Real, Whole
+from commands.ranges import Real, Whole
 from landscape.registry import Entry, Option, argument_help
 from trainers import METHODS
 from trainers.loop.settings import BASES, ENDS, PRECISIONS, SCHEDULES, Settings

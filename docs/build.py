@@ -70,12 +70,12 @@ def readme_table(registry: Registry) -> str:
 
 def contents() -> dict[Path, str]:
     """Every generated file with its text."""
-    found = {ROOT / "docs" / "reference" / f"{k}.md": page(t, r) for k, (t, r) in PAGES.items() if len(r)}
+    pages = {ROOT / "docs" / "reference" / f"{k}.md": page(t, r) for k, (t, r) in PAGES.items() if len(r)}
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     for kind, (_, registry) in PAGES.items():
         pattern = rf"(<!-- {kind} -->\n).*?(\n<!-- end -->)"
         readme = re.sub(pattern, lambda m, r=registry: m[1] + readme_table(r) + m[2], readme, flags=re.DOTALL)
-    return {**found, ROOT / "README.md": readme, ROOT / "landscape" / "__init__.pyi": stub()}
+    return {**pages, ROOT / "README.md": readme, ROOT / "landscape" / "__init__.pyi": stub()}
 
 
 def main() -> None:

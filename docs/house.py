@@ -136,18 +136,18 @@ def imports(tree: ast.AST, deferred: bool) -> Iterator[ast.Import | ast.ImportFr
 
 def targets(module: Module, known: set[str], deferred: bool) -> set[str]:
     """Modules of the tree that it imports."""
-    found: set[str] = set()
+    names: set[str] = set()
     for node in imports(module.tree, deferred):
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
+            names |= {alias.name for alias in node.names}
             continue
         parts = module.name.split(".")
         above = parts[: len(parts) - node.level + module.is_package] if node.level else []
         source = ".".join([*above, *(node.module.split(".") if node.module else [])])
         for alias in node.names:
             inner = f"{source}.{alias.name}"
-            found.add(inner if inner in known else source)
-    return (found & known) - {module.name}
+            names.add(inner if inner in known else source)
+    return (names & known) - {module.name}
 
 
 def depth(code: list[Module], deferred: bool) -> int:

@@ -14,7 +14,7 @@ from torch import nn
 
 import cli
 from commands.claimed import Claimed
-from commands.numbers import Real, Whole
+from commands.ranges import Real, Whole
 from landscape import checkpoint
 from landscape.errors import InputError
 from trainers import METHODS, train

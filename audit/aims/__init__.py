@@ -1,7 +1,7 @@
 """Objectives, by the outputs that they fit: torch's losses with their options, functions of a user's own."""
 
 from audit.aims import custom, torch_losses
-from audit.aims.aim import Aim, Setting
+from audit.aims.aim import Aim, Outputs
 
 AIMS = {
     "classes": {**torch_losses.CLASSES_AIMS, **torch_losses.ELEMENTS_AIMS, **custom.CLASSES_AIMS},
@@ -15,4 +15,4 @@ UNFIT = custom.WRONG
 # They read the user's batches themselves: any form but a network's special one.
 PLAIN = frozenset(custom.PLAIN_AIMS)
 
-__all__ = ["AIMS", "PLAIN", "UNFIT", "Aim", "Setting"]
+__all__ = ["AIMS", "PLAIN", "UNFIT", "Aim", "Outputs"]

@@ -62,7 +62,7 @@ class Aim:
 
 
 @dataclass(frozen=True)
-class Setting:
+class Outputs:
     """What an objective must fit.
 
     Attributes:

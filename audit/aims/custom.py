@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from audit.aims.aim import CLASSES, Aim, Batch, Fields, Setting, by_size, by_weight, classes
+from audit.aims.aim import CLASSES, Aim, Batch, Fields, Outputs, by_size, by_weight, classes
 
 WEIGHTS = torch.tensor([1.0, 4.0, 0.25])
 
@@ -104,28 +104,28 @@ FUNCTIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 _ADDITIVE = {"cross-entropy in a function", "focal"}
 
 
-def _function(name: str) -> Callable[[Setting], Aim]:
+def _function(name: str) -> Callable[[Outputs], Aim]:
     function = FUNCTIONS[name]
 
-    def aim(setting: Setting) -> Aim:
-        loss = setting.reading(function)
-        return Aim({"loss": loss}, by_size(loss), classes, losses=name in _ADDITIVE and setting.pick is None)
+    def aim(outputs: Outputs) -> Aim:
+        loss = outputs.reading(function)
+        return Aim({"loss": loss}, by_size(loss), classes, losses=name in _ADDITIVE and outputs.pick is None)
 
     return aim
 
 
-def one_value(setting: Setting) -> Aim:
-    loss = setting.reading(each_example)
+def one_value(outputs: Outputs) -> Aim:
+    loss = outputs.reading(each_example)
     return Aim({"loss": loss}, by_size(loss), classes, losses=True)
 
 
-def own_module(setting: Setting) -> Aim:
-    loss = setting.reading(OwnModule().to(setting.dtype))
+def own_module(outputs: Outputs) -> Aim:
+    loss = outputs.reading(OwnModule().to(outputs.dtype))
     return Aim({"loss": loss}, by_size(loss), classes)
 
 
-def subclass(setting: Setting) -> Aim:
-    loss = setting.reading(OwnCrossEntropy())
+def subclass(outputs: Outputs) -> Aim:
+    loss = outputs.reading(OwnCrossEntropy())
     return Aim({"loss": loss}, by_size(loss), classes)
 
 
@@ -145,12 +145,12 @@ def odd(target: Tensor) -> float:
     return float((target == 1).sum()) + (0.5 if bool((target == 0).any()) else 0.0)
 
 
-def _weighed(loss: Any, weight: Callable[[Tensor], float]) -> Callable[[Setting], Aim]:
-    def aim(setting: Setting) -> Aim:
-        read = loss if isinstance(loss, nn.CrossEntropyLoss) else setting.reading(loss)
+def _weighed(loss: Any, weight: Callable[[Tensor], float]) -> Callable[[Outputs], Aim]:
+    def aim(outputs: Outputs) -> Aim:
+        read = loss if isinstance(loss, nn.CrossEntropyLoss) else outputs.reading(loss)
         return Aim(
             {"loss": read, "weight": lambda item: weight(_target_of(item))},
-            by_weight(setting.reading(loss), lambda b: weight(b.target)),
+            by_weight(outputs.reading(loss), lambda b: weight(b.target)),
             _with_one,
             plain=True,
         )
@@ -160,17 +160,17 @@ def _weighed(loss: Any, weight: Callable[[Tensor], float]) -> Callable[[Setting]
 
 def _with_one(n: int, fields: Fields) -> Tensor:
     """Classes of which one at least is 1: no weight of `odd` is all zero."""
-    found = classes(n, fields)
-    found[0] = 1
-    return found
+    targets = classes(n, fields)
+    targets[0] = 1
+    return targets
 
 
-def _objective(loss: Any, weight: Callable[[Tensor], Any] | None) -> Callable[[Setting], Aim]:
+def _objective(loss: Any, weight: Callable[[Tensor], Any] | None) -> Callable[[Outputs], Aim]:
     def c(batch: Batch) -> float:
         return 1.0 if weight is None else float(weight(batch.target))
 
-    def aim(setting: Setting) -> Aim:
-        read = setting.reading(loss)
+    def aim(outputs: Outputs) -> Aim:
+        read = outputs.reading(loss)
 
         def compute(outputs: Any, target: Tensor) -> Any:
             value = read(outputs, target)
@@ -181,7 +181,7 @@ def _objective(loss: Any, weight: Callable[[Tensor], Any] | None) -> Callable[[S
     return aim
 
 
-PLAIN_AIMS: dict[str, Callable[[Setting], Aim]] = {
+PLAIN_AIMS: dict[str, Callable[[Outputs], Aim]] = {
     "class weights with weight=": _weighed(class_weighted, class_sum),
     "other weight=": _weighed(mean_cross_entropy, odd),
     "torch's loss with weight=": _weighed(nn.CrossEntropyLoss(), odd),
@@ -191,7 +191,7 @@ PLAIN_AIMS: dict[str, Callable[[Setting], Aim]] = {
     "objective over the batch": _objective(ranking, None),
     "objective with zero weights": _objective(hard_examples, odd),
 }
-CLASSES_AIMS: dict[str, Callable[[Setting], Aim]] = {
+CLASSES_AIMS: dict[str, Callable[[Outputs], Aim]] = {
     **{name: _function(name) for name in FUNCTIONS},
     "one value an example": one_value,
     "module of one's own": own_module,
@@ -220,9 +220,9 @@ def squares(outputs: Tensor, target: Tensor) -> Tensor:
     return (outputs - target).square().flatten(1).mean(1)
 
 
-def _values(loss: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Setting], Aim]:
-    return lambda setting: Aim(
-        {"loss": loss}, by_size(loss), lambda n, fields: torch.randn(n, *setting.shape), losses=loss is squares
+def _values(loss: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Outputs], Aim]:
+    return lambda outputs: Aim(
+        {"loss": loss}, by_size(loss), lambda n, fields: torch.randn(n, *outputs.shape), losses=loss is squares
     )
 
 
@@ -234,9 +234,9 @@ VALUES_AIMS = {
 }
 
 
-def _places(loss: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Setting], Aim]:
-    return lambda setting: Aim(
-        {"loss": loss}, by_size(loss), lambda n, fields: torch.randint(CLASSES, (n, *setting.shape[1:]))
+def _places(loss: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Outputs], Aim]:
+    return lambda outputs: Aim(
+        {"loss": loss}, by_size(loss), lambda n, fields: torch.randint(CLASSES, (n, *outputs.shape[1:]))
     )
 
 
@@ -249,8 +249,8 @@ PLACES_AIMS = {
 # -- what has to be refused --------------------------------------------------------------------------------------------
 
 
-def _wrong(loss: Any, target: Callable[[int, Fields], Any]) -> Callable[[Setting], Aim]:
-    return lambda setting: Aim({"loss": loss}, by_size(lambda o, t: o.mean()), target, refused="must")
+def _wrong(loss: Any, target: Callable[[int, Fields], Any]) -> Callable[[Outputs], Aim]:
+    return lambda outputs: Aim({"loss": loss}, by_size(lambda o, t: o.mean()), target, refused="must")
 
 
 WRONG = {

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from audit.aims.aim import CLASSES, Aim, Fields, Setting, at_once, classes
+from audit.aims.aim import CLASSES, Aim, Fields, Outputs, at_once, classes
 
 
 def chance(probability: float) -> bool:
@@ -34,19 +34,19 @@ def _spelled(module: type[nn.Module], function: Callable[..., Tensor], options: 
     return torch.compile(loss, backend="eager") if chance(0.1) else loss
 
 
-def _class_weights(setting: Setting) -> Tensor:
+def _class_weights(outputs: Outputs) -> Tensor:
     weights = torch.rand(CLASSES) * 4 + 0.1
     if chance(0.3):
         weights[int(torch.randint(CLASSES, ()))] = 0.0
-    return weights.to(setting.dtype)
+    return weights.to(outputs.dtype)
 
 
 def _aim(
-    setting: Setting, module: type[nn.Module], function: Any, options: dict[str, Any], target: Any, **facts: Any
+    outputs: Outputs, module: type[nn.Module], function: Any, options: dict[str, Any], target: Any, **facts: Any
 ) -> Aim:
     loss = _spelled(module, function, options)
     counts = [functools.partial(_has_weight, options)] if "ignored" in facts else []
-    return Aim({"loss": loss}, at_once(functools.partial(function, **options), setting.pick, *counts), target, **facts)
+    return Aim({"loss": loss}, at_once(functools.partial(function, **options), outputs.pick, *counts), target, **facts)
 
 
 def _has_weight(options: dict[str, Any], target: Tensor) -> bool:
@@ -59,10 +59,10 @@ def _has_weight(options: dict[str, Any], target: Tensor) -> bool:
     return bool(options["weight"][kept].any())
 
 
-def _options(setting: Setting, smoothing: bool = True, ignore: bool = True) -> dict[str, Any]:
+def _options(outputs: Outputs, smoothing: bool = True, ignore: bool = True) -> dict[str, Any]:
     options: dict[str, Any] = {}
     if chance(0.4):
-        options["weight"] = _class_weights(setting)
+        options["weight"] = _class_weights(outputs)
     if ignore and chance(0.5):
         options["ignore_index"] = one_of([-100, -1, 0, 2])
     if smoothing and chance(0.3):
@@ -70,9 +70,9 @@ def _options(setting: Setting, smoothing: bool = True, ignore: bool = True) -> d
     return options
 
 
-def _classes(setting: Setting) -> Callable[[int, Fields], Tensor]:
+def _classes(outputs: Outputs) -> Callable[[int, Fields], Tensor]:
     """A class index an example, or one a place."""
-    places = setting.shape[1:]
+    places = outputs.shape[1:]
     return lambda n, fields: classes(n * torch.Size(places).numel(), fields).view(n, *places)
 
 
@@ -80,55 +80,55 @@ def _some(target: Callable[[int, Fields], Tensor], ignored: int) -> Callable[[in
     """A fifth of the targets are ignored, never the first."""
 
     def draw(n: int, fields: Fields) -> Tensor:
-        found = target(n, fields)
-        drop = torch.rand(found.shape) < 0.2
+        targets = target(n, fields)
+        drop = torch.rand(targets.shape) < 0.2
         drop.view(-1)[0] = False
-        found[drop] = ignored
-        found.view(-1)[0] = 1
-        return found
+        targets[drop] = ignored
+        targets.view(-1)[0] = 1
+        return targets
 
     return draw
 
 
-def cross_entropy(setting: Setting) -> Aim:
-    options = _options(setting)
-    if chance(0.15) and not setting.shape[1:]:
+def cross_entropy(outputs: Outputs) -> Aim:
+    options = _options(outputs)
+    if chance(0.15) and not outputs.shape[1:]:
         options["reduction"] = "none"
     ignored = options.get("ignore_index", -100)
-    drawn = _classes(setting)
+    drawn = _classes(outputs)
     target = _some(drawn, ignored) if "ignore_index" in options or chance(0.5) else drawn
-    return _aim(setting, nn.CrossEntropyLoss, F.cross_entropy, options, target, ignored=ignored, losses=True)
+    return _aim(outputs, nn.CrossEntropyLoss, F.cross_entropy, options, target, ignored=ignored, losses=True)
 
 
-def probabilities(setting: Setting) -> Aim:
+def probabilities(outputs: Outputs) -> Aim:
     return _aim(
-        setting,
+        outputs,
         nn.CrossEntropyLoss,
         F.cross_entropy,
-        _options(setting, ignore=False),
-        lambda n, fields: torch.randn(n, *setting.shape).softmax(1),
+        _options(outputs, ignore=False),
+        lambda n, fields: torch.randn(n, *outputs.shape).softmax(1),
         losses=True,
     )
 
 
-def nll(setting: Setting) -> Aim:
-    options = _options(setting, smoothing=False)
+def nll(outputs: Outputs) -> Aim:
+    options = _options(outputs, smoothing=False)
     ignored = options.get("ignore_index", -100)
-    target = _some(_classes(setting), ignored)
-    return _aim(setting, nn.NLLLoss, F.nll_loss, options, target, ignored=ignored, losses=True)
+    target = _some(_classes(outputs), ignored)
+    return _aim(outputs, nn.NLLLoss, F.nll_loss, options, target, ignored=ignored, losses=True)
 
 
-def multi_margin(setting: Setting) -> Aim:
+def multi_margin(outputs: Outputs) -> Aim:
     options = {"p": one_of([1, 2]), "margin": 0.7} if chance(0.7) else {}
     if chance(0.5):
-        options["weight"] = _class_weights(setting)
-    return _aim(setting, nn.MultiMarginLoss, F.multi_margin_loss, options, classes, losses=True, curved=False)
+        options["weight"] = _class_weights(outputs)
+    return _aim(outputs, nn.MultiMarginLoss, F.multi_margin_loss, options, classes, losses=True, curved=False)
 
 
-def multilabel_soft_margin(setting: Setting) -> Aim:
-    options = {"weight": _class_weights(setting)} if chance(0.5) else {}
+def multilabel_soft_margin(outputs: Outputs) -> Aim:
+    options = {"weight": _class_weights(outputs)} if chance(0.5) else {}
     return _aim(
-        setting,
+        outputs,
         nn.MultiLabelSoftMarginLoss,
         F.multilabel_soft_margin_loss,
         options,
@@ -137,55 +137,55 @@ def multilabel_soft_margin(setting: Setting) -> Aim:
     )
 
 
-def multilabel_margin(setting: Setting) -> Aim:
+def multilabel_margin(outputs: Outputs) -> Aim:
     def target(n: int, fields: Fields) -> Tensor:
-        found = torch.stack([torch.randperm(CLASSES) for _ in range(n)])
-        found[:, 2] = -1
-        return found
+        targets = torch.stack([torch.randperm(CLASSES) for _ in range(n)])
+        targets[:, 2] = -1
+        return targets
 
-    return _aim(setting, nn.MultiLabelMarginLoss, F.multilabel_margin_loss, {}, target, losses=True, curved=False)
+    return _aim(outputs, nn.MultiLabelMarginLoss, F.multilabel_margin_loss, {}, target, losses=True, curved=False)
 
 
 # -- element by element ------------------------------------------------------------------------------------------------
 
 
-def _normal(setting: Setting) -> Callable[[int, Fields], Tensor]:
-    return lambda n, fields: torch.randn(n, *setting.shape)
+def _normal(outputs: Outputs) -> Callable[[int, Fields], Tensor]:
+    return lambda n, fields: torch.randn(n, *outputs.shape)
 
 
-def _zero_one(setting: Setting) -> Callable[[int, Fields], Tensor]:
-    return lambda n, fields: torch.randint(2, (n, *setting.shape)).float()
+def _zero_one(outputs: Outputs) -> Callable[[int, Fields], Tensor]:
+    return lambda n, fields: torch.randint(2, (n, *outputs.shape)).float()
 
 
-def _signs(setting: Setting) -> Callable[[int, Fields], Tensor]:
-    return lambda n, fields: torch.randint(2, (n, *setting.shape)).float() * 2 - 1
+def _signs(outputs: Outputs) -> Callable[[int, Fields], Tensor]:
+    return lambda n, fields: torch.randint(2, (n, *outputs.shape)).float() * 2 - 1
 
 
-def _counts(setting: Setting) -> Callable[[int, Fields], Tensor]:
-    return lambda n, fields: torch.randint(4, (n, *setting.shape)).float()
+def _counts(outputs: Outputs) -> Callable[[int, Fields], Tensor]:
+    return lambda n, fields: torch.randint(4, (n, *outputs.shape)).float()
 
 
 def _elements(
     module: type[nn.Module],
     function: Any,
-    options: Callable[[Setting], dict[str, Any]],
-    target: Callable[[Setting], Callable[[int, Fields], Tensor]],
-) -> Callable[[Setting], Aim]:
-    def aim(setting: Setting) -> Aim:
-        chosen = options(setting) if chance(0.7) else {}
+    options: Callable[[Outputs], dict[str, Any]],
+    target: Callable[[Outputs], Callable[[int, Fields], Tensor]],
+) -> Callable[[Outputs], Aim]:
+    def aim(outputs: Outputs) -> Aim:
+        chosen = options(outputs) if chance(0.7) else {}
         none = chance(0.1)
         if none:
             chosen["reduction"] = "none"
         return _aim(
-            setting, module, function, chosen, target(setting), losses=not none, refused="may" if none else None
+            outputs, module, function, chosen, target(outputs), losses=not none, refused="may" if none else None
         )
 
     return aim
 
 
-def _bce_options(setting: Setting) -> dict[str, Any]:
-    weights = {name: torch.rand(setting.shape) + 0.2 for name in ("weight", "pos_weight") if chance(0.6)}
-    return {name: weight.to(setting.dtype) for name, weight in weights.items()}
+def _bce_options(outputs: Outputs) -> dict[str, Any]:
+    weights = {name: torch.rand(outputs.shape) + 0.2 for name in ("weight", "pos_weight") if chance(0.6)}
+    return {name: weight.to(outputs.dtype) for name, weight in weights.items()}
 
 
 ELEMENTS_AIMS = {
@@ -202,14 +202,14 @@ ELEMENTS_AIMS = {
 }
 
 
-def kl_div(setting: Setting) -> Aim:
+def kl_div(outputs: Outputs) -> Aim:
     options = {"reduction": one_of(["batchmean", "mean"]), "log_target": one_of([True, False])}
 
     def target(n: int, fields: Fields) -> Tensor:
-        found = torch.randn(n, *setting.shape).log_softmax(1)
-        return found if options["log_target"] else found.exp()
+        targets = torch.randn(n, *outputs.shape).log_softmax(1)
+        return targets if options["log_target"] else targets.exp()
 
-    return _aim(setting, nn.KLDivLoss, F.kl_div, options, target, losses=True)
+    return _aim(outputs, nn.KLDivLoss, F.kl_div, options, target, losses=True)
 
 
 CLASSES_AIMS = {

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
-from audit.aims.aim import Aim, Setting, at_once
+from audit.aims.aim import Aim, Outputs, at_once
 from audit.networks.network import CLASSES, Network, features
 
 
@@ -17,12 +17,12 @@ def _mlp(activation: nn.Module) -> Network:
     return Network(nn.Sequential(nn.Linear(3, 4), activation, nn.Linear(4, CLASSES)), features(3), part="2")
 
 
-def _bce(setting: Setting) -> Aim:
-    loss = nn.BCELoss(weight=torch.rand(CLASSES).to(setting.dtype) if torch.rand(()) < 0.5 else None)
+def _bce(outputs: Outputs) -> Aim:
+    loss = nn.BCELoss(weight=torch.rand(CLASSES).to(outputs.dtype) if torch.rand(()) < 0.5 else None)
     return Aim({"loss": loss}, at_once(loss), lambda n, fields: torch.rand(n, CLASSES), losses=True)
 
 
-def _bce_function(setting: Setting) -> Aim:
+def _bce_function(outputs: Outputs) -> Aim:
     return Aim(
         {"loss": F.binary_cross_entropy},
         at_once(F.binary_cross_entropy),

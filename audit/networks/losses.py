@@ -70,7 +70,7 @@ def _own(loss: Callable[[Tensor, Tensor], Tensor], packing: Callable[..., Any], 
         call=lambda model, fields, target: model(fields["ids"], target),
         form=as_dict,
         aims={
-            "own loss": lambda setting: Aim(
+            "own loss": lambda outputs: Aim(
                 {"loss": None}, value, _labels(holes), ignored=IGNORED if exact and holes else None
             )
         },
@@ -124,7 +124,7 @@ def _square(outputs: Tensor, target: Tensor) -> Tensor:
 
 
 def _physics(graph: bool) -> Network:
-    aims = {"residual": lambda setting: Aim({"loss": _square}, by_size(_square), numbers(1))}
+    aims = {"residual": lambda outputs: Aim({"loss": _square}, by_size(_square), numbers(1))}
     return Network(
         Physics(graph),
         features(1),
@@ -165,7 +165,7 @@ def vae() -> Network:
         Variational(),
         lambda n: {"x": torch.randn(n, 3), "noise": torch.randn(n, 2)},
         outputs="special",
-        aims={"evidence bound": lambda setting: Aim({"loss": _bound}, by_size(_bound), lambda n, fields: fields["x"])},
+        aims={"evidence bound": lambda outputs: Aim({"loss": _bound}, by_size(_bound), lambda n, fields: fields["x"])},
     )
 
 
@@ -188,7 +188,7 @@ def contrastive() -> Network:
         Siamese(),
         lambda n: {"a": torch.randn(n, 3), "b": torch.randn(n, 3)},
         outputs="special",
-        aims={"in-batch contrast": lambda setting: Aim({"loss": _contrast}, by_size(_contrast), classes)},
+        aims={"in-batch contrast": lambda outputs: Aim({"loss": _contrast}, by_size(_contrast), classes)},
     )
 
 
@@ -204,7 +204,7 @@ def policy() -> Network:
         return torch.stack([classes(n, fields).to(torch.float32), torch.randn(n)], 1)
 
     return Network(
-        net, features(3), aims={"policy gradient": lambda setting: Aim({"loss": surrogate}, by_size(surrogate), target)}
+        net, features(3), aims={"policy gradient": lambda outputs: Aim({"loss": surrogate}, by_size(surrogate), target)}
     )
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from audit.aims.aim import CLASSES, Aim, Fields, Setting
+from audit.aims.aim import CLASSES, Aim, Fields, Outputs
 
 __all__ = ["CLASSES", "FORMS", "Fields", "Network", "features", "padded", "tokens"]
 
@@ -78,7 +78,7 @@ class Network:
     pick: Callable[[Any], Tensor] | None = None
     call: Callable[[nn.Module, Fields, Any], Any] = lambda model, fields, target: model(*fields.values())
     form: Callable[[Fields, Any], Any] | None = None
-    aims: Mapping[str, Callable[[Setting], Aim]] = field(default_factory=dict)
+    aims: Mapping[str, Callable[[Outputs], Aim]] = field(default_factory=dict)
     sliceable: bool = True
     second: bool = True
     curved: bool = True

@@ -61,9 +61,9 @@ def _distance(outputs: Any, target: Tensor) -> Tensor:
 
 
 _STRUCTURED = {
-    "two heads": lambda setting: Aim({"loss": _both}, by_size(_both), classes),
-    "gaussian of two outputs": lambda setting: Aim({"loss": _distance}, by_size(_distance), numbers(CLASSES)),
-    "torch's loss of two outputs": lambda setting: Aim(
+    "two heads": lambda outputs: Aim({"loss": _both}, by_size(_both), classes),
+    "gaussian of two outputs": lambda outputs: Aim({"loss": _distance}, by_size(_distance), numbers(CLASSES)),
+    "torch's loss of two outputs": lambda outputs: Aim(
         {"loss": nn.CrossEntropyLoss()}, by_size(_both), classes, refused="must"
     ),
 }
@@ -282,7 +282,7 @@ def detection() -> Network:
         call=lambda model, fields, target: model(_images(fields)),
         form=lambda fields, target: (_images(fields), _boxes(target)),
         aims={
-            "boxes": lambda setting: Aim(
+            "boxes": lambda outputs: Aim(
                 {"loss": _box_loss}, by_size(lambda o, t: _box_loss(o, _boxes(t))), lambda n, f: torch.randn(n, 2, 2)
             )
         },
@@ -309,7 +309,7 @@ def _several_targets(form: Any) -> Network:
         outputs="special",
         form=form,
         aims={
-            "two targets": lambda setting: Aim(
+            "two targets": lambda outputs: Aim(
                 {"loss": _classes_and_numbers}, by_size(lambda o, t: _classes_and_numbers(o, _split(t))), target
             )
         },

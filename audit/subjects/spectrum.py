@@ -48,20 +48,20 @@ def again(kept: dict[str, Any]) -> Verdict:
     right = extremes(np.linalg.eigvalsh(a.double().numpy()), k, which)
     verdict = Verdict(kept["seed"], kept["kind"], choice=kept)
     start = random.stream(kept["seed"], "spectrum")
-    found = krylov.lanczos(lambda v: a @ v, a[0], k, which=which, tol=TOL, generator=start)
+    result = krylov.lanczos(lambda v: a @ v, a[0], k, which=which, tol=TOL, generator=start)
     # Of two with nearly the same magnitude "LM" may take either.
-    values, truth = (np.abs(x) if which == "LM" else x for x in (found.values, right))
+    values, truth = (np.abs(x) if which == "LM" else x for x in (result.values, right))
     # 1.01: one within tol of the last that is wanted may stand in for it.
-    allowed = np.maximum(1.01 * TOL * np.abs(truth), found.rounding)
-    if not found.converged:
-        verdict.refused(f"not converged after {found.products} products")
+    allowed = np.maximum(1.01 * TOL * np.abs(truth), result.rounding)
+    if not result.converged:
+        verdict.refused(f"not converged after {result.products} products")
     elif np.any(np.abs(values - truth) > allowed):
-        verdict.wrong(f"{found.values.tolist()} called converged, right {right.tolist()}")
+        verdict.wrong(f"{result.values.tolist()} called converged, right {right.tolist()}")
     residuals = torch.linalg.vector_norm(
-        found.vectors.double() @ a.double() - torch.from_numpy(found.values)[:, None] * found.vectors.double(), dim=1
+        result.vectors.double() @ a.double() - torch.from_numpy(result.values)[:, None] * result.vectors.double(), dim=1
     )
-    if np.any(residuals.numpy() > found.residuals + found.rounding):
-        verdict.wrong(f"residuals {residuals.tolist()} above their bounds {found.residuals.tolist()}")
+    if np.any(residuals.numpy() > result.residuals + result.rounding):
+        verdict.wrong(f"residuals {residuals.tolist()} above their bounds {result.residuals.tolist()}")
     return verdict
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 FORMATS = ("pdf", "svg", "png")
 
 
-class Figure:
+class Figure(abc.ABC):
     """A figure or table of a paper. One file in figures/paper/ holds one, ``@register("name", source="...")``.
 
     `source` says which paper and figure it shows again.
@@ -33,21 +34,21 @@ class Figure:
         """What the person who makes the figure has to know beforehand: data that are not at hand. Empty: nothing."""
         return ""
 
+    @abc.abstractmethod
     def plan(self, study: Study) -> Sequence[Task]:
         """Everything that has to be run."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def collect(self, study: Study) -> FigureData:
         """The numbers behind the figure, from what was run; nothing is computed that takes time."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def draw(self, numbers: FigureData) -> Drawing:
         """The picture of these numbers."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def judge(self, numbers: FigureData) -> list[Claim]:
         """The paper's claims against these numbers."""
-        raise NotImplementedError
 
 
 class Unfinished(Exception):

@@ -22,8 +22,8 @@ def is_adapter(names: Iterable[str]) -> bool:
 
 def adapter_names(needed: Iterable[str]) -> dict[str, str]:
     """The network's names of its adapter's tensors -> what files of peft call them."""
-    found = {name: m for name in needed if (m := _INSERTED.search(name))}
-    return {name: name.replace(m[0], "" if m[1] == "modules_to_save" else f".{m[1]}", 1) for name, m in found.items()}
+    matches = {name: m for name in needed if (m := _INSERTED.search(name))}
+    return {name: name.replace(m[0], "" if m[1] == "modules_to_save" else f".{m[1]}", 1) for name, m in matches.items()}
 
 
 def with_adapter_names(tensors: Tensors, needed: Iterable[str], path: str | Path) -> tuple[Tensors, set[str]]:

@@ -124,20 +124,20 @@ def _reading(
         UnfitWeights: none fits at all.
         InputError: several fit equally, or cannot be compared.
     """
-    found = states.different(states.readings(tensors, needed, required), tensors, path)
-    if not found:
+    fitting_readings = states.different(states.readings(tensors, needed, required), tensors, path)
+    if not fitting_readings:
         raise UnfitWeights(
             f"{path} does not fit the model: no tensor has a name and a shape of it; the model needs "
             f"{states.shown(needed, list(needed))}; the file holds {tensors.summary()}, such as "
             f"{states.shown(tensors.named, list(tensors.named))}: give another --model, --key or --rename OLD=NEW"
         )
-    if len(found) > 1:
-        keys = [r.prefix.rstrip(".") for r in found]
+    if len(fitting_readings) > 1:
+        keys = [r.prefix.rstrip(".") for r in fitting_readings]
         fitting = ", ".join(key or "the outermost" for key in keys)
         raise InputError(
             f"{path} holds several sets of weights that fit: {fitting}; say which, --key {next(k for k in keys if k)}"
         )
-    return found[0]
+    return fitting_readings[0]
 
 
 def _require_values(

@@ -87,8 +87,8 @@ def _named(path: Path, error: Exception) -> list[str]:
 def _refusal(path: Path, named: list[str]) -> str:
     modules = [name for name in named if name.startswith("torch.nn.modules.")]
     kind = "is a whole pickled model, or holds one" if modules else "holds pickled Python objects"
-    own = [name for name in named if name not in modules] or modules
-    shown = ", ".join(own[:3]) + (f" and {len(own) - 3} more" if len(own) > 3 else "")
+    foreign = [name for name in named if name not in modules] or modules
+    shown = ", ".join(foreign[:3]) + (f" and {len(foreign) - 3} more" if len(foreign) > 3 else "")
     return (
         f"{path} {kind} ({shown}), which are never loaded, since loading runs their code: save a state dict "
         "instead, torch.save(model.state_dict(), 'state.pt'), and give --model module:callable"

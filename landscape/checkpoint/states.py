@@ -112,11 +112,13 @@ def readings(tensors: Tensors, needed: Mapping[str, Tensor], required: Sequence[
     """
     best: list[Reading] = []
     for dropped in _common_prefixes(needed):
-        found = _under(tensors, needed, dropped)
-        complete = _unstripped([r for r in found if all(any(n in r.names for n in ties) for ties in required)], tensors)
+        fitting = _under(tensors, needed, dropped)
+        complete = _unstripped(
+            [r for r in fitting if all(any(n in r.names for n in ties) for ties in required)], tensors
+        )
         if complete:
             return complete
-        best += found
+        best += fitting
     most = max((len(r.names) for r in best), default=0)
     return _unstripped([r for r in best if len(r.names) == most], tensors)
 
@@ -141,10 +143,10 @@ def _common_prefixes(names: Iterable[str]) -> list[str]:
     return [p for p in prefixes if all(name.startswith(p) for name in names)]
 
 
-def _unstripped(found: list[Reading], tensors: Tensors) -> list[Reading]:
+def _unstripped(candidates: list[Reading], tensors: Tensors) -> list[Reading]:
     """Without those that strip a prefix from names of a mapping in which another fits unstripped."""
-    whole = {r.prefix for r in found if _container(r, tensors) == r.prefix}
-    return [r for r in found if r.prefix in whole or _container(r, tensors) not in whole]
+    whole = {r.prefix for r in candidates if _container(r, tensors) == r.prefix}
+    return [r for r in candidates if r.prefix in whole or _container(r, tensors) not in whole]
 
 
 def _container(reading: Reading, tensors: Tensors) -> str:
@@ -154,14 +156,14 @@ def _container(reading: Reading, tensors: Tensors) -> str:
     return within if reading.prefix.startswith(within) else reading.prefix
 
 
-def different(found: list[Reading], tensors: Tensors, path: str | Path) -> list[Reading]:
+def different(candidates: list[Reading], tensors: Tensors, path: str | Path) -> list[Reading]:
     """The readings whose tensors are not those of an earlier one.
 
     Raises:
         InputError: see `require_numbers`.
     """
     kept: list[Reading] = []
-    for reading in found:
+    for reading in candidates:
         for name in reading.names.values():
             require_numbers(path, name, tensors.named[name])
         if not any(_equal(reading, other, tensors) for other in kept):

@@ -181,10 +181,10 @@ def block(graph: HessianGraph, tensors: Sequence[int]) -> Operator:
 
 def layers(problem: Problem) -> dict[str, list[int]]:
     """Module name -> positions of its own parameter tensors: the layers whose blocks are looked at."""
-    found: dict[str, list[int]] = {}
+    positions_of: dict[str, list[int]] = {}
     for i, name in enumerate(problem.parameters.names):
-        found.setdefault(name.rpartition(".")[0] or name, []).append(i)
-    return found
+        positions_of.setdefault(name.rpartition(".")[0] or name, []).append(i)
+    return positions_of
 
 
 def positions(problem: Problem, pattern: str | Sequence[str]) -> list[int]:

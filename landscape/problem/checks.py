@@ -39,7 +39,7 @@ def settle(problem: Problem, *, check: bool) -> None:
         outputs = _first_outputs(problem, first)
         if isinstance(outputs, Pair):
             _weigh_by_objective(problem, outputs)
-        if problem.objective.own and (known := additivity.own_denominator(problem)) is not None:
+        if problem.objective.by_model and (known := additivity.own_denominator(problem)) is not None:
             problem.objective.learn(*known)
             problem.batches.reweighed([known[1](b) for b in problem.batches])
         first = next(problem.weighted_batches(), None)

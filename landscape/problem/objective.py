@@ -101,7 +101,7 @@ class Objective:
         return cls(loss, torch=known)
 
     @property
-    def own(self) -> bool:
+    def by_model(self) -> bool:
         """Whether the model computes its loss itself."""
         return self.loss is None and self.function is None
 

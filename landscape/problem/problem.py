@@ -118,7 +118,7 @@ class Problem(BatchPasses):
                 "Problem is made within torch.inference_mode(), which forbids derivatives: make it outside"
             )
         self.objective = Objective.of(loss, objective, weight)
-        if logit_normalization and (self.objective.own or self.objective.function is not None):
+        if logit_normalization and (self.objective.by_model or self.objective.function is not None):
             raise InputError("logit_normalization needs a loss(outputs, targets): give one")
         self.model, self.batch_norm = unwrapped(model), batch_norm
         self.parameters = Parameters.of(self.model, parameters)
@@ -128,7 +128,7 @@ class Problem(BatchPasses):
         self.logit_normalization, self.recalibration_examples = logit_normalization, recalibration_examples
         self.distributed = distributed
         whole = objective is not None
-        reader = Reader(self.model.forward, keep_target=self.objective.own, whole=whole)
+        reader = Reader(self.model.forward, keep_target=self.objective.by_model, whole=whole)
         dtypes = {p.dtype for p in self.model.parameters() if p.is_floating_point()}
         # Half precision would narrow what the loss compares, and a frozen half backbone takes its inputs as they are.
         dtype = self.weights.dtype if len(dtypes) == 1 and self.weights.dtype in _WIDE else None

@@ -142,9 +142,9 @@ def write(path: str | Path, groups: Mapping[str, Group]) -> None:
     with h5py.File("image", "w", driver="core", backing_store=False) as file:
         file.attrs[_SEALED] = json.dumps("the last line is the SHA-256 of all bytes before it")
         for name, group in groups.items():
-            place = file.require_group(name) if name else file
-            place.attrs.update(group.attributes)
-            _write_arrays(place, group.arrays)
+            target = file.require_group(name) if name else file
+            target.attrs.update(group.attributes)
+            _write_arrays(target, group.arrays)
         file.flush()
         image = file.id.get_file_image()
     digest = hashlib.sha256(image).hexdigest()

@@ -68,13 +68,13 @@ def radii(rho: float | Sequence[float]) -> tuple[float, ...]:
     Raises:
         InputError: none, or one that is not a positive finite number.
     """
-    found = tuple(float(r) for r in np.atleast_1d(np.asarray(rho, dtype=np.float64)))
-    for r in found:
+    values = tuple(float(r) for r in np.atleast_1d(np.asarray(rho, dtype=np.float64)))
+    for r in values:
         if not (math.isfinite(r) and r > 0):
             raise InputError(f"rho={r:g}: a radius is a positive finite number; give rho > 0")
-    if not found:
+    if not values:
         raise InputError("no radius was given: give rho one number or several")
-    return found
+    return values
 
 
 def order(p: float, *, multi_step: bool) -> float:

@@ -173,11 +173,11 @@ class _Groups:
 
 
 def _over_groups(problem: Problem, ball: Ball, setting: BallOptions, bar: Bar) -> _Groups:
-    sizes, found = [], []
+    sizes, values = [], []
     for index, group in enumerate(in_groups(problem, setting.m)):
         sizes.append(group.weight)
-        found.append(_in_group(group, ball, setting, f"restart of group {index}", bar))
-    columns = {name: torch.stack([f[name] for f in found]) for name in found[0]}
+        values.append(_in_group(group, ball, setting, f"restart of group {index}", bar))
+    columns = {name: torch.stack([f[name] for f in values]) for name in values[0]}
     return _Groups(np.array(sizes, dtype=float), {k: v.double().cpu().numpy() for k, v in columns.items()})
 
 

@@ -229,6 +229,6 @@ def outputs_at(problem: Problem, tensors: Mapping[str, Tensor]) -> Tensor:
             [tensors[n] for n in problem.parameters.names], [tensors[n] for n in _buffers(problem)]
         ),
     ):
-        found = problem.batch_outputs(few).detach().double()
+        outputs = problem.batch_outputs(few).detach().double()
     problem.passes.forward = passes
-    return found
+    return outputs

@@ -21,7 +21,7 @@ OFFSETS = 1 << 22
 class NoiseImages:
     """Images of uniform bytes that take the memory of one: image i is a window on a shared row of noise.
 
-    Indexing with a tensor of indices gives uint8 images (n, channels, height, width) on `place`; windows start at
+    Indexing with a tensor of indices gives uint8 images (n, channels, height, width) on the device; windows start at
     seeded offsets and may overlap. The noise is drawn when first needed.
     """
 
@@ -29,14 +29,14 @@ class NoiseImages:
     stream: str
     count: int
     image: tuple[int, ...]
-    place: str = "cpu"
+    device_name: str = "cpu"
     dtype = torch.uint8
     nbytes = 0
 
     @property
     def device(self) -> torch.device:
         """Where indexing gives its images."""
-        return torch.device(self.place)
+        return torch.device(self.device_name)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -51,7 +51,7 @@ class NoiseImages:
         generator = stream(self.seed, self.stream)
         noise = torch.randint(256, (OFFSETS + prod(self.image),), generator=generator, dtype=torch.uint8)
         offsets = torch.randint(OFFSETS, (self.count,), generator=generator)
-        return noise.to(self.place).unfold(0, prod(self.image), 1), offsets.to(self.place)
+        return noise.to(self.device_name).unfold(0, prod(self.image), 1), offsets.to(self.device_name)
 
     def __getitem__(self, indices: Tensor | slice) -> Tensor:
         windows, offsets = self._windows

@@ -17,6 +17,7 @@ with the passes that `trainers.method.step.Step` offers.
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -37,7 +38,7 @@ State = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Method:
+class Method(abc.ABC):
     """A training method: a frozen record of hyperparameters whose `compute` makes the passes of a step.
 
     Subclasses are frozen dataclasses with ``@register("name", source=..., cost=..., statistics=...)``: where the
@@ -69,15 +70,15 @@ class Method:
         """A line to print before training (the size of a store); None for nothing to say."""
         return None
 
+    @abc.abstractmethod
     def compute(self, step: Step, state: State) -> Pass:
         """Make the passes of one step, leave the gradient in `.grad`, return the pass whose loss is reported.
 
         New values are assigned to `state`; old ones are never changed in place, but for stores keyed by example: the
         state of a step that fp16 skips, or of the next m-group, starts from the old values.
         """
-        raise NotImplementedError
 
-    def after_step(self, step: Step, state: State) -> None:
+    def after_step(self, step: Step, state: State) -> None:  # noqa: B027 (most methods need none)
         """Called after the optimizer's step, unless fp16 skipped it; may change weights and state."""
 
     def columns(self, state: State) -> dict[str, float]:
