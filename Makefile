@@ -40,9 +40,8 @@ test-times: install
 test-gpu: install
 	$(BIN)/python -m pytest -m gpu
 
-# Random networks, objectives and batches beside slow references; goes on where it was stopped.
-#   make audit MINUTES=60      make audit DRAWS=20000      make audit CASE=audit-out/cases/function-7.json
-#   make audit SUBJECT=spectrum DRAWS=2000
+# Random draws of every subject beside slow references; goes on where it was stopped. The minutes are for all together.
+#   make audit MINUTES=60      make audit SUBJECT=function DRAWS=20000      make audit CASE=audit-out/cases/function-7.json
 MINUTES ?= 10
 audit: install
 	$(BIN)/python -m audit $(if $(CASE),--replay $(CASE),$(if $(DRAWS),--draws $(DRAWS),--minutes $(MINUTES)) $(if $(SUBJECT),--subject $(SUBJECT)))

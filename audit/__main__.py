@@ -1,4 +1,7 @@
-"""`make audit`: draws by seed until the time or the number is reached, goes on where it was stopped, prints a table."""
+"""`make audit`: draws by seed until the time or the number is reached, goes on where it was stopped, prints tables.
+
+Without --subject the minutes are shared out: each subject has an equal part of what the ones before it left.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ from typing import Any
 from audit.draws import audited, table
 from audit.verdict import WRONG, Verdict
 
-SUBJECTS = ("function", "spectrum")
+SUBJECTS = ("function", "spectrum", "bowl")
 _BLOCK = 20
 
 
@@ -24,43 +27,56 @@ def main() -> int:
     asked = _arguments()
     if asked.replay:
         return _replay(asked.replay)
+    subjects = [asked.subject] if asked.subject else list(SUBJECTS)
+    end = time.monotonic() + 60 * asked.minutes
+    wrong = False
+    try:
+        for i, subject in enumerate(subjects):
+            now = time.monotonic()
+            wrong |= _run(asked, subject, now + (end - now) / (len(subjects) - i))
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on")
+        return 1
+    return int(wrong)
+
+
+def _run(asked: argparse.Namespace, subject: str, deadline: float) -> bool:
+    """Draw of one subject until the deadline; whether anything was wrong, also in draws known before."""
     out = Path(asked.out)
     (out / "cases").mkdir(parents=True, exist_ok=True)
-    state = out / f"{asked.subject}.jsonl"
+    state = out / f"{subject}.jsonl"
     known = _known(state)
     first = max((v["seed"] for v in known), default=asked.first - 1) + 1
     end = asked.first + asked.draws if asked.draws else None
-    print(f"{asked.subject}: seeds from {first}, {len(known)} draws known in {state}", flush=True)
-    deadline = time.monotonic() + 60 * asked.minutes
+    print(f"{subject}: seeds from {first}, {len(known)} draws known in {state}", flush=True)
     try:
         with state.open("a", encoding="utf-8") as log:
-            for verdict in _verdicts(asked, first, end, deadline):
+            for verdict in _verdicts(subject, asked.workers, first, end, deadline):
                 known.append(verdict)
                 log.write(json.dumps(verdict) + "\n")
                 log.flush()
                 if verdict["outcome"] == WRONG:
-                    _keep(out / "cases", asked.subject, verdict)
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on")
-    print(table(known))
-    return int(any(v["outcome"] == WRONG for v in known))
+                    _keep(out / "cases", subject, verdict)
+    finally:
+        print(table(known), flush=True)
+    return any(v["outcome"] == WRONG for v in known)
 
 
-def _verdicts(asked: argparse.Namespace, first: int, end: int | None, deadline: float) -> Any:
+def _verdicts(subject: str, workers: int, first: int, end: int | None, deadline: float) -> Any:
     """In the order of the seeds: a state file that ends early holds no gap."""
 
     def blocks() -> Any:
         start = first
         while (end is None or start < end) and time.monotonic() < deadline:
             stop = start + _BLOCK if end is None else min(start + _BLOCK, end)
-            yield asked.subject, list(range(start, stop))
+            yield subject, list(range(start, stop))
             start = stop
 
-    with multiprocessing.get_context("spawn").Pool(asked.workers) as pool:
+    with multiprocessing.get_context("spawn").Pool(workers) as pool:
         pending: list[Any] = []
         source = blocks()
         while True:
-            while len(pending) < 2 * asked.workers and (block := next(source, None)) is not None:
+            while len(pending) < 2 * workers and (block := next(source, None)) is not None:
                 pending.append(pool.apply_async(audited, block))
             if not pending:
                 return
@@ -93,9 +109,9 @@ def _known(state: Path) -> list[dict[str, Any]]:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m audit", description=__doc__)
-    parser.add_argument("--subject", choices=SUBJECTS, default="function")
-    parser.add_argument("--draws", type=int, default=0, help="how many in all; 0: as many as the minutes hold")
-    parser.add_argument("--minutes", type=float, default=10.0, help="how long")
+    parser.add_argument("--subject", choices=SUBJECTS, help="default: all of them, one after the other")
+    parser.add_argument("--draws", type=int, default=0, help="how many of a subject; 0: as the minutes hold")
+    parser.add_argument("--minutes", type=float, default=10.0, help="how long, all subjects together")
     parser.add_argument("--first", type=int, default=0, help="the first seed")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--out", default="audit-out", help="where state and failing cases are kept")

@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from landscape.errors import InputError
 
 RIGHT, REFUSED, WRONG = "right", "refused", "wrong"
 _REMEDIES = (
@@ -41,6 +49,34 @@ class Verdict:
         if self.outcome == RIGHT:
             self.outcome = REFUSED
             self.texts.append(text)
+
+    def same(self, what: str, seen: object, right: object, slack: float, scale: float = 1.0) -> None:
+        """Wrong where two arrays differ by more than slack (scale + the largest that is right), or not at all alike."""
+        a, b = (v.detach().double() if isinstance(v, Tensor) else torch.tensor(np.array(v)) for v in (seen, right))
+        if a.shape != b.shape:
+            self.wrong(f"{what} has shape {tuple(a.shape)}, right is {tuple(b.shape)}")
+        elif a.numel() and not float((a - b).abs().max()) <= slack * (scale + float(b.abs().max())):
+            one = f"{float(a):.9g}, right is {float(b):.9g}" if a.dim() == 0 else f"off by {(a - b).abs().max():.3g}"
+            self.wrong(f"{what} is {one}")
+
+    def within(self, what: str, low: float, seen: float, high: float) -> None:
+        """Wrong where a number lies outside its bounds."""
+        if not low <= seen <= high:
+            self.wrong(f"{what} is {seen:.9g}, outside [{low:.9g}, {high:.9g}]")
+
+    @contextlib.contextmanager
+    def watching(self, name: str) -> Iterator[None]:
+        """Within it a refusal is refused, if one line says what to do; any other exception is wrong."""
+        try:
+            yield
+        except InputError as error:
+            fault = line_fault(str(error))
+            if fault is None:
+                self.refused(f"{name}: {error}")
+            else:
+                self.wrong(f"{name}: {fault}: {error}")
+        except Exception as error:
+            self.wrong(f"{name} raised {type(error).__name__}: {str(error)[:300]}")
 
     def plain(self) -> dict[str, object]:
         """For JSON."""

@@ -271,3 +271,11 @@ def test_single_examples_that_cannot_be_joined_leave_nothing_to_divide():
     assert problem.undividable is None
     assert not problem.notes
     close(problem.losses().mean(), problem.loss())
+
+
+def test_a_single_example_leaves_nothing_to_divide():
+    batch = (torch.randn(1, 3, dtype=torch.float64), torch.tensor([1]))
+    problem = Problem(classifier(), lambda outputs, y: F.cross_entropy(outputs, y) ** 2, [batch])
+    assert problem.undividable is None
+    alone = landscape.sam_sharpness(problem, rho=0.05, m=1).value
+    assert alone == landscape.sam_sharpness(problem, rho=0.05).value

@@ -62,8 +62,9 @@ def obstacle(problem: Problem) -> str | None:
         return "weight(batch) is known of the given batches alone"
     if objective.torch is not None and objective.torch.uneven:
         return "label smoothing weighs classes of weight 0"
-    if max(problem.batches.sizes) == 1 and problem.batches.whole() is None:
-        return None  # single examples that cannot be joined: there is nothing to divide
+    alone = sum(problem.batches.sizes) == 1
+    if alone or (max(problem.batches.sizes) == 1 and problem.batches.whole() is None):
+        return None  # a single example, or several that cannot be joined: there is nothing to divide
     try:
         dtype = _coarsest(problem)
         if dtype in _COARSE:

@@ -1,0 +1,69 @@
+"""Every subject of the audit: a thin part in the suite, a nightly one beside it, and each notices what is wrong."""
+
+import importlib
+import json
+import sys
+
+import pytest
+
+import landscape
+from audit.__main__ import SUBJECTS, main
+from audit.draws import audited
+from audit.shrink import shrunk
+from audit.subjects import bowl
+
+NEW = ["bowl"]
+
+
+def wrong(subject, seeds):
+    return [v for v in audited(subject, list(seeds), shrink=False) if v["outcome"] == "wrong"]
+
+
+@pytest.mark.parametrize("subject", NEW)
+def test_draws(subject):
+    found = wrong(subject, range(25))
+    assert not found, json.dumps(found, indent=1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("subject", SUBJECTS)
+def test_a_night_of_draws(subject):
+    found = wrong(subject, range(1000, 1500))
+    assert not found, json.dumps(found, indent=1)
+
+
+@pytest.mark.parametrize("subject", SUBJECTS)
+def test_a_seed_draws_the_same_again(subject):
+    module = importlib.import_module(f"audit.subjects.{subject}")
+    one = module.audit(5).plain()
+    kept = json.loads(json.dumps(one["choice"]))
+    assert module.again(kept).plain()["outcome"] == one["outcome"]
+    assert module.choice(5) == one["choice"]
+
+
+def test_a_wrong_measure_is_noticed_and_made_small(monkeypatch):
+    honest = landscape.measures.sam_sharpness.ball_sharpness
+    monkeypatch.setattr(
+        landscape.measures.sam_sharpness, "ball_sharpness", lambda p, s, **k: honest(p, _larger(s), **k)
+    )
+    found = next(v for v in map(bowl.audit, range(100)) if v.outcome == "wrong")
+    small = shrunk(bowl, found)
+    assert small.choice["operations"] == ["one_step"]
+    assert small.choice["batches"] == 1
+    assert "sam_sharpness" in small.texts[0]
+
+
+def _larger(setting):
+    return type(setting)(**{**vars(setting), "rho": tuple(1.001 * r for r in setting.rho)})
+
+
+def test_the_minutes_are_shared_out(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(sys, "argv", ["audit", "--draws", "2", "--workers", "1", "--out", str(tmp_path)])
+    monkeypatch.setattr("audit.__main__.SUBJECTS", ("bowl", "spectrum"))
+    assert main() == 0
+    printed = capsys.readouterr().out
+    for subject in ("bowl", "spectrum"):
+        assert len((tmp_path / f"{subject}.jsonl").read_text().splitlines()) == 2
+        assert f"{subject}: seeds from 0" in printed
+    assert main() == 0
+    assert "2 draws known" in capsys.readouterr().out
