@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -58,29 +59,27 @@ def interval_of_rises(values: np.ndarray) -> np.ndarray:
     """Interval of the mean, (bound, ...), of independent rises of a loss (n, ...), also for few of them.
 
     The rise under Gaussian noise is a weighted sum of chi-squared variables, skewed where few directions are steep:
-    Student's t then holds the mean of 5 draws in 82% for one direction. Where all rises are positive they are close to
-    a gamma variable (Box 1954), whose cube root is close to normal; that gives an interval of its mean
-    (Krishnamoorthy, Mathew and Mukherjee 2008). Each end is the outer one of both intervals; with rises <= 0 it is
-    Student's alone.
+    Student's t then holds the mean of 5 draws in 82%. The most skewed is one steep direction, alone or above a flat
+    bulk, which only adds a constant that no few draws can tell. The end away from 0 is therefore the outer one of
+    Student's and of what that law needs; the end towards 0, which it leaves too wide, is Student's.
     """
+    n = len(values)
     with np.errstate(invalid="ignore"):  # an infinite rise has no variance: nan says so
-        mean, half = values.mean(axis=0), half_width(values)
-        low, high = mean - half, mean + half
-        gamma = _gamma_mean(np.cbrt(values))
-    positive = (values > 0).all(axis=0) & np.isfinite(values).all(axis=0)
-    return np.where(positive, [np.fmin(low, gamma[0]), np.fmax(high, gamma[1])], [low, high])
+        mean, error = values.mean(axis=0), standard_error(values)
+        near, far = _student(n) * error, max(_student(n), _skewed(n)) * error
+    return np.stack([mean - np.where(mean < 0, far, near), mean + np.where(mean < 0, near, far)])
 
 
-def _gamma_mean(roots: np.ndarray, draws: int = 20_000) -> np.ndarray:
-    """Interval of E y^3, (bound, ...), for normal y = (n, ...): quantiles of its generalized pivotal quantity."""
-    n = len(roots)
-    generator = np.random.default_rng(0)
-    z = generator.normal(size=draws) / math.sqrt(n)
-    spread = np.sqrt((n - 1) / generator.chisquare(n - 1, size=draws))
-    mean, deviation = roots.mean(axis=0)[..., None], roots.std(axis=0, ddof=1)[..., None] * spread
-    center = mean + z * deviation
-    tail = (1 - LEVEL) / 2
-    return np.quantile(center**3 + 3 * center * deviation**2, [tail, 1 - tail], axis=-1)
+@functools.lru_cache
+def _skewed(n: int, draws: int = 50_000) -> float:
+    """What Student's quantile is for chi-squared variables of one degree of freedom, which almost never miss below.
+
+    95% of (1 - mean) sqrt(n) / s are below it: 54 for n = 2, 7.4 for 5, 2.3 for 50; Student's is larger from 200 on.
+    """
+    if n >= 200:
+        return 0.0
+    rises = np.random.default_rng(0).chisquare(1, size=(draws, n))
+    return float(np.quantile((1 - rises.mean(axis=1)) / standard_error(rises, 1), LEVEL))
 
 
 def interval_around(center: np.ndarray, values: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
