@@ -9,6 +9,7 @@ from torch import nn
 import landscape
 from landscape import random
 from landscape.curvature import stochastic
+from landscape.curvature.exact import diagonals
 from landscape.errors import InputError
 
 
@@ -104,6 +105,30 @@ def test_few_probes_state_an_interval_that_covers(probes, sketch):
             found = stochastic.trace(lambda v, a=a: a @ v, like, probes=probes, sketch=sketch, generator=generator)
             covered += abs(found.value - right) <= 1.96 * found.stderr
         assert 0.92 - 0.047 < covered / 300 < 0.98 + 0.02
+
+
+@pytest.mark.parametrize("probes", [4, 6])
+def test_few_probes_past_a_sketch_know_their_error(probes):
+    """A rest of rank 1 is seen by four probes at least; by two it was held in 0.83."""
+    a = torch.zeros(120, 120, dtype=torch.float64)
+    for i, v in enumerate(torch.randn(2, 60, dtype=torch.float64, generator=torch.Generator().manual_seed(0))):
+        a[60 * i : 60 * i + 60, 60 * i : 60 * i + 60] = torch.outer(v, v) / v.dot(v)
+    covered = 0
+    for seed in range(400):
+        generator = random.stream(seed, "t")
+        found = stochastic.trace(lambda v: a @ v, a[0], probes=probes, generator=generator)
+        assert (found.products, found.rank) == (probes, (probes - 4) // 2)
+        covered += abs(found.value - 2) <= 1.96 * found.stderr
+    assert covered / 400 > 0.88
+
+
+def test_hutchpp_without_a_sketch_is_called_hutchinson():
+    problem = case("mlp")
+    for probes, name in ((5, "hutchinson"), (6, "hutch++")):
+        assert landscape.trace(problem, method="hutch++", probes=probes).method == name
+        assert diagonals.hessian_diagonal(problem, method="hutch++", probes=probes).method == name
+    few, plain = (landscape.trace(problem, method=m, probes=5) for m in ("hutch++", "hutchinson"))
+    assert (few.value, few.stderr) == (plain.value, plain.stderr)
 
 
 def test_a_sketch_that_does_not_fit_leaves_more_to_the_probes(monkeypatch):

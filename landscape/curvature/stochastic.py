@@ -21,6 +21,8 @@ from landscape.statistics import allowance
 Matvec = Callable[[Tensor], Tensor]
 _LEAST = 16
 """Probes before a target may end the estimate: an early end on agreement by luck has a chance of 2^(1 - probes)."""
+_REST = 4
+"""Probes that a sketch leaves: two that see a rest of rank 1 know too little of their own error."""
 _USUAL = 0.25
 """Relative variance of ||Az||^2 that is assumed beside the one seen, with the weight of one probe."""
 
@@ -36,6 +38,7 @@ class TraceEstimate:
         block_stderr: (b,) the same for them; up to 1.41 times too large where a block is coupled to others.
         diagonal: (d,) estimate of the diagonal, where it was asked for.
         products: matrix-vector products spent.
+        rank: of the sketch; 0 without one.
         all_units: whether the products sufficed for all d unit vectors: nothing was sampled.
     """
 
@@ -45,7 +48,13 @@ class TraceEstimate:
     block_stderr: np.ndarray
     diagonal: Tensor | None
     products: int
+    rank: int = 0
     all_units: bool = False
+
+    @property
+    def method(self) -> str:
+        """What was done, which the number of products decides."""
+        return "unit vectors" if self.all_units else "hutch++" if self.rank else "hutchinson"
 
 
 def trace(
@@ -64,8 +73,9 @@ def trace(
     Hutchinson: the mean of z'Az. Hutch++ (`sketch`): a third of the products finds an orthonormal basis Q of A's
     dominant range, a third computes A Q, which gives that part exactly, and only the rest, (I - QQ')A(I - QQ'), is
     estimated: the error falls with 1/products instead of 1/sqrt(products).
-    Q and A Q take at most a quarter of the free memory; a smaller sketch leaves more to the probes. Where `probes`
-    suffice for all d unit vectors (with a target: where d <= 16), these are taken instead, and the trace is exact.
+    Q and A Q take at most a quarter of the free memory; a smaller sketch leaves more to the probes, which are 4 at
+    least: fewer than 6 products leave no sketch. Where `probes` suffice for all d unit vectors (with a target: where
+    d <= 16), these are taken instead, and the trace is exact.
     The standard error covers the estimated part; after 16 probes they stop once it is below target |value|. It is not
     the scatter of z'Az, which a few probes can share by luck, but comes from the entries y = z * Az, whose variances
     s_i^2 sum to half of that of z'Az: 2 sum_i s_i^2, never below the 2^(1 - probes) of its bound 2 ||A||_F^2.
@@ -86,7 +96,7 @@ def trace(
     lengths = list(blocks or [like.numel()])
     if like.numel() <= (probes if target is None else min(probes, _LEAST)):
         return _from_unit_vectors(matvec, like, lengths, diagonal=diagonal)
-    rank = min((probes - 1) // 3, like.numel(), _room(like)) if sketch else 0
+    rank = min((probes - 1) // 3, (probes - _REST) // 2, like.numel(), _room(like)) if sketch else 0
     with Bar("trace", probes) as bar:
         low = _LowRank.of(matvec, like, rank, generator, bar)
         known = low.block_traces(lengths) if low else torch.zeros(len(lengths), dtype=torch.float64)
@@ -117,6 +127,7 @@ def trace(
         block_stderr=block_stderr,
         diagonal=total + estimated / len(samples) if diagonal else None,
         products=2 * rank + len(samples),
+        rank=rank,
     )
 
 

@@ -139,13 +139,12 @@ def trace(
     squares = squares_by(method, problem, w, diagonal=diagonal is not None, chunk_size=chunk_size)
     if squares is not None:
         return _exact(problem, squares, diagonal)
-    kind = "hutchinson" if method == "hutchinson" else "hutch++"
     operator = operators.scaled(operators.hessian(problem, w, chunk_size=chunk_size), diagonal)
     estimate = stochastic.trace(
         operator.matvec,
         operator.like,
         probes=probes,
-        sketch=kind == "hutch++",
+        sketch=method != "hutchinson",
         target=target,
         blocks=[s.shape.numel() for s in problem.parameters],
         generator=random.stream(seed, "trace"),
@@ -155,7 +154,7 @@ def trace(
         stderr=estimate.stderr,
         exact=False,
         matrix="hessian",
-        method="unit vectors" if estimate.all_units else kind,
+        method=estimate.method,
         layers=list(problem.parameters.names),
         layer_values=estimate.blocks,
         layer_stderr=estimate.block_stderr,

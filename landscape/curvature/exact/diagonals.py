@@ -70,19 +70,18 @@ def hessian_diagonal(
         if squares is not None:
             values, products, method = problem.parameters.flatten(squares.tensors).to(problem.weights), 0, "exact"
         else:
-            method = "hutchinson" if method == "hutchinson" else "hutch++"
             operator = operators.hessian(problem, w, chunk_size=chunk_size)
             estimate = stochastic.trace(
                 operator.matvec,
                 operator.like,
                 probes=probes,
-                sketch=method == "hutch++",
+                sketch=method != "hutchinson",
                 diagonal=True,
                 generator=random.stream(seed, "diagonal"),
             )
             assert estimate.diagonal is not None
             values, products = estimate.diagonal, estimate.products
-            method = "unit vectors" if estimate.all_units else method
+            method = estimate.method
     obstacle = squares.obstacle if squares is not None else None
     return Diagonal(
         values=values,
