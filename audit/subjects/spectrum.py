@@ -18,7 +18,7 @@ from landscape import random
 from landscape.curvature import krylov
 
 TOL = 1e-3
-DIMENSIONS = (5, 12, 30, 60, 120, 200)
+DIMENSIONS = (5, 12, 30, 60, 120, 200, 600)
 
 
 def audit(seed: int) -> Verdict:

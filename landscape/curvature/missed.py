@@ -23,11 +23,11 @@ from landscape.curvature.wanted import Eigenpairs, Fence, Request, wanted
 from landscape.errors import InputError
 from landscape.progress import Bar
 
-SHARE, LEAST, MOST = 0.25, 3, 4
-"""A short look: products, relative to those of the first process, and their limits. In a network's spectrum they see a
-second copy with 80 to 95%."""
+USUAL = 0.2
+"""Probability of missing one at which a look ends: above a network's bulk after 1 to 4 products. A fixed number of
+products would not do: where eigenvalues are dense, as at the lower end, a few of them see nothing at all."""
 CHANCE = 1e-5
-"""Probability at which a thorough look ends."""
+"""The same of a thorough look."""
 SMALL = 500
 """Dimension up to which every look is thorough: products cost little, and small models repeat eigenvalues."""
 
@@ -60,9 +60,9 @@ class Search:
         Args:
             pairs: as a first process found them.
             others: (m, d) vectors that are known not to be wanted.
-            thorough: look until the probability of missing one is below `CHANCE`, not for a share of the products.
+            thorough: look until the probability of missing one is below `CHANCE` instead of `USUAL`.
         """
-        thorough = thorough or self.like.numel() <= SMALL
+        enough = CHANCE if thorough or self.like.numel() <= SMALL else USUAL
         while pairs.converged:
             locked = self._basis(pairs.vectors, others)
             if locked.size == self.like.numel():
@@ -71,13 +71,11 @@ class Search:
                 return replace(pairs, converged=False)
             state = self._process(locked)
             fences = self.request.fences(pairs.values, self.scale, self.like.numel())
-            short = min(max(int(SHARE * pairs.products), LEAST), MOST)
-            chance = self._look(state, fences, self._left(pairs) if thorough else min(short, self._left(pairs)))
+            chance = self._look(state, fences, enough, self._left(pairs))
             pairs = replace(pairs, products=pairs.products + state.products)
             if chance is not None:
-                enough = chance <= CHANCE or not thorough
-                return replace(pairs, missed_probability=chance, converged=enough)
-            thorough = True
+                return replace(pairs, missed_probability=chance, converged=chance <= enough)
+            enough = CHANCE
             pairs, dropped = self._with_missed(pairs, fences, self._beyond(state, fences)[1].sum(dim=0))
             others = torch.cat([others, dropped])
         return pairs
@@ -99,14 +97,14 @@ class Search:
                 basis.append(rest.div_(length))
         return basis
 
-    def _look(self, state: Factorization, fences: list[Fence], products: int) -> float | None:
+    def _look(self, state: Factorization, fences: list[Fence], enough: float, products: int) -> float | None:
         """Probability that an eigenvalue beyond a fence is overlooked; None as soon as there is one."""
         while True:
             self._step(state)
             if len(self._beyond(state, fences)[0]):
                 return None
             chance = max(state.chance(sign * excluded) for sign, _, excluded in fences)
-            if chance <= CHANCE or state.products >= products:
+            if chance <= enough or state.products >= products:
                 return chance
 
     def _step(self, state: Factorization) -> None:

@@ -26,10 +26,12 @@ class Eigenpairs:
             an eigenvalue of A lies within this distance of `values`.
         products: matrix-vector products spent.
         converged: whether every residual is at most tol |lambda|, or `rounding` where that is more; the products are
-            those of a symmetric matrix; and the look for missed eigenvalues was made and found no more.
+            those of a symmetric matrix; and the look for missed eigenvalues saw no more, with a `missed_probability` of
+            at most 20%.
         rounding: 20 roundings of ||A||: an eigenvalue is not known better than that, whatever `tol`.
         missed_probability: of a random start vector to hide an eigenvalue further out than the wanted ones by more than
-            the tolerance, if there is one; 0 where the whole space was seen, None where nothing was looked for.
+            the tolerance, or by sqrt(d) / 20 `rounding` where that is more, if there is one; 0 where the whole space
+            was seen, None where nothing was looked for.
     """
 
     values: np.ndarray
@@ -46,8 +48,8 @@ class Fence(NamedTuple):
 
     The other half is left to what the last wanted pair, itself known up to its residual, has mixed in of it.
 
-    A random vector in d dimensions holds 1/sqrt(d) of an eigenvector, whose eigenvalue stands out from the rounding of
-    a product only where it is sqrt(d) times as large: `excluded` is from where on a search can prove that none exists.
+    A random vector in d dimensions holds 1/sqrt(d) of an eigenvector, whose eigenvalue stands out from one rounding of
+    a product wherever it is sqrt(d) times as large: `excluded` is from where on a search can prove that none exists.
     """
 
     sign: int
@@ -99,7 +101,7 @@ class Request:
         else:
             ends = [(1, values.min())] if self.which == "LA" else [(-1, -values.max())]
         slack = [0.5 * float(self.allowed(np.array([end]), scale)[0]) for _, end in ends]
-        coarse = math.sqrt(d) * self.rounding(scale)
+        coarse = math.sqrt(d) * self.epsilon * scale
         return [Fence(sign, end + s, end + max(s, coarse)) for (sign, end), s in zip(ends, slack, strict=True)]
 
     def kept(self, values: np.ndarray) -> np.ndarray:

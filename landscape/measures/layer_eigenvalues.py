@@ -28,7 +28,7 @@ class LayerEigenvalues(Result):
         error_bounds: (layers, k): an eigenvalue of the block lies within this distance.
         hvps: (layers,) products with each block.
         converged: whether every bound is at most tol |lambda|, or the block's rounding where that is more, and the
-            looks for missed eigenvalues found no more.
+            looks for missed eigenvalues saw no more, with a `missed_probability` of at most 20% each.
         missed_probability: (layers,) that the look overlooked a larger eigenvalue of the block, if there is one.
     """
 

@@ -92,8 +92,8 @@ def surface(
             or set of arguments, or that another process writes.
 
     Cost: one forward pass a point and dataset, and four for the checks; one forward and one backward more with
-    `gradient_norm`; 15 to 60 Hessian-vector products more with `curvature`. Under torch.distributed the points are
-    shared among the processes.
+    `gradient_norm`; 20 to 60 Hessian-vector products more with `curvature`, up to 150 at some points. Under
+    torch.distributed the points are shared among the processes.
     """
     arguments: dict[str, Any] = {
         "directions": directions.name if isinstance(directions, Directions) else directions,
