@@ -17,7 +17,7 @@ from commands.ranges import POSITIVE, Whole
 from landscape.errors import InputError
 
 if TYPE_CHECKING:
-    from figures.page.requests import Request
+    from trainers.requests import Request
 
 
 @dataclass(frozen=True)
@@ -49,13 +49,14 @@ class MeasureOptions:
 
     def requests(self, seed: int, subsets: int) -> list[Request]:
         """The measures, and the surface where one is wanted."""
-        from figures.page import requests
+        from figures.page.requests import DEFAULT_MEASURES, SURFACE, surface_request
+        from trainers.requests import requests
 
-        names = [m for m in self.measures if m != requests.SURFACE] or list(requests.DEFAULT_MEASURES)
-        wanted = requests.requests(names, self.rho, k=self.k, seed=seed, subsets=subsets)
+        names = [m for m in self.measures if m != SURFACE] or list(DEFAULT_MEASURES)
+        wanted = requests(names, self.rho, k=self.k, seed=seed, subsets=subsets)
         grid = 21 if self.grid is None else self.grid
-        if grid and (not self.measures or requests.SURFACE in self.measures or self.grid):
-            wanted.append(requests.surface_request(grid, self.radius, seed))
+        if grid and (not self.measures or SURFACE in self.measures or self.grid):
+            wanted.append(surface_request(grid, self.radius, seed))
         return wanted
 
 

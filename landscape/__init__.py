@@ -52,9 +52,9 @@ _HOMES = {
 }
 
 
-# The one name that the floor above defines, since it reads checkpoints of its trainings and its data; nothing in
-# `landscape` uses it.
-_UPSTAIRS = {"problem_from": "trainers.rebuild"}
+# Names that the floor above defines, since they read checkpoints of its trainings and its data, or watch a training;
+# nothing in `landscape` uses them.
+_UPSTAIRS = {"Monitor": "trainers.monitor.monitor", "problem_from": "trainers.rebuild"}
 
 
 @functools.cache

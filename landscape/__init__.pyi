@@ -54,6 +54,7 @@ from landscape.surfaces.paths import LossPath, path
 from landscape.surfaces.profiles import Profiles, profiles
 from landscape.surfaces.result import Surface
 from landscape.surfaces.surface import surface
+from trainers.monitor.monitor import Monitor
 from trainers.rebuild import problem_from
 
 __all__ = [
@@ -65,6 +66,7 @@ __all__ = [
     "Invariance",
     "LabelledArrays",
     "LossPath",
+    "Monitor",
     "NonDeterministicWarning",
     "Parameters",
     "Problem",

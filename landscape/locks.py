@@ -34,8 +34,8 @@ def locked(path: str | Path, *, file: bool = False) -> Iterator[None]:
     Raises:
         InputError: another process holds it, who is named; or the directory cannot be made.
     """
-    held: list[_Lock] = []
-    processes.on_first(lambda: held.append(_Lock(Path(path), file)))
+    held: list[Lock] = []
+    processes.on_first(lambda: held.append(Lock(Path(path), file=file)))
     try:
         if held and not file:
             remove_unfinished(Path(path))
@@ -45,8 +45,10 @@ def locked(path: str | Path, *, file: bool = False) -> Iterator[None]:
             lock.release()
 
 
-class _Lock:
-    def __init__(self, path: Path, file: bool) -> None:
+class Lock:
+    """What `locked` holds, for what ends later than its block: it is this process's from here to `release`."""
+
+    def __init__(self, path: Path, *, file: bool = False) -> None:
         directory = path.parent if file else path
         self._file = directory / (f".{path.name}.lock" if file else ".lock")
         self._made = [p for p in (directory, *directory.parents) if not p.exists()]

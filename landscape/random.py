@@ -6,6 +6,11 @@ draws: vectors are drawn whole, in float32 on the CPU, then cast and moved.
 
 from __future__ import annotations
 
+import contextlib
+import random
+from collections.abc import Iterator
+
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -31,3 +36,16 @@ def uniform(like: Tensor, generator: torch.Generator) -> Tensor:
 def rademacher(like: Tensor, generator: torch.Generator) -> Tensor:
     """Vector of independent +-1 with the length, device and dtype of `like`."""
     return (torch.randint(0, 2, (like.numel(),), generator=generator, dtype=torch.int8) * 2 - 1).to(like)
+
+
+@contextlib.contextmanager
+def undisturbed() -> Iterator[None]:
+    """After the context the global streams of Python, NumPy and torch (of every device in use) are as they were."""
+    python, arrays = random.getstate(), np.random.get_state()  # noqa: NPY002  the caller's, whoever draws from it
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    try:
+        with torch.random.fork_rng(devices):
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(arrays)  # noqa: NPY002

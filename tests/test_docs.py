@@ -14,8 +14,8 @@ import cli
 ROOT = Path(__file__).parent.parent
 
 
-def blocks(language):
-    text = (ROOT / "README.md").read_text()
+def blocks(language, page="README.md"):
+    text = (ROOT / page).read_text()
     return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
 
 
@@ -34,6 +34,16 @@ def test_python_of_the_readme_runs(tmp_path, monkeypatch):
     assert blocks("python")
     for code in blocks("python"):
         exec(compile(code, "README.md", "exec"), {"model": model, "batches": batches, "nn": nn, "torch": torch})
+
+
+def test_python_of_the_page_on_monitoring_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (code,) = blocks("python", "docs/monitor.md")
+    exec(compile(code, "monitor.md", "exec"), {})
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[:-1]] == ["0", "20", "40", "60", "80", "100"]
+    assert lines[-1].startswith("Monitor(lambda_max, sharpness: 6 rows to step 100, ")
+    assert {p.name for p in (tmp_path / "run").iterdir()} == {"monitor.csv", "monitor.h5", "monitor.journal"}
 
 
 @pytest.mark.parametrize("line", [c for b in blocks("sh") for c in b.splitlines() if c.startswith("landscape ")])

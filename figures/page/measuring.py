@@ -10,7 +10,7 @@ import torch
 
 import landscape
 from figures.page.analysis import Analysis, read_history
-from figures.page.requests import SURFACE, Request
+from figures.page.requests import SURFACE
 from figures.page.store import Store
 from landscape import MEASURES
 from landscape.curvature.krylov import LEAST_BEYOND
@@ -20,6 +20,7 @@ from landscape.problem.problem import Problem
 from landscape.results.result import Result
 from landscape.surfaces.result import Surface
 from trainers.rebuild import Subject
+from trainers.requests import Request
 
 SUBSETS, SUBSET_EXAMPLES = 8, 32
 KEPT_VECTOR_ENTRIES = 10_000_000

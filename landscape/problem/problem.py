@@ -21,6 +21,7 @@ from landscape.problem.memory import Plan, plan
 from landscape.problem.objective import Objective, telling
 from landscape.problem.outputs import count_hits
 from landscape.problem.parameters import Parameters
+from landscape.random import undisturbed
 
 LossFunction = Callable[[Any, Any], Tensor]
 _WIDE = (torch.float32, torch.float64)
@@ -134,9 +135,10 @@ class Problem(BatchPasses):
         dtype = self.weights.dtype if len(dtypes) == 1 and self.weights.dtype in _WIDE else None
         source = source_of(batches, own_targets=not whole)
         weigh, counted = self.objective.weigh, self.objective.counted
-        self.batches = Batches.read(source, reader, self.weights.device, dtype, weigh, counted)
-        self.calibration_batches = self.batches
-        checks.settle(self, check=check)
+        with undisturbed():  # a loader draws its seed from the caller's global stream whenever it is iterated
+            self.batches = Batches.read(source, reader, self.weights.device, dtype, weigh, counted)
+            self.calibration_batches = self.batches
+            checks.settle(self, check=check)
         self._total()
 
     # -- what L is -----------------------------------------------------------------------------------------------
@@ -319,6 +321,22 @@ class Problem(BatchPasses):
         other.parameters = Parameters.of(self.model, pattern)
         other.weights = other.parameters.read(self.model)
         other.evaluator = self.evaluator.rebound(self.model, other.parameters)
+        return other
+
+    def updated(self) -> Problem:
+        """The same loss at the weights that the model has by now.
+
+        Raises:
+            InputError: the model has moved to another device, or changed its dtype, since the Problem was made.
+        """
+        weights = self.parameters.read(self.model)
+        if (weights.device, weights.dtype) != (self.weights.device, self.weights.dtype):
+            raise InputError(
+                f"the Problem was made of a model in {self.weights.dtype} on {self.weights.device}, which is in "
+                f"{weights.dtype} on {weights.device} by now: move the model first, then make the Problem"
+            )
+        other = copy.copy(self)
+        other.weights = weights
         return other
 
     def relocated(self, w: Tensor, buffers: Mapping[str, Tensor] | None = None) -> Problem:

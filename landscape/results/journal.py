@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +20,20 @@ class Journal:
     Args:
         path: the file, or None.
         resume: use the rows that are there; otherwise they are dropped.
+
+    Attributes:
+        rows: by name, in the order in which they were computed.
     """
 
     def __init__(self, path: Path | None = None, *, resume: bool = False) -> None:
-        self._path, self._resume = path, resume
-        self._rows: dict[str, Any] = {}
+        self._path, self._resume, self._key = path, resume, ""
+        self.rows: dict[str, Any] = {}
         self._file: AppendedFile | None = None
         self._unverified = False
+
+    def holds(self, key: str) -> bool:
+        """Whether the file is there and its rows belong to `key`."""
+        return self._path is not None and self._lines()[:1] == [{"key": key}]
 
     def open(self, key: str) -> None:
         """Begin, or go on with, the rows that belong to `key`.
@@ -39,28 +46,44 @@ class Journal:
         lines = self._lines() if self._resume else []
         if lines and lines[0] == {"key": key}:
             rows = (line for line in lines[1:] if line.keys() == {"name", "row"})
-            self._rows = {line["name"]: line["row"] for line in rows if isinstance(line["name"], str)}
+            self.rows = {line["name"]: line["row"] for line in rows if isinstance(line["name"], str)}
             if self._unverified:
                 note_unverified(self._path)
-        with atomic(self._path) as temporary:
-            lines = [{"key": key}, *({"name": n, "row": r} for n, r in self._rows.items())]
-            temporary.write_text("".join(map(_line, lines)), encoding="utf-8")
-        self._file = AppendedFile(self._path)
+        self._key = key
+        self._rewrite()
 
     def row(self, name: str, compute: Callable[[], Any]) -> Any:
         """The row `name`: as it was kept, or computed now and kept. Plain JSON values (nan and inf too)."""
-        if name not in self._rows:
-            self._rows[name] = compute()
+        if name not in self.rows:
+            self.rows[name] = compute()
             if self._file is not None:
-                self._file.append(_line({"name": name, "row": self._rows[name]}).encode())
-        return self._rows[name]
+                self._file.append(_line({"name": name, "row": self.rows[name]}).encode())
+        return self.rows[name]
+
+    def drop(self, names: Collection[str]) -> None:
+        """Forget rows: they will be computed again."""
+        self.rows = {name: row for name, row in self.rows.items() if name not in names}
+        self._rewrite()
+
+    def close(self) -> None:
+        """Let go of the file, which stays."""
+        if self._file is not None:
+            self._file.close()
 
     def finish(self) -> None:
         """Everything is computed and kept elsewhere: remove the file."""
-        if self._file is not None:
-            self._file.close()
+        self.close()
         if self._path is not None:
             self._path.unlink(missing_ok=True)
+
+    def _rewrite(self) -> None:
+        if self._path is None:
+            return
+        self.close()
+        with atomic(self._path) as temporary:
+            lines = [{"key": self._key}, *({"name": n, "row": r} for n, r in self.rows.items())]
+            temporary.write_text("".join(map(_line, lines)), encoding="utf-8")
+        self._file = AppendedFile(self._path)
 
     def _lines(self) -> list[Any]:
         assert self._path is not None

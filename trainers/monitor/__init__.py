@@ -1,0 +1,1 @@
+"""The loss landscape of a network while it is trained."""

@@ -1,0 +1,320 @@
+"""Monitor: measures of the loss landscape of a network while it is trained, without a trace in the training."""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+
+from landscape import MEASURES, processes
+from landscape.errors import InputError, is_out_of_memory, unknown
+from landscape.problem.problem import Problem
+from landscape.random import undisturbed
+from landscape.results import digest
+from landscape.results.result import LabelledArrays, plain
+from trainers.monitor.logs import log_of, logged
+from trainers.monitor.numbers import numbers
+from trainers.monitor.overhead import Overhead
+from trainers.monitor.rows import Rows, as_arrays
+from trainers.names import parse_name
+from trainers.requests import Request, requests
+
+ALIASES = {"lambda_max": "hessian_top_eigenvalues:k=1", "sharpness": "sam_sharpness", "trace": "hessian_trace"}
+"""Short names of what is watched most -> the measures."""
+
+DEFAULT_MEASURES = ("lambda_max", "sharpness", "gradient_norm", "trace")
+DEFAULT_SHARE = 0.05
+
+
+class Monitor:
+    """Measures L(w) around the weights that a training loop has by now, step after step.
+
+    Nothing of the training changes: weights, buffers, gradients, the optimizer, training flags, `requires_grad` and the
+    random streams of Python, NumPy and torch are bit for bit those of a loop without it. L is that of the Problem: its
+    batches, its loss, its BatchNorm policy; its parameters are those that were trainable when it was made.
+
+    When it measures: at steps that are multiples of `every`; with a `share` at those of them where
+
+        measuring + last <= share (training + measuring + last),
+
+    seconds so far, `last` those of the last measurement: after each one, measuring has had at most that share of the
+    run's time if it took as long as the one before. The first is made in any case. Without both, `share` is 0.05 and
+    every step is looked at.
+
+    Args:
+        problem: of the very model that is trained. torch.compile and (Distributed)DataParallel are looked through.
+        every: steps between measurements.
+        share: of the run's time that measuring may take, in (0, 1).
+        measures: names of `landscape.MEASURES`, with options as on the command line ("sam_sharpness:rho=0.1"), or
+            lambda_max, sharpness, trace.
+        out: writes OUT.csv, OUT.h5 and OUT.journal; of a directory DIR/monitor.*. None keeps the rows in memory.
+        resume: go on with the rows that are there. Those from the first step on that this process tells are measured
+            again, since training repeats them.
+        log: gets every row, too; see `trainers.monitor.logs.log_of`.
+
+    Attributes:
+        history: one row a measurement: step, training_seconds and measuring_seconds so far, then each measure under the
+            name that it was asked for by, see `trainers.monitor.numbers`.
+        overhead: measuring's part of the run's time so far.
+
+    Where a measure fails later on (the training has diverged), its columns are nan and a warning says why; what fails
+    at the first measurement is raised. Eigenvectors start from those of the last measurement. Processes: a Problem with
+    distributed=True is measured by all of them, which must call `step` alike; else the first process measures alone.
+
+    Raises:
+        InputError: an unknown measure or option, one that needs more than a network's weights, `every` < 1, `share`
+            outside (0, 1), rows in `out` without `resume`.
+
+    Example:
+        >>> import landscape, torch
+        >>> model = torch.nn.Linear(2, 1)
+        >>> x, y = torch.randn(8, 2), torch.randn(8, 1)
+        >>> problem = landscape.Problem(model, torch.nn.MSELoss(), [(x, y)])
+        >>> monitor = landscape.Monitor(problem, every=10, measures=["lambda_max", "gradient_norm"])
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        >>> for step in range(21):
+        ...     _ = monitor.step(step)
+        ...     optimizer.zero_grad()
+        ...     torch.nn.functional.mse_loss(model(x), y).backward()
+        ...     optimizer.step()
+        >>> [row["step"] for row in monitor.history]
+        [0, 10, 20]
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        *,
+        every: int | None = None,
+        share: float | None = None,
+        measures: Sequence[str] | str = DEFAULT_MEASURES,
+        out: str | Path | None = None,
+        resume: bool = False,
+        log: Any = None,
+    ) -> None:
+        if not isinstance(problem, Problem):
+            raise InputError(
+                f"a Problem is watched, received {type(problem).__name__}: give landscape.Problem(model, loss, batches)"
+            )
+        if every is not None and (not isinstance(every, int) or every < 1):
+            raise InputError(f"every must be a number of steps, at least 1, received {every!r}")
+        if share is not None and not 0 < share < 1:
+            raise InputError(f"share must be between 0 and 1, a part of the run's time, received {share!r}")
+        self.problem, self.every = problem, 1 if every is None else every
+        self._overhead = Overhead(DEFAULT_SHARE if every is None and share is None else share)
+        self._requests = _requested([measures] if isinstance(measures, str) else measures)
+        self._takes_part = problem.distributed or processes.rank() == 0
+        self._writes = processes.rank() == 0
+        self._rows = Rows(_stem(out) if self._writes else None, resume=resume)
+        self._log = log_of(log)
+        self._step: int | None = None
+        self._vectors: dict[str, Any] = {}
+        self._provenance: dict[str, Any] = {}
+
+    @property
+    def history(self) -> list[dict[str, Any]]:
+        """One row a measurement, in the order of the steps."""
+        return self._rows.held
+
+    @property
+    def share(self) -> float | None:
+        """The budget: the part of the run's time that measuring may take; None where there is none."""
+        return self._overhead.share
+
+    @property
+    def overhead(self) -> float:
+        """Measuring's part of the run's time so far."""
+        return self._overhead.part
+
+    def step(self, step: int) -> dict[str, Any] | None:
+        """Tell that `step` steps are done; measures where that is due. A step that is told again is passed over.
+
+        Returns:
+            The new row; None where nothing was measured.
+
+        Raises:
+            InputError: steps that run backward, a first measurement that fails, a model that was moved to another
+                device after the Problem was made, a call within torch.inference_mode(), a disk that is full.
+        """
+        if not self._takes_part or step == self._step:
+            return None
+        self._overhead.trained()
+        self._take_up(step)
+        if step % self.every or not self._fits():
+            return None
+        self._wait_for_device()
+        with self._overhead.measured(), undisturbed():
+            row = self._row(step)
+            self._rows.add(row)
+            if self._rows.unwritten:
+                self._rows.write(self.result())
+            if self._writes:
+                self._log(logged(row), step)
+        return row
+
+    def result(self) -> LabelledArrays:
+        """The history as arrays over the axis `step`: what OUT.h5 holds and `landscape.load` returns."""
+        units = {"training_seconds": "s", "measuring_seconds": "s"}
+        for row in self.history[:1]:
+            units |= {c: _unit(r) for r in self._requests for c in row if _belongs(c, r.key)}
+        return as_arrays(
+            self.history,
+            units,
+            label="Measures over the steps of a training",
+            arguments=plain(
+                {"every": self.every, "share": self.share, "measures": self._settings()["set of measures"]}
+            ),
+            seconds=self._overhead.measuring,
+            provenance={**self._provenance, "overhead": self.overhead},
+        )
+
+    def close(self) -> None:
+        """Write what is not written yet and let go of the files."""
+        self._rows.write(self.result())
+        self._rows.close()
+
+    def lightning_callback(self) -> Any:
+        """A `Callback` for Lightning's Trainer; rows go to its loggers, too."""
+        from trainers.monitor.callbacks import lightning_callback
+
+        return lightning_callback(self)
+
+    def hugging_face_callback(self, trainer: Any = None) -> Any:
+        """A `TrainerCallback` for Hugging Face's Trainer; rows go to what `trainer` reports to where it is given."""
+        from trainers.monitor.callbacks import hugging_face_callback
+
+        return hugging_face_callback(self, trainer)
+
+    def __enter__(self) -> Monitor:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        last = f" to step {self.history[-1]['step']}" if self.history else ""
+        names = ", ".join(r.key for r in self._requests)
+        return f"Monitor({names}: {len(self.history)} rows{last}, {100 * self.overhead:.1f}% of the time)"
+
+    # -- inner ---------------------------------------------------------------------------------------------------
+
+    def _take_up(self, step: int) -> None:
+        if self._step is not None and step < self._step:
+            raise InputError(f"step {step} was told after step {self._step}: a Monitor watches one run, forward")
+        if self._step is None:
+            settings = self._settings()
+            if self.problem.distributed:
+                processes.on_first(lambda: self._rows.open(step, settings))
+                self._rows.held = processes.agree(self._rows.held)
+            else:
+                self._rows.open(step, settings)
+            if self.history:
+                last = self.history[-1]
+                self._overhead.resume(last["training_seconds"], last["measuring_seconds"], len(self.history))
+        self._step = step
+
+    def _settings(self) -> dict[str, Any]:
+        """What the rows of one history have in common."""
+        layout = [f"{s.name} {tuple(s.shape)}" for s in self.problem.parameters]
+        return {
+            "set of measures": self._measures(),
+            "network": digest.of_parts(layout),
+            "loss": self.problem.loss_name,
+            "sample of examples": self.problem.batches.fingerprint(),
+            "BatchNorm policy": self.problem.batch_norm,
+        }
+
+    def _measures(self) -> dict[str, Any]:
+        return {r.key: plain({"measure": r.measure, **r.arguments}) for r in self._requests}
+
+    def _fits(self) -> bool:
+        """Whether a measurement fits the budget; the first process's clock decides for all."""
+        if self.share is None or not self.problem.distributed:
+            return self._overhead.fits()
+        return processes.agree(self._overhead.fits())
+
+    def _wait_for_device(self) -> None:
+        """Steps that still run on the device are training."""
+        if self.problem.weights.is_cuda:
+            torch.cuda.synchronize(self.problem.weights.device)
+
+    def _row(self, step: int) -> dict[str, Any]:
+        if torch.is_inference_mode_enabled():
+            raise InputError("Monitor.step is called within torch.inference_mode(), which forbids derivatives")
+        problem = self.problem.updated()
+        values: dict[str, float] = {}
+        for request in self._requests:
+            values |= self._measured(problem, request)
+        seconds = {
+            "training_seconds": self._overhead.training,
+            "measuring_seconds": self._overhead.measuring + self._overhead.lap(),
+        }
+        columns = self.history[0] if self.history else {"step": step, **seconds, **values}
+        return {name: {"step": step, **seconds, **values}.get(name, float("nan")) for name in columns}
+
+    def _measured(self, problem: Problem, request: Request) -> Mapping[str, float]:
+        measure, start = MEASURES[request.measure], {}
+        if request.key in self._vectors:
+            start = {"start": self._vectors[request.key]}
+        try:
+            result = measure(problem, **request.arguments, **start)
+        except Exception as error:
+            if not self.history or not (isinstance(error, InputError) or is_out_of_memory(error)):
+                raise
+            warnings.warn(f"{request.key} could not be measured and is nan: {error}", RuntimeWarning, stacklevel=4)
+            return {}
+        self._provenance = result.provenance
+        vectors = getattr(result, "vectors", None)
+        if vectors is not None and "start" in inspect.signature(measure).parameters:
+            self._vectors[request.key] = vectors
+        return numbers(request.key, result, MEASURES.entry(request.measure))
+
+
+def _requested(texts: Sequence[str]) -> list[Request]:
+    """The measures that were asked for.
+
+    Raises:
+        InputError: none, an unknown one, one that needs more than the Problem at one set of weights.
+    """
+    if not texts:
+        raise InputError(f"no measure is named: name some of {', '.join([*ALIASES, *MEASURES])}")
+    for text in texts:
+        name = parse_name(text)[0]
+        if name not in ALIASES and name not in MEASURES:
+            raise unknown("measure", name, [*ALIASES, *MEASURES])
+    made = requests(texts, aliases=ALIASES)
+    for request in made:
+        _, *rest = inspect.signature(MEASURES[request.measure]).parameters.values()
+        needed = [p.name for p in rest if p.default is p.empty and p.kind is not p.VAR_KEYWORD]
+        if needed:
+            raise InputError(
+                f"{request.measure} needs {', '.join(needed)} beside the weights of one step: leave it out here, and "
+                f"call landscape.{MEASURES.entry(request.measure).symbol} on checkpoints"
+            )
+    return made
+
+
+def _unit(request: Request) -> str:
+    """Of the one quantity that a measure gives; a measure of several states none for each."""
+    facts = MEASURES.entry(request.measure).facts
+    return "" if "fields" in facts else str(facts.get("unit", ""))
+
+
+def _belongs(column: str, key: str) -> bool:
+    """Whether a column holds values of a measure, in its unit."""
+    return (column == key or column.startswith(f"{key}.")) and not column.endswith(".hvps")
+
+
+def _stem(out: str | Path | None) -> Path | None:
+    """The path of the files without their endings."""
+    if out is None:
+        return None
+    path = Path(out)
+    return path / "monitor" if path.suffix not in (".csv", ".h5") else path.with_suffix("")
