@@ -15,6 +15,7 @@ from landscape import locks as locks
 from landscape import meaning as meaning
 from landscape import measure as measure
 from landscape import measures as measures
+from landscape import notebook as notebook
 from landscape import problem as problem
 from landscape import processes as processes
 from landscape import progress as progress

@@ -3,8 +3,9 @@
 >>> with landscape.progress.shown():
 ...     landscape.trace(problem)
 
-On a terminal a bar appears for what takes longer than a second, one below the other where calls nest. Elsewhere (a log
-file, a notebook) a line is written to standard error every 30 seconds: what is done, how fast, how long the rest takes.
+On a terminal and in a notebook a bar appears for what takes longer than a second, one below the other where calls nest.
+Elsewhere (a log file) a line is written to standard error every 30 seconds: what is done, how fast, how long the rest
+takes.
 Outside of the context nothing is written. Where processes share the work, the first one speaks for all.
 """
 
@@ -18,6 +19,8 @@ import time
 from collections.abc import Iterable, Iterator, Sized
 from contextvars import ContextVar
 from typing import Any, TypeVar
+
+from landscape.notebook import Notebook, is_notebook
 
 T = TypeVar("T")
 _DELAY, _REDRAW, _INTERVAL = 1.0, 0.1, 30.0
@@ -75,7 +78,7 @@ class Bar:
     def __init__(self, description: str, total: float | None = None, *, done: float = 0) -> None:
         self.description, self.total, self.done, self._before = description, total, done, done
         self.start = time.monotonic()
-        self._view: _Terminal | _Lines | None = None
+        self._view: _Terminal | _Lines | Notebook | None = None
 
     def __enter__(self) -> Bar:
         self._view = _current_view.get() if is_shown() else None
@@ -181,11 +184,13 @@ class _Lines:
         print(f"landscape: {'; '.join(lines)}", file=sys.stderr, flush=True)
 
 
-_current_view: ContextVar[_Terminal | _Lines | None] = ContextVar("current_view", default=None)
+_current_view: ContextVar[_Terminal | _Lines | Notebook | None] = ContextVar("current_view", default=None)
 _flag: ContextVar[threading.Event | None] = ContextVar("flag", default=None)
 
 
-def _view() -> _Terminal | _Lines:
+def _view() -> _Terminal | _Lines | Notebook:
+    if is_notebook():
+        return Notebook()
     return _Terminal() if sys.stderr.isatty() else _Lines()
 
 

@@ -10,9 +10,9 @@ from torch import nn
 
 from figures.page.analysis import Analysis
 from figures.page.differences import paired
-from figures.page.rows import error
 from landscape import MEASURES, Problem
 from landscape.measures.average_sharpness import AverageSharpness
+from landscape.results.cells import error
 from landscape.sharpness.sharpness import Sharpness
 
 

@@ -68,6 +68,18 @@ def test_problem_from_takes_what_the_command_line_takes(tmp_path):
     require_loss(problem, right)
 
 
+def test_problem_from_takes_a_network_and_batches_as_they_are(tmp_path):
+    model, other = trained(), trained(factor=0.5)
+    path = saved(model.state_dict(), tmp_path / "x.pt")
+    before = {k: v.clone() for k, v in other.state_dict().items()}
+    problem = landscape.problem_from(path, model=other, data=batches(), dtype="float64", device="cpu")
+    require_loss(problem, by_hand(model.double(), X.double()))
+    assert all(torch.equal(v, before[k]) for k, v in other.state_dict().items())
+    for dtype in ("float46", "int64", "nn"):
+        with pytest.raises(InputError, match=f"dtype '{dtype}': float32, float64 or bfloat16 is needed"):
+            landscape.problem_from(path, model=other, data=batches(), dtype=dtype)
+
+
 def test_foreign_float64_weights_are_not_rounded(tmp_path):
     model = trained().double()
     with torch.no_grad():

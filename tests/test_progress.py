@@ -2,7 +2,9 @@
 
 import io
 import re
+import sys
 import threading
+import types
 
 import numpy as np
 import pytest
@@ -212,3 +214,47 @@ def test_commands_show_progress_unless_they_are_quiet(quiet, shown, monkeypatch,
     assert cli.run(["data", "fetch", "mnist", "--data-dir", str(tmp_path), *quiet]) == 0
     assert seen == [shown]
     assert not progress.is_shown()
+
+
+class Cell:
+    """A stand-in for IPython in a notebook: what was displayed, in its order."""
+
+    def __init__(self, monkeypatch, kernel):
+        self.pages, self.shell = [], types.SimpleNamespace(**({"kernel": object()} if kernel else {}))
+        package, display = types.ModuleType("IPython"), types.ModuleType("IPython.display")
+        package.get_ipython = lambda: self.shell
+        display.HTML = str
+        display.display = self.display
+        monkeypatch.setitem(sys.modules, "IPython", package)
+        monkeypatch.setitem(sys.modules, "IPython.display", display)
+
+    def display(self, page, display_id):
+        assert display_id is True
+        self.pages.append(page)
+        return types.SimpleNamespace(update=self.pages.append)
+
+
+def test_in_a_notebook_bars_stand_below_the_cell(clock, monkeypatch, capsys):
+    monkeypatch.setattr("landscape.notebook.time", clock)
+    cell = Cell(monkeypatch, kernel=True)
+    with progress.shown(), Bar("a < b", 8) as outer:
+        steps(outer, clock, 3, 0.3)
+        assert cell.pages == []
+        steps(outer, clock, 1, 0.3)
+        row = '<div><progress value="4" max="8"></progress> a &lt; b 4/8 (3.3/s, 0:00:01 left)</div>'
+        assert cell.pages == [row]
+        with Bar("inner") as inner:
+            steps(inner, clock, 4, 0.3)
+        assert re.fullmatch(
+            r"<div><progress value.*a &lt; b.*</div><div><progress></progress> inner 4 .*", cell.pages[-1]
+        )
+    assert cell.pages[-1] == ""
+    assert capsys.readouterr() == ("", "")
+
+
+def test_ipython_in_a_terminal_is_no_notebook(clock, monkeypatch, capsys):
+    cell = Cell(monkeypatch, kernel=False)
+    with progress.shown(), Bar("work", 40) as bar:
+        steps(bar, clock, 40, 1.0)
+    assert cell.pages == []
+    assert capsys.readouterr().err.startswith("landscape: work 30/40")

@@ -8,6 +8,7 @@ from report_cases import analysis, sharpness
 
 from figures.page import rows, table
 from landscape import formatting as numbers
+from landscape.results import cells
 from landscape.results.result import Result
 
 
@@ -57,7 +58,7 @@ def test_number(value, text):
     ],
 )
 def test_number_with_error(value, error, text):
-    assert rows.Cell(value, error, rows.INTERVAL if error is not None else "").text == text
+    assert cells.Cell(value, error, cells.INTERVAL if error is not None else "").text == text
 
 
 @pytest.mark.parametrize("error", [0.0321, 1.001e-9, 5.5e7, 0.1, 0.3, 2e-16])
@@ -72,11 +73,11 @@ def test_rows_hold_values_errors_and_words(one):
     found = {r.key: r for r in rows.rows([one])}
     assert list(found) == ["loss", "accuracy", *one.measures]
     cell = found["sam_sharpness"].cells[0]
-    assert (cell.value, cell.kind) == (pytest.approx(0.01), rows.INTERVAL)
+    assert (cell.value, cell.kind) == (pytest.approx(0.01), cells.INTERVAL)
     assert cell.error == pytest.approx(0.001)
     assert "raises the loss by 0.01, from 0.1 to 0.11" in found["sam_sharpness"].meaning
     largest = found["hessian_top_eigenvalues"].cells[0]
-    assert (largest.value, largest.error, largest.kind) == (8.0, 0.01, rows.BOUND)
+    assert (largest.value, largest.error, largest.kind) == (8.0, 0.01, cells.BOUND)
     assert "then 4, 2" in largest.note
     assert found["accuracy"].cells[0].short == "93.75%"
 
@@ -99,8 +100,8 @@ def test_exact_values_differ_exactly():
     other = Exact()
     object.__setattr__(other, "number", 5.0)
     row = rows.rows([analysis("a", measures={"t": Exact()}), analysis("b", measures={"t": other})])[-1]
-    assert (row.cells[0].kind, row.cells[0].text) == (rows.EXACT, "2")
-    assert (row.differences[1].value, row.differences[1].kind, row.differences[1].clear) == (3.0, rows.EXACT, True)
+    assert (row.cells[0].kind, row.cells[0].text) == (cells.EXACT, "2")
+    assert (row.differences[1].value, row.differences[1].kind, row.differences[1].clear) == (3.0, cells.EXACT, True)
 
 
 def test_difference_of_intervals_and_of_bounds(two):
@@ -111,7 +112,7 @@ def test_difference_of_intervals_and_of_bounds(two):
     assert interval[1].error == pytest.approx(math.hypot(0.001, 0.001))
     assert interval[1].clear
     bound = found["hessian_top_eigenvalues"].differences[1]
-    assert (bound.value, bound.error, bound.kind) == (8.0, pytest.approx(0.02), rows.BOUND)
+    assert (bound.value, bound.error, bound.kind) == (8.0, pytest.approx(0.02), cells.BOUND)
     alone = found["adaptive_sharpness"].differences[1]
     assert alone.error is None
     assert not alone.clear
@@ -134,15 +135,15 @@ def test_the_longer_side_of_an_interval_that_is_not_centered(two):
 @pytest.mark.parametrize(
     ("kinds", "error", "kind"),
     [
-        ((rows.BOUND, rows.INTERVAL), 7.0, rows.INTERVAL),
-        ((rows.INTERVAL, rows.BOUND), 7.0, rows.INTERVAL),
-        ((rows.BOUND, rows.BOUND), 7.0, rows.BOUND),
-        ((rows.INTERVAL, rows.INTERVAL), 5.0, rows.INTERVAL),
+        ((cells.BOUND, cells.INTERVAL), 7.0, cells.INTERVAL),
+        ((cells.INTERVAL, cells.BOUND), 7.0, cells.INTERVAL),
+        ((cells.BOUND, cells.BOUND), 7.0, cells.BOUND),
+        ((cells.INTERVAL, cells.INTERVAL), 5.0, cells.INTERVAL),
     ],
 )
 def test_no_difference_from_an_interval_is_a_bound(kinds, error, kind):
-    cells = tuple(rows.Cell(value, half, k) for value, half, k in zip((1.0, 3.0), (3.0, 4.0), kinds, strict=True))
-    made = rows._difference(*cells)
+    both = tuple(cells.Cell(value, half, k) for value, half, k in zip((1.0, 3.0), (3.0, 4.0), kinds, strict=True))
+    made = rows._difference(*both)
     assert (made.value, made.error, made.kind) == (2.0, error, kind)
 
 

@@ -7,6 +7,7 @@ callables that the caller passes.
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -168,9 +169,9 @@ def subject(
 def problem_from(
     path: str | Path,
     *,
-    model: str | Callable[..., nn.Module] | None = None,
+    model: str | nn.Module | Callable[..., nn.Module] | None = None,
     model_arguments: Mapping[str, Any] | None = None,
-    data: str | Callable[[], Iterable[Any]] | None = None,
+    data: str | Iterable[Any] | Callable[[], Iterable[Any]] | None = None,
     loss: str | Callable[[Any, Any], Tensor] | None = None,
     objective: str | Callable[[nn.Module, Any], Any] | None = None,
     dtype: str | torch.dtype = torch.float32,
@@ -181,9 +182,10 @@ def problem_from(
 
     Args:
         path: a checkpoint of this toolkit, or with `model` any file or folder that holds weights.
-        model: a built-in network, torchvision:NAME, timm:NAME, hf:FOLDER, module:callable, or the callable itself.
+        model: a built-in network, torchvision:NAME, timm:NAME, hf:FOLDER, module:callable, or the callable itself; a
+            network that is there already stays as it is, its copy gets the weights.
         model_arguments: what the network is made with.
-        data: a built-in data set, npz:FILE, module:callable, or a callable that returns batches.
+        data: a built-in data set, npz:FILE, module:callable, a callable that returns batches, or the batches.
         loss: a name, module:callable or a function of (outputs, targets), see `subject`.
         objective: module:callable or a function of (model, batch), in place of a loss.
         dtype: of the analysis, or its name.
@@ -194,16 +196,31 @@ def problem_from(
     Raises:
         InputError: as `subject`; a name that refers to nothing.
     """
+    if isinstance(model, nn.Module):
+        model = functools.partial(copy.deepcopy, model)
+    if data is not None and not isinstance(data, str) and not callable(data):
+        data = functools.partial(_same, data)
     return subject(
         path,
         model=resolve_model(model, model_arguments),
         data=resolve_data(data),
         loss=resolve_loss(loss),
         objective=import_callable(objective, "--objective") if isinstance(objective, str) else objective,
-        dtype=getattr(torch, dtype) if isinstance(dtype, str) else dtype,
+        dtype=_dtype(dtype),
         device=resolve_device(None if device is None else str(device)),
         **options,
     ).problem
+
+
+def _same(batches: Iterable[Any]) -> Iterable[Any]:
+    return batches
+
+
+def _dtype(dtype: str | torch.dtype) -> torch.dtype:
+    known = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if not isinstance(known, torch.dtype) or not known.is_floating_point:
+        raise InputError(f"dtype {dtype!r}: float32, float64 or bfloat16 is needed")
+    return known
 
 
 @contextlib.contextmanager

@@ -37,28 +37,37 @@ def draw(result: Any, ends: Sequence[str] = ()) -> Figure:
             squeeze=False,
             layout="constrained",
         )
-        upper = panels[0, 0]
-        main = "train" if "test" in result.others else "test" if "train" in result.others else "loss"
-        rows = [(main, result.loss, result.accuracy)]
-        if result.others:
-            rows += zip(result.others, result.other_loss, result.other_accuracy, strict=True)
-        for i, (name, loss, right) in enumerate(rows):
-            look = {"color": style.color(i), "linestyle": ("-", "--", "-.")[i % 3], "label": name}
-            upper.plot(result.t, loss, **look)
-            upper.plot(result.t[[0, -1]], loss[[0, -1]], color=style.color(i), linewidth=0.7, linestyle=":")
-            if accuracy:
-                panels[1, 0].plot(result.t, right, **look)
-        upper.set_ylabel("loss")
-        if np.isfinite(result.barrier) and result.barrier > 0.02 * np.ptp(result.loss):
-            _barrier(upper, result)
-        if len(rows) > 1:
-            upper.legend()
+        draw_losses(result, panels[0, 0])
         if accuracy:
+            panels[0, 0].set_xlabel("")
+            for i, (_, _, right) in enumerate(_rows(result)):
+                panels[1, 0].plot(result.t, right, **_look(i))
             panels[1, 0].set_ylabel("accuracy")
-        last = panels[-1, 0]
-        last.set_xlim(0, 1)
-        last.set_xlabel("t" + (f"  (0: {ends[0]}, 1: {ends[1]})" if len(ends) == 2 else ""))
+        panels[-1, 0].set_xlabel("t" + (f"  (0: {ends[0]}, 1: {ends[1]})" if len(ends) == 2 else ""))
     return figure
+
+
+def draw_losses(result: Any, panel: Any) -> None:
+    """The loss on every dataset; the line between the ends is dotted, the barrier an arrow."""
+    for i, (name, loss, _) in enumerate(_rows(result)):
+        panel.plot(result.t, loss, label=name, **_look(i))
+        panel.plot(result.t[[0, -1]], loss[[0, -1]], color=style.color(i), linewidth=0.7, linestyle=":")
+    if np.isfinite(result.barrier) and result.barrier > 0.02 * np.ptp(result.loss):
+        _barrier(panel, result)
+    if result.others:
+        panel.legend()
+    panel.set(xlabel="t", ylabel="loss", xlim=(0, 1))
+
+
+def _rows(result: Any) -> list[tuple[str, Any, Any]]:
+    """(name, loss, accuracy) of every dataset."""
+    main = "train" if "test" in result.others else "test" if "train" in result.others else "loss"
+    others = zip(result.others, result.other_loss, result.other_accuracy, strict=True) if result.others else ()
+    return [(main, result.loss, result.accuracy), *others]
+
+
+def _look(series: int) -> dict[str, Any]:
+    return {"color": style.color(series), "linestyle": ("-", "--", "-.")[series % 3]}
 
 
 def _barrier(panel: Any, result: Any) -> None:

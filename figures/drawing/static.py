@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from figures.drawing import contours, style, surface
+from figures.drawing.panels import densities as draw_densities
+from figures.drawing.panels import ranks, rise, spectrum
 from figures.page.curves import curve
 from figures.page.grids import grids, shared_scale
 from figures.page.rows import alike
@@ -119,14 +121,8 @@ def sharpness(analyses: Sequence[Analysis]) -> Figure | None:
         )
         for panel, one in zip(panels.flat, drawn, strict=False):
             for i, a in one.members:
-                points = _points(a, one.key)
-                rho, value = ([p[k] for p in points] for k in ("rho", "value"))
-                half = np.array([p["error"] or 0 for p in points])
-                panel.plot(rho, value, marker="o", color=style.color(i), linestyle=style.line(i), label=a.label)
-                if half.any():
-                    panel.fill_between(rho, value - half, value + half, color=style.color(i), alpha=0.2, linewidth=0)
+                rise(panel, _points(a, one.key), i, a.label)
             panel.set(title=one.title, xlabel="radius ρ", ylabel=one.axis)
-            panel.set_xlim(left=0)
         for panel in panels.flat[len(drawn) :]:
             panel.set_axis_off()
         _legend(figure, panels.flat[0], len(analyses))
@@ -156,14 +152,9 @@ def eigenvalues(analyses: Sequence[Analysis]) -> Figure | None:
                 values = summary["values"]
                 most = max(most, len(values))
                 shift = (i - (len(analyses) - 1) / 2) * min(0.12, 0.6 / len(analyses))
-                panel.errorbar(
-                    np.arange(1, len(values) + 1) + shift, values, yerr=summary["error_bounds"],
-                    fmt="oD"[i // len(style.PALETTE) % 2], color=style.color(i), label=a.label,
-                )  # fmt: skip
-            panel.set(title=one.title, xlabel="rank", ylabel="eigenvalue λ")
-            panel.set_xticks(range(1, most + 1) if most <= 12 else range(1, most + 1, most // 6))
-            panel.set_xlim(0.5, most + 0.5)
-            panel.set_ylim(bottom=min(0, panel.get_ylim()[0]))
+                spectrum(panel, values, summary["error_bounds"], i, a.label, shift=shift)
+            panel.set_title(one.title)
+            ranks(panel, most)
         _legend(figure, panels.flat[0], len(analyses))
     return figure
 
@@ -181,11 +172,8 @@ def densities(analyses: Sequence[Analysis]) -> Figure | None:
         size = (style.COLUMN if len(drawn) == 1 else style.PAGE, 2.3)
         figure, panels = plt.subplots(1, len(drawn), figsize=size, squeeze=False, layout="constrained")
         for panel, (title, members) in zip(panels[0], drawn, strict=True):
-            for i, a, s in members:
-                panel.fill_between(s.axis, s.low, s.high, color=style.color(i), alpha=0.2, linewidth=0)
-                panel.plot(s.axis, s.density, color=style.color(i), linestyle=style.line(i), label=a.label)
-            top = max(float(np.nanmax(s.density)) for _, _, s in members)
-            panel.set(title=title, yscale="log", ylim=(top * 1e-8, top * 3), xlabel="eigenvalue λ", ylabel="density")
+            draw_densities(panel, [(i, a.label, s) for i, a, s in members])
+            panel.set_title(title)
         _legend(figure, panels[0, 0], len(analyses))
     return figure
 

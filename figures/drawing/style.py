@@ -41,10 +41,15 @@ def line(index: int) -> Any:
 
 
 def use() -> AbstractContextManager:
-    """Context in which figures are drawn in the project's style; drawing needs no display."""
+    """`sheet`, for figures that become files: drawing needs no display."""
     import matplotlib
 
     matplotlib.use("Agg", force=False)
+    return sheet()
+
+
+def sheet() -> AbstractContextManager:
+    """Context in which figures are drawn in the project's style."""
     from matplotlib import style
 
     return style.context(Path(__file__).with_name("style.mplstyle"))

@@ -70,22 +70,26 @@ def profile(lines: Mapping[str, Any]) -> Figure:
         figure, panel = plt.subplots(figsize=(style.COLUMN, 2.3), layout="constrained")
         series = 0
         for name, one in lines.items():
-            main = name if len(lines) > 1 else _main_label(one)
-            panel.plot(one.x, one.loss, color=style.color(series), linestyle=style.line(series), label=main)
-            if getattr(one, "low", None) is not None:
-                ink = style.color(series)
-                panel.fill_between(one.x, one.low, one.high, color=ink, alpha=0.2, linewidth=0, label="5% to 95%")
-            series += 1
-            for other, loss in zip(getattr(one, "others", ()), _rows(getattr(one, "other_loss", None)), strict=False):
-                label = other if len(lines) == 1 else f"{name}, {other}"
-                panel.plot(one.x, loss, color=style.color(series), linestyle="--", label=label)
-                series += 1
-        first = next(iter(lines.values()))
-        panel.set(xlabel=grid(first).names[0], ylabel="loss")
-        panel.axvline(0, color="#8a9099", linewidth=0.6, zorder=0)
-        if len(panel.get_legend_handles_labels()[1]) > 1:
-            panel.legend()
+            series = draw_line(panel, one, name if len(lines) > 1 else "", series)
     return figure
+
+
+def draw_line(panel: Axes, line: Any, name: str = "", series: int = 0) -> int:
+    """One profile into a panel, its curves from the color `series` on; returns the next color."""
+    ink = style.color(series)
+    panel.plot(line.x, line.loss, color=ink, linestyle=style.line(series), label=name or _main_label(line))
+    if getattr(line, "low", None) is not None:
+        panel.fill_between(line.x, line.low, line.high, color=ink, alpha=0.2, linewidth=0, label="5% to 95%")
+    others = list(zip(getattr(line, "others", ()), _rows(getattr(line, "other_loss", None)), strict=False))
+    for i, (other, loss) in enumerate(others, series + 1):
+        label = f"{name}, {other}" if name else other
+        panel.plot(line.x, loss, color=style.color(i), linestyle="--", label=label)
+    if series == 0:
+        panel.set(xlabel=grid(line).names[0], ylabel="loss")
+        panel.axvline(0, color="#8a9099", linewidth=0.6, zorder=0)
+    if len(panel.get_legend_handles_labels()[1]) > 1:
+        panel.legend()
+    return series + 1 + len(others)
 
 
 def _main_label(line: Any) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from figures.page.rows import error, finite
+from landscape.results.cells import error, finite
 
 
 def curve(summary: dict[str, Any]) -> list[dict[str, Any]]:

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from figures.page.meanings import meaning
-from figures.page.rows import finite
 from landscape.files import read_json
 from landscape.formatting import number
+from landscape.results.cells import finite
 
 if TYPE_CHECKING:
     from figures.page.analysis import Analysis

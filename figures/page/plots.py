@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from figures.page.curves import curve
-from figures.page.rows import alike, finite
+from figures.page.rows import alike
 from figures.page.specification import Arrays, Plot, band, error_bars, linear_log, rounded, slug, text
 from figures.page.surface_plots import surface_plots
 from landscape.formatting import number
 from landscape.measures.spectral_density import SpectralDensity
+from landscape.results.cells import finite
 
 if TYPE_CHECKING:
     from figures.page.analysis import Analysis

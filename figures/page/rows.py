@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,57 +9,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from figures.page.meanings import meaning, said, setting, title
 from landscape import statistics
-from landscape.formatting import digits, number, percent, rounded_up, signed
+from landscape.formatting import signed
 from landscape.meaning import Meaning
+from landscape.results.cells import BOUND, EXACT, INTERVAL, Cell, cell_of, error, finite
 
 if TYPE_CHECKING:
     from figures.page.analysis import Analysis
 
-INTERVAL, BOUND, EXACT = "95% interval", "error bound", "exact"
-
 Differences = Mapping[str, Sequence[Mapping[str, float] | None]]
 """Row key -> for each checkpoint {"value", "low", "high"}: its difference from the first; None where unknown."""
-
-
-@dataclass(frozen=True)
-class Cell:
-    """A number with what is known of its error.
-
-    Attributes:
-        value: the number; None where it is missing or not finite.
-        error: half width of `kind`, or None.
-        kind: INTERVAL (from a standard error), BOUND (guaranteed), EXACT (to rounding), or "".
-        note: more about it: other values, whether the solver converged.
-        as_percent: it is a fraction to be shown in percent.
-    """
-
-    value: float | None
-    error: float | None = None
-    kind: str = ""
-    note: str = ""
-    as_percent: bool = False
-
-    @property
-    def clear(self) -> bool:
-        """Whether its interval or bound leaves out zero."""
-        return self.value is not None and self.error is not None and abs(self.value) > self.error
-
-    @property
-    def text(self) -> str:
-        """The cell in one line."""
-        return f"{self.short} ± {self.error_text}" if self.error_text else self.short
-
-    @property
-    def short(self) -> str:
-        """The number alone, to the digits that its error leaves (at most five)."""
-        return percent(self.value) if self.as_percent else number(self.value, digits(self.value, self.error))
-
-    @property
-    def error_text(self) -> str:
-        """The half width alone, rounded up."""
-        if self.error is None or self.kind == EXACT:
-            return ""
-        return f"{100 * self.error:.2f}%" if self.as_percent else number(rounded_up(self.error), 2)
 
 
 @dataclass(frozen=True)
@@ -142,29 +99,6 @@ def alike(analyses: Sequence[Analysis], *, several: bool = False) -> Iterator[Al
             yield Alike(key, key if n == 1 else f"{key}-{n}", words, axis, members)
 
 
-def finite(value: Any) -> float | None:
-    """A number that can be shown and stored in JSON, else None."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    return float(value) if math.isfinite(value) else None
-
-
-def error(summary: Mapping[str, Any]) -> tuple[float | None, str]:
-    """Half width and kind of the error that a summary states for its `value`."""
-    if summary.get("exact"):
-        return 0.0, EXACT
-    if "low" in summary:  # of few draws the value is not its middle: the longer side holds both
-        ends = [finite(summary.get(name)) for name in ("low", "value", "high")]
-        sides = [b - a for a, b in itertools.pairwise(ends) if a is not None and b is not None]
-        return (max(sides), INTERVAL) if len(sides) == 2 else (None, "")
-    if (stderr := finite(summary.get("stderr"))) is not None:
-        return statistics.Z * stderr, INTERVAL if stderr else EXACT
-    for name in ("error_bound", "error"):
-        if (bound := finite(summary.get(name))) is not None:
-            return bound, BOUND
-    return None, ""
-
-
 def _fact(key: str, cells: Sequence[Cell]) -> Row:
     text = meaning(key)
     return Row(key, text.label, "", text.general, tuple(cells))
@@ -196,31 +130,13 @@ def _way(key: str, summary: Mapping[str, Any], a: Analysis) -> tuple[str, str]:
 
 
 def _alike(key: str, analyses: Sequence[Analysis], summaries: Sequence[Mapping[str, Any] | None]) -> list[Row]:
-    name, cells = key.split(":")[0], tuple(None if s is None else _cell(s) for s in summaries)
+    name, cells = key.split(":")[0], tuple(None if s is None else cell_of(s) for s in summaries)
     first, a = next((s, a) for s, a in zip(summaries, analyses, strict=True) if s is not None)
     text, how = meaning(name, first), setting(key, first, a.measures[key].arguments)
     if any(c is not None and c.value is not None for c in cells):
         line = said(name, first, a.loss) if len(analyses) == 1 else text.general
         return [Row(key, text.label, how, line, cells)]
     return _generic(key, text, how, summaries, {*_NOT_VALUES, *a.measures[key].arguments})
-
-
-def _cell(summary: Mapping[str, Any]) -> Cell:
-    value = finite(summary.get("value"))
-    values = summary.get("values")
-    if value is None and isinstance(values, Sequence) and values:
-        bounds = summary.get("error_bounds") or []
-        rest = ", ".join(number(finite(v), 4) for v in values[1:6])
-        notes = [f"then {rest}" if rest else "", "" if summary.get("converged", True) else "not converged"]
-        bound = finite(bounds[0]) if bounds else None
-        return Cell(finite(values[0]), bound, BOUND if bound is not None else "", "; ".join(n for n in notes if n))
-    half, kind = error(summary)
-    worst = finite(summary.get("worst_case"))
-    notes = [
-        "" if worst is None or worst == value else f"worst case {number(worst)}",
-        "" if summary.get("converged", True) else "not converged",
-    ]
-    return Cell(value, half, kind, "; ".join(n for n in notes if n))
 
 
 def _generic(

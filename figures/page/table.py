@@ -10,8 +10,9 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from figures.page.rows import BOUND, INTERVAL, Cell, Differences, Row, notes, rows
+from figures.page.rows import Differences, Row, notes, rows
 from landscape.formatting import count, signed
+from landscape.results.cells import BOUND, INTERVAL, Cell
 
 if TYPE_CHECKING:
     from figures.page.analysis import Analysis

@@ -61,6 +61,11 @@ class Invariance(Result):
     biases: list[dict[str, Any]] = field(default_factory=list)
     rotations: list[dict[str, Any]] = field(default_factory=list)
 
+    @property
+    def measures(self) -> list[str]:
+        """Names along the axis `measure`."""
+        return self.names
+
     def of(self, name: str) -> np.ndarray:
         """Values of one measure: (transform,)."""
         return self.values[self.names.index(name)]

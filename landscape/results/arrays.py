@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -72,6 +72,29 @@ class Arrays:
     def unit(self, name: str) -> str:
         """Unit of an array; empty where none was given."""
         return self.units.get(name, "")
+
+    def tables(self) -> dict[tuple[str, ...], dict[str, np.ndarray]]:
+        """Axes -> the arrays over just these, which are the columns of one table; axes alone are none."""
+        tables: dict[tuple[str, ...], dict[str, np.ndarray]] = {}
+        for name, axes in self.axes.items():
+            if axes and not (axes == (name,) and any(name in a and a != axes for a in self.axes.values())):
+                tables.setdefault(axes, {})[name] = self[name]
+        return tables
+
+    @property
+    def tidy_columns(self) -> list[str]:
+        """Columns of `tidy`."""
+        return ["quantity", *self.coordinates, "value", "unit"]
+
+    def tidy(self) -> Iterator[list[Any]]:
+        """A row for every number: its quantity, its coordinates ("" along other axes), the number, its unit."""
+        coordinates = self.coordinates
+        for name, values in self.values.items():
+            if name in coordinates:
+                continue
+            for index in np.ndindex(*values.shape):
+                at = {a: self[a][i] for a, i in zip(self.axes[name], index, strict=True) if a in coordinates}
+                yield [name, *(at.get(c, "") for c in coordinates), values[index], self.unit(name)]
 
     def shapes(self) -> Mapping[str, Mapping[str, Any]]:
         """Name -> axes, shape and unit."""

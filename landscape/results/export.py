@@ -51,15 +51,8 @@ def export(file: str | Path, to: str, out: str | Path | None = None) -> list[Pat
 def write_tidy(stream: Any, arrays: Arrays) -> None:
     """Write a tidy table: quantity, a column for every axis, value, unit; a row for every number."""
     writer = csv.writer(stream)
-    coordinates = arrays.coordinates
-    writer.writerow(["quantity", *coordinates, "value", "unit"])
-    for name, values in arrays.values.items():
-        if name in coordinates:
-            continue
-        for index in np.ndindex(*values.shape):
-            at = {a: arrays[a][i] if a in coordinates else i for a, i in zip(arrays.axes[name], index, strict=True)}
-            labels = [_text(at[c]) if c in at else "" for c in coordinates]
-            writer.writerow([name, *labels, _text(values[index]), arrays.unit(name)])
+    writer.writerow(arrays.tidy_columns)
+    writer.writerows([_text(cell) for cell in row] for row in arrays.tidy())
 
 
 # -- formats ---------------------------------------------------------------------------------------------------------
@@ -73,11 +66,8 @@ def _csv(results: Mapping[str, Result], stem: Path) -> Iterator[Path]:
                 write_tidy(stream, result)
             yield path
             continue
-        tables: dict[tuple[str, ...], dict[str, np.ndarray]] = {}
         arrays = result.named_arrays()
-        for field, axes in arrays.axes.items():
-            if axes and not (axes == (field,) and any(field in a and a != axes for a in arrays.axes.values())):
-                tables.setdefault(axes, {})[field] = arrays[field]
+        tables = arrays.tables()
         for axes, columns in tables.items():
             suffix = "" if len(tables) == 1 else f"-{'-'.join(axes)}"
             path = _beside(stem, name, results, f"{suffix}.csv")

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
 
 from landscape.results.arrays import Arrays
 
+if TYPE_CHECKING:
+    import pandas
+    import xarray
+
+_DRAWN_BY = "figures.drawing.results"
+"""The floor above draws; it is imported when a picture is asked for, and nothing here depends on it."""
 LARGEST_IN_SUMMARY = 64
 """Numbers of an array that a summary still lists."""
 
@@ -52,6 +59,62 @@ class Result:
         if known.__module__ != cls.__module__:
             raise TypeError(f"two result types are called {cls.__name__}: in {known.__module__} and {cls.__module__}")
         Result.kinds[cls.__name__] = cls
+        if "__repr__" not in vars(cls):
+            cls.__repr__ = Result.__repr__  # type: ignore[method-assign]  # a dataclass would print every array
+
+    def __repr__(self) -> str:
+        """`Trace(Hessian trace: 12.3 ± 0.4)`."""
+        from landscape.results import words
+
+        return words.line(self)
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the same with a table of numbers, arrays, arguments and cost."""
+        from landscape.results import words
+
+        return words.table(self)
+
+    def plot(self, ax: Any = None) -> Any:
+        """Draw the result.
+
+        Args:
+            ax: matplotlib's Axes to draw into; by default those of a new figure as wide as a column of a paper. A
+                surface over a plane is drawn in 3-D into axes that are.
+
+        Returns:
+            The Axes.
+
+        Raises:
+            InputError: nothing of the result can be drawn.
+        """
+        return importlib.import_module(_DRAWN_BY).draw(self, ax)
+
+    def to_dataframe(self, *axes: str) -> pandas.DataFrame:
+        """A table of pandas.
+
+        Args:
+            axes: which arrays, by the names of their axes: `surface.to_dataframe("x", "y")`. By default one row of
+                numbers for a result that has one value, else the arrays that share the axes of its main one.
+
+        Returns:
+            Coordinates in the first columns, then an array a column; `.attrs` has label, arguments, cost (JSON).
+
+        Raises:
+            InputError: pandas is not installed, no arrays over these axes.
+        """
+        from landscape.results import frames
+
+        return frames.dataframe(self, axes)
+
+    def to_xarray(self) -> xarray.Dataset:
+        """Every array with its named axes and coordinates, and the numbers beside them, as a Dataset of xarray.
+
+        Raises:
+            InputError: xarray is not installed.
+        """
+        from landscape.results import frames
+
+        return frames.dataset(self)
 
     def summary(self) -> dict[str, Any]:
         """The entry of summary.json: arguments, then every field but large arrays; plain JSON types."""
@@ -74,6 +137,11 @@ class Result:
                 # A surface's arrays have the axes of its plane, or only the first of them on a line.
                 arrays.axes[f.name] = tuple(f.metadata["axes"])[: arrays[f.name].ndim]
         return arrays
+
+    @classmethod
+    def main_array(cls, arrays: Arrays) -> str:
+        """Name of the array that a result is about: its `values`, else the first that is more than coordinates."""
+        return "values" if "values" in arrays.values else next(n for n, a in arrays.axes.items() if a != (n,))
 
     @classmethod
     def fields_of(cls, arrays: Arrays) -> dict[str, Any]:
