@@ -23,6 +23,14 @@ _CHOICES = {"base": BASES, "schedule": SCHEDULES, "precision": PRECISIONS}
 _METAVARS = {"save_every": "EPOCHS", "keep_every": "EPOCHS", "data_dir": "DIR", "data": "NAME", "model": "NAME"}
 _TYPES = {"int": Whole(-(2**63), 2**63 - 1), "float": Real(), "str": click.STRING, "bool": click.BOOL}
 
+monitored = click.option(
+    "--monitor",
+    multiple=True,
+    metavar="NAME[:KEY=VALUE,...]",
+    help="A measure that is taken during the training, in a twentieth of its time, into monitor.csv and monitor.h5; "
+    "repeatable. As `landscape analyze --measure`, or lambda_max, sharpness, trace.",
+)
+
 
 class Methods(click.Group):
     """One sub-command a method, made when it is asked for."""
@@ -48,12 +56,12 @@ def method_command(entry: Entry) -> click.Command:
     fields = [f for f in dataclasses.fields(Settings) if f.name not in names]
     settings = [Option(f.name, str(f.type), f.default, helps[f.name]) for f in fields]
 
-    def run(out: str | None, device: str | None, resume: bool, **values: Any) -> None:
+    def run(out: str | None, device: str | None, resume: bool, monitor: tuple[str, ...], **values: Any) -> None:
         directory = Path(out or f"runs/{entry.name}")
         if resume:
             values = _completed(directory, values)
         arguments = {name: values.pop(name) for name in names}
-        _train(entry.name, arguments, values, directory, device=device, resume=resume)
+        _train(entry.name, arguments, values, directory, device=device, resume=resume, monitor=monitor)
 
     parameters = [_option(o) for o in (*entry.options, *settings)]
     made = click.Command(entry.name, callback=run, params=[*parameters], help=_help(entry), short_help=entry.summary)
@@ -61,6 +69,7 @@ def method_command(entry: Entry) -> click.Command:
         options.quiet,
         options.resume,
         options.device,
+        monitored,
         options.out(f"Directory of the run; default runs/{entry.name}."),
     ):
         decorate(made)
@@ -100,6 +109,7 @@ def _train(
     *,
     device: str | None,
     resume: bool,
+    monitor: tuple[str, ...],
 ) -> None:
     Settings(**settings)
     announce(out)
@@ -107,7 +117,7 @@ def _train(
 
     with options.processes(device) as (here, rank):
         method = METHODS[name](**arguments)
-        run = train(method, out=out, resume=resume, device=here, **settings)
+        run = train(method, out=out, resume=resume, device=here, monitor=monitor, **settings)
     if rank == 0:
         _report(run)
 

@@ -19,7 +19,7 @@ from landscape.errors import InputError
 from landscape.registry import register
 from trainers import METHODS, MethodOptimizer
 from trainers.monitor import overhead
-from trainers.monitor.monitor import DEFAULT_MEASURES
+from trainers.monitor.measurements import DEFAULT_MEASURES
 from trainers.monitor.overhead import Overhead
 
 # -- nothing of the training changes -----------------------------------------------------------------------------------
@@ -167,7 +167,7 @@ def test_eigenvalues_are_those_of_the_dense_hessian_and_start_from_the_last_vect
         assert row["lambda_max:k=2.2"] == pytest.approx(second, rel=1e-3)
     again = landscape.top_eigenvalues(problem_of(model), k=1, tol=1e-6)
     warm = landscape.top_eigenvalues(problem_of(model), None, again.vectors, k=1, tol=1e-6)
-    assert monitor._vectors["lambda_max"].shape == again.vectors.shape
+    assert monitor._measurements._vectors["lambda_max"].shape == again.vectors.shape
     assert warm.hvps < again.hvps
 
 
@@ -270,7 +270,7 @@ def test_what_is_not_said_has_a_default():
     problem = problem_of(network())
     made = [landscape.Monitor(problem, **options) for options in ({}, {"every": 7}, {"every": 7, "share": 0.5})]
     assert [(m.every, m.share) for m in made] == [(1, 0.05), (7, None), (7, 0.5)]
-    assert [r.key for r in made[0]._requests] == list(DEFAULT_MEASURES)
+    assert made[0]._measurements.keys == list(DEFAULT_MEASURES)
 
 
 # -- what goes wrong ---------------------------------------------------------------------------------------------------

@@ -180,3 +180,15 @@ def test_a_killed_training_goes_on(tmp_path):
     plain(model, 12, watch=whole.step)
     assert values(table(tmp_path / "monitor.csv")) == values(whole.history)
     assert not list(tmp_path.glob(".*")), "nothing is left behind"
+
+
+def test_each_process_measures_its_first_step_and_the_seconds_go_on(tmp_path):
+    """Else the row of the checkpoint's step, which is measured again, would be lost to the budget."""
+    first = watched(tmp_path, range(5), every=None, share=1e-6)
+    assert [row["step"] for row in first.history] == [0]
+    resumed = watched(tmp_path, range(4, 9), every=None, share=1e-6, resume=True)
+    assert [row["step"] for row in resumed.history] == [0, 4]
+    assert resumed.history[1]["measuring_seconds"] > resumed.history[0]["measuring_seconds"]
+    again = watched(tmp_path, range(4, 9), every=None, share=1e-6, resume=True)
+    assert [row["step"] for row in again.history] == [0, 4]
+    assert again.history[0] == resumed.history[0]

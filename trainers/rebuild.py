@@ -146,7 +146,7 @@ def subject(
         network = _loaded(path, network, content, choice, dtype).to(device).eval()
     if objective is not None and loss is not None:
         raise InputError("--objective computes the loss by itself: give it without --loss")
-    batches = _batches(data, sample, network, whole=objective is not None)
+    batches = batches_of(data, sample, network, whole=objective is not None)
     with naming_the_loss() if loss is None and objective is None else contextlib.nullcontext():
         problem = Problem(
             network,
@@ -291,7 +291,15 @@ def _data(content: dict[str, Any] | None, sample: Sample, device: torch.device |
     return _load(name, json.dumps(arguments, sort_keys=True), str(device))
 
 
-def _batches(data: Data | None, sample: Sample, network: nn.Module, whole: bool) -> Iterable[Any]:
+def batches_of(data: Data | None, sample: Sample, network: nn.Module, *, whole: bool = False) -> Iterable[Any]:
+    """The examples that a sample means: of a data set, or of the sample's own callable.
+
+    Args:
+        data: the data set; None for a callable's batches.
+        sample: which of them.
+        network: whose kind says how many make a batch.
+        whole: the objective takes the items as they are.
+    """
     if data is None:
         assert callable(sample.data)
         return _limited(sample.data(), sample.samples, Reader(network.forward, whole=whole))

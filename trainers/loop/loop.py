@@ -7,6 +7,7 @@ step. Only dropout draws from torch's global streams, whose states are in the ch
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,6 +57,7 @@ def train(
     device: torch.device | str = "cpu",
     model: nn.Module | str | None = None,
     data: Data | str | None = None,
+    monitor: Sequence[str] = (),
     **settings: Any,
 ) -> Run:
     """Train a network.
@@ -68,6 +70,8 @@ def train(
         model: a built-in network's name with its arguments, or any nn.Module (trained in place; a checkpoint of it is
             analyzed with --model).
         data: a data set's name with its arguments, or `trainers.datasets.Data`.
+        monitor: measures that a `landscape.Monitor` takes during the training, of the loss that `landscape analyze`
+            states, in a twentieth of the time; into monitor.csv and monitor.h5 of `out`.
         settings: fields of `trainers.loop.settings.Settings`.
 
     Raises:
@@ -93,7 +97,8 @@ def train(
     ):
         torch.manual_seed(chosen.seed + rank())
         network = None if isinstance(model, str) else model
-        trainer = Trainer(method, chosen, device, network, None if isinstance(data, str) else data, out, resume)
+        loaded = None if isinstance(data, str) else data
+        trainer = Trainer(method, chosen, device, network, loaded, out, resume, monitor)
         before = trainer.now.epoch
         trainer.run()
     return Run(

@@ -7,6 +7,8 @@ import math
 import platform
 import sys
 import time
+from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from torch import Tensor, nn
 import landscape
 from landscape.errors import InputError
 from landscape.problem.batches import Batch
+from landscape.problem.problem import Problem
 from landscape.processes import rank
 from landscape.progress import Bar, is_shown
 from trainers.datasets import Data
@@ -27,6 +30,8 @@ from trainers.loop.run_directory import COLUMNS, RunDirectory
 from trainers.loop.run_state import RunState
 from trainers.loop.settings import Settings
 from trainers.method.method import Context, Method, Pass, Step
+from trainers.monitor.monitor import Monitor
+from trainers.rebuild import Sample, batches_of
 from trainers.storable import without_tuples
 
 CHECK_STEPS = 50
@@ -44,6 +49,7 @@ class Trainer:
         data: the caller's data, else those that the settings name.
         out: directory of the run's files; None writes nothing.
         resume: go on with the run that `out` holds.
+        measures: what a Monitor watches.
     """
 
     def __init__(
@@ -55,6 +61,7 @@ class Trainer:
         data: Data | None,
         out: str | Path | None,
         resume: bool,
+        measures: Sequence[str] = (),
     ) -> None:
         self.method, self.settings, self.device = method, settings, device
         self.config = {
@@ -72,6 +79,8 @@ class Trainer:
         assert settings.lr is not None
         self.schedule = Schedule(settings.schedule, settings.lr, settings.lr_min, settings.warmup)
         self.now.method = method.init(self.task, self._context())
+        # Rows from the checkpoint's step on are measured again: all of them in a new run.
+        self.monitor = Monitor(self._problem(), measures=measures, out=out, resume=True) if measures else None
         self.history: list[dict[str, Any]] = []
         if self.directory is not None:
             if self.directory.content is not None:
@@ -84,6 +93,11 @@ class Trainer:
 
     def run(self) -> None:
         """Train until the budget is spent."""
+        with self.monitor or nullcontext():
+            self._watch()
+            self._run()
+
+    def _run(self) -> None:
         self._announce()
         total = self.budget.total_steps(self.now.step, self._progress())
         with Bar(self.method.name, total, done=self.now.step) as bar:
@@ -125,6 +139,7 @@ class Trainer:
             sizes.append(result.size)
             self.now.step += 1
             self._look_at_clock(before + time.perf_counter() - start)
+            start += self._watch()
             if i + 1 - checked == CHECK_STEPS:
                 self._require_finite(trace[:, : i + 1], first)
                 checked = i + 1
@@ -135,6 +150,18 @@ class Trainer:
         self._finish_epoch(trace[:, : self.now.step - first], sizes, lr)
         row = self.history[-1]
         bar.note(f"{self.method.name} epoch {self.now.epoch}: test accuracy {row['test_accuracy']:.4f}")
+
+    def _problem(self) -> Problem:
+        """The loss that `landscape analyze` states of the checkpoints."""
+        return Problem(self.model, nn.functional.cross_entropy, batches_of(self.data, Sample(), self.model))
+
+    def _watch(self) -> float:
+        """Let the Monitor look at the network; the seconds that it took are none of training."""
+        if self.monitor is None:
+            return 0.0
+        start = time.perf_counter()
+        self.monitor.step(self.now.step)
+        return time.perf_counter() - start
 
     def _step(self, share: Share, context: Context) -> Step:
         inputs = share.inputs

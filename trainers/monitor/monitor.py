@@ -2,33 +2,26 @@
 
 from __future__ import annotations
 
-import inspect
-import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import torch
 
-from landscape import MEASURES, processes
-from landscape.errors import InputError, is_out_of_memory, unknown
+from landscape import processes
+from landscape.errors import InputError
 from landscape.problem.problem import Problem
 from landscape.random import undisturbed
 from landscape.results import digest
-from landscape.results.result import LabelledArrays, plain
+from landscape.results.result import LabelledArrays
 from trainers.monitor.logs import log_of, logged
-from trainers.monitor.numbers import numbers
+from trainers.monitor.measurements import DEFAULT_MEASURES, Measurements
 from trainers.monitor.overhead import Overhead
 from trainers.monitor.rows import Rows, as_arrays
-from trainers.names import parse_name
-from trainers.requests import Request, requests
 
-ALIASES = {"lambda_max": "hessian_top_eigenvalues:k=1", "sharpness": "sam_sharpness", "trace": "hessian_trace"}
-"""Short names of what is watched most -> the measures."""
-
-DEFAULT_MEASURES = ("lambda_max", "sharpness", "gradient_norm", "trace")
 DEFAULT_SHARE = 0.05
+SECONDS = ("training_seconds", "measuring_seconds")
 
 
 class Monitor:
@@ -43,8 +36,8 @@ class Monitor:
         measuring + last <= share (training + measuring + last),
 
     seconds so far, `last` those of the last measurement: after each one, measuring has had at most that share of the
-    run's time if it took as long as the one before. The first is made in any case. Without both, `share` is 0.05 and
-    every step is looked at.
+    run's time if it took as long as the one before. The first of a process is made in any case. Without both, `share`
+    is 0.05 and every step is looked at.
 
     Args:
         problem: of the very model that is trained. torch.compile and (Distributed)DataParallel are looked through.
@@ -107,14 +100,12 @@ class Monitor:
             raise InputError(f"share must be between 0 and 1, a part of the run's time, received {share!r}")
         self.problem, self.every = problem, 1 if every is None else every
         self._overhead = Overhead(DEFAULT_SHARE if every is None and share is None else share)
-        self._requests = _requested([measures] if isinstance(measures, str) else measures)
+        self._measurements = Measurements([measures] if isinstance(measures, str) else measures)
         self._takes_part = problem.distributed or processes.rank() == 0
         self._writes = processes.rank() == 0
         self._rows = Rows(_stem(out) if self._writes else None, resume=resume)
         self._log = log_of(log)
         self._step: int | None = None
-        self._vectors: dict[str, Any] = {}
-        self._provenance: dict[str, Any] = {}
 
     @property
     def history(self) -> list[dict[str, Any]]:
@@ -159,18 +150,14 @@ class Monitor:
 
     def result(self) -> LabelledArrays:
         """The history as arrays over the axis `step`: what OUT.h5 holds and `landscape.load` returns."""
-        units = {"training_seconds": "s", "measuring_seconds": "s"}
-        for row in self.history[:1]:
-            units |= {c: _unit(r) for r in self._requests for c in row if _belongs(c, r.key)}
+        columns = list(self.history[0]) if self.history else []
         return as_arrays(
             self.history,
-            units,
+            {**dict.fromkeys(SECONDS, "s"), **self._measurements.units(columns)},
             label="Measures over the steps of a training",
-            arguments=plain(
-                {"every": self.every, "share": self.share, "measures": self._settings()["set of measures"]}
-            ),
+            arguments={"every": self.every, "share": self.share, "measures": self._measurements.described},
             seconds=self._overhead.measuring,
-            provenance={**self._provenance, "overhead": self.overhead},
+            provenance={**self._measurements.provenance, "overhead": self.overhead},
         )
 
     def close(self) -> None:
@@ -200,7 +187,7 @@ class Monitor:
 
     def __repr__(self) -> str:
         last = f" to step {self.history[-1]['step']}" if self.history else ""
-        names = ", ".join(r.key for r in self._requests)
+        names = ", ".join(self._measurements.keys)
         return f"Monitor({names}: {len(self.history)} rows{last}, {100 * self.overhead:.1f}% of the time)"
 
     # -- inner ---------------------------------------------------------------------------------------------------
@@ -216,23 +203,19 @@ class Monitor:
             else:
                 self._rows.open(step, settings)
             if self.history:
-                last = self.history[-1]
-                self._overhead.resume(last["training_seconds"], last["measuring_seconds"], len(self.history))
+                self._overhead.resume(*(self.history[-1][name] for name in SECONDS))
         self._step = step
 
     def _settings(self) -> dict[str, Any]:
         """What the rows of one history have in common."""
         layout = [f"{s.name} {tuple(s.shape)}" for s in self.problem.parameters]
         return {
-            "set of measures": self._measures(),
+            "set of measures": self._measurements.described,
             "network": digest.of_parts(layout),
             "loss": self.problem.loss_name,
             "sample of examples": self.problem.batches.fingerprint(),
             "BatchNorm policy": self.problem.batch_norm,
         }
-
-    def _measures(self) -> dict[str, Any]:
-        return {r.key: plain({"measure": r.measure, **r.arguments}) for r in self._requests}
 
     def _fits(self) -> bool:
         """Whether a measurement fits the budget; the first process's clock decides for all."""
@@ -248,68 +231,10 @@ class Monitor:
     def _row(self, step: int) -> dict[str, Any]:
         if torch.is_inference_mode_enabled():
             raise InputError("Monitor.step is called within torch.inference_mode(), which forbids derivatives")
-        problem = self.problem.updated()
-        values: dict[str, float] = {}
-        for request in self._requests:
-            values |= self._measured(problem, request)
-        seconds = {
-            "training_seconds": self._overhead.training,
-            "measuring_seconds": self._overhead.measuring + self._overhead.lap(),
-        }
-        columns = self.history[0] if self.history else {"step": step, **seconds, **values}
-        return {name: {"step": step, **seconds, **values}.get(name, float("nan")) for name in columns}
-
-    def _measured(self, problem: Problem, request: Request) -> Mapping[str, float]:
-        measure, start = MEASURES[request.measure], {}
-        if request.key in self._vectors:
-            start = {"start": self._vectors[request.key]}
-        try:
-            result = measure(problem, **request.arguments, **start)
-        except Exception as error:
-            if not self.history or not (isinstance(error, InputError) or is_out_of_memory(error)):
-                raise
-            warnings.warn(f"{request.key} could not be measured and is nan: {error}", RuntimeWarning, stacklevel=4)
-            return {}
-        self._provenance = result.provenance
-        vectors = getattr(result, "vectors", None)
-        if vectors is not None and "start" in inspect.signature(measure).parameters:
-            self._vectors[request.key] = vectors
-        return numbers(request.key, result, MEASURES.entry(request.measure))
-
-
-def _requested(texts: Sequence[str]) -> list[Request]:
-    """The measures that were asked for.
-
-    Raises:
-        InputError: none, an unknown one, one that needs more than the Problem at one set of weights.
-    """
-    if not texts:
-        raise InputError(f"no measure is named: name some of {', '.join([*ALIASES, *MEASURES])}")
-    for text in texts:
-        name = parse_name(text)[0]
-        if name not in ALIASES and name not in MEASURES:
-            raise unknown("measure", name, [*ALIASES, *MEASURES])
-    made = requests(texts, aliases=ALIASES)
-    for request in made:
-        _, *rest = inspect.signature(MEASURES[request.measure]).parameters.values()
-        needed = [p.name for p in rest if p.default is p.empty and p.kind is not p.VAR_KEYWORD]
-        if needed:
-            raise InputError(
-                f"{request.measure} needs {', '.join(needed)} beside the weights of one step: leave it out here, and "
-                f"call landscape.{MEASURES.entry(request.measure).symbol} on checkpoints"
-            )
-    return made
-
-
-def _unit(request: Request) -> str:
-    """Of the one quantity that a measure gives; a measure of several states none for each."""
-    facts = MEASURES.entry(request.measure).facts
-    return "" if "fields" in facts else str(facts.get("unit", ""))
-
-
-def _belongs(column: str, key: str) -> bool:
-    """Whether a column holds values of a measure, in its unit."""
-    return (column == key or column.startswith(f"{key}.")) and not column.endswith(".hvps")
+        before = [n for n in self.history[0] if n not in ("step", *SECONDS)] if self.history else None
+        values = self._measurements(self.problem.updated(), columns=before)
+        seconds = self._overhead.training, self._overhead.measuring + self._overhead.lap()
+        return {"step": step, **dict(zip(SECONDS, seconds, strict=True)), **values}
 
 
 def _stem(out: str | Path | None) -> Path | None:

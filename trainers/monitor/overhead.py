@@ -14,7 +14,7 @@ class Overhead:
 
         measuring + last <= share (training + measuring + last)
 
-    The first is always made. Everything that is no measuring (validation, checkpoints) counts as training.
+    The first of a process is always made. Everything that is no measuring (validation, checkpoints) counts as training.
 
     Args:
         share: of all seconds, in (0, 1); None for no budget.
@@ -34,13 +34,13 @@ class Overhead:
         """Measuring's part of all seconds so far; 0 before the first."""
         return self.measuring / (self.training + self.measuring) if self.measuring else 0.0
 
-    def resume(self, training: float, measuring: float, measurements: int) -> None:
-        """Go on with the seconds of an earlier process; the next measurement is expected to take their mean."""
-        self.training, self.measuring, self.last = training, measuring, measuring / measurements
+    def resume(self, training: float, measuring: float) -> None:
+        """Go on with the seconds of an earlier process."""
+        self.training, self.measuring = training, measuring
 
     def fits(self) -> bool:
         """Whether one more measurement fits the budget."""
-        if self.share is None or not self.measuring:
+        if self.share is None or not self.last:
             return True
         after = self.measuring + self.last
         return after <= self.share * (self.training + after)

@@ -1,0 +1,101 @@
+"""Which measures a Monitor takes, and the numbers that they give at the weights of one step."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+from landscape import MEASURES
+from landscape.errors import InputError, is_out_of_memory, unknown
+from landscape.problem.problem import Problem
+from landscape.results.result import plain
+from trainers.monitor.numbers import numbers
+from trainers.names import parse_name
+from trainers.requests import Request, requests
+
+ALIASES = {"lambda_max": "hessian_top_eigenvalues:k=1", "sharpness": "sam_sharpness", "trace": "hessian_trace"}
+"""Short names of what is watched most -> the measures."""
+
+DEFAULT_MEASURES: tuple[str, ...] = ("lambda_max", "sharpness", "gradient_norm", "trace")
+
+
+class Measurements:
+    """Measures with their options, taken again and again; eigenvectors start from those of the last time.
+
+    Args:
+        names: as on the command line, or of `ALIASES`.
+
+    Attributes:
+        keys: names of the measures in a row.
+        described: key -> measure and options; plain JSON values.
+        provenance: of the last result.
+
+    Raises:
+        InputError: none, an unknown one, one that needs more than the Problem at one set of weights.
+    """
+
+    def __init__(self, names: Sequence[str]) -> None:
+        if not names:
+            raise InputError(f"no measure is named: name some of {', '.join([*ALIASES, *MEASURES])}")
+        for name in (parse_name(text)[0] for text in names):
+            if name not in ALIASES and name not in MEASURES:
+                raise unknown("measure", name, [*ALIASES, *MEASURES])
+        self._requests = requests(names, aliases=ALIASES)
+        for request in self._requests:
+            _require_weights_alone(request)
+        self._vectors: dict[str, Any] = {}
+        self.keys = [r.key for r in self._requests]
+        self.described = {r.key: plain({"measure": r.measure, **r.arguments}) for r in self._requests}
+        self.provenance: dict[str, Any] = {}
+
+    def __call__(self, problem: Problem, *, columns: Sequence[str] | None = None) -> dict[str, float]:
+        """Column -> number, see `trainers.monitor.numbers`.
+
+        Args:
+            problem: L.
+            columns: of earlier rows. With them a measure that fails is told in a warning and its columns are nan.
+        """
+        values: dict[str, float] = {}
+        for request in self._requests:
+            try:
+                values |= self._numbers(problem, request)
+            except Exception as error:
+                if columns is None or not (isinstance(error, InputError) or is_out_of_memory(error)):
+                    raise
+                text = f"{request.key} could not be measured and is nan: {error}"
+                warnings.warn(text, RuntimeWarning, stacklevel=4)
+        return values if columns is None else {name: values.get(name, math.nan) for name in columns}
+
+    def units(self, columns: Sequence[str]) -> dict[str, str]:
+        """Column -> unit, of measures of one quantity; those of several state none for each."""
+        units = {}
+        for request in self._requests:
+            facts = MEASURES.entry(request.measure).facts
+            for column in columns:
+                inside = column == request.key or column.startswith(f"{request.key}.")
+                if inside and not column.endswith(".hvps") and "fields" not in facts:
+                    units[column] = str(facts.get("unit", ""))
+        return units
+
+    def _numbers(self, problem: Problem, request: Request) -> dict[str, float]:
+        measure = MEASURES[request.measure]
+        start = {"start": self._vectors[request.key]} if request.key in self._vectors else {}
+        result = measure(problem, **request.arguments, **start)
+        self.provenance = result.provenance
+        vectors = getattr(result, "vectors", None)
+        if vectors is not None and "start" in inspect.signature(measure).parameters:
+            self._vectors[request.key] = vectors
+        return numbers(request.key, result, MEASURES.entry(request.measure))
+
+
+def _require_weights_alone(request: Request) -> None:
+    _, *rest = inspect.signature(MEASURES[request.measure]).parameters.values()
+    needed = [p.name for p in rest if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    if needed:
+        raise InputError(
+            f"{request.measure} needs {', '.join(needed)} beside the weights of one step: leave it out here, and call "
+            f"landscape.{MEASURES.entry(request.measure).symbol} on checkpoints"
+        )
