@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -46,7 +46,7 @@ class Form:
     def of(self, rows: slice | Array) -> Form:
         """L of some of the examples."""
         per_example = {f.name: getattr(self, f.name)[rows] for f in dataclasses.fields(self) if f.name != "frequency"}
-        return dataclasses.replace(self, **per_example)
+        return replace(self, **per_example)
 
     def value(self, w: Array) -> float:
         """L(w)."""
@@ -168,3 +168,46 @@ def largest_rise(h: Array, b: Array, rho: float, p: float) -> float:
     best = low + gaps[int(np.argmin([dual(low + g) for g in gaps]))]
     fine = best + np.linspace(-0.03, 0.03, 2001) * (best - low)
     return min(dual(m) for m in fine)
+
+
+# -- what is drawn -------------------------------------------------------------------------------------------------------
+
+
+def regression(x: np.ndarray, y: np.ndarray) -> Form:
+    """Mean of |W x + b - y|^2 over examples and outputs, as a quadratic of (W, b)."""
+    (n, columns), rows = x.shape, y.shape[1]
+    design = np.zeros((n, rows, rows * columns + rows))
+    for i in range(rows):
+        design[:, i, i * columns : (i + 1) * columns] = x
+        design[:, i, rows * columns + i] = 1
+    flat = np.zeros((n, design.shape[2]))
+    a = 2 / rows * np.einsum("nri,nrj->nij", design, design)
+    b = -2 / rows * np.einsum("nri,nr->ni", design, y)
+    return Form(a, b, (y**2).mean(1), flat, flat[0], flat, flat)
+
+
+def drawn(r: np.random.Generator, kind: str, n: int, d: int) -> Form:
+    """A loss of one of the kinds but regression."""
+    flat = np.zeros((n, d))
+    form = Form(np.zeros((n, d, d)), r.normal(size=(n, d)), r.normal(size=n), flat, flat[0], flat, flat)
+    if kind in ("convex", "quartic"):
+        form = replace(form, a=_symmetric(r.normal(size=(n, d, d)), np.full(d, 1 / d)))
+    if kind == "indefinite":
+        form = replace(form, a=_symmetric(r.normal(size=(n, d, d)), r.choice([-1, 1], d) / d))
+    if kind == "low rank":
+        form = replace(
+            form, a=_symmetric(np.repeat(r.normal(size=(1, 2, d)), n, 0), np.array([1.0, r.choice([-1, 1])]))
+        )
+    if kind == "quartic":
+        form = replace(form, quartic=r.uniform(0, 1, (n, d)))
+    if kind == "waves":
+        phase, frequency = r.uniform(0, 2 * math.pi, (n, d)), r.uniform(0.2, 3, d)
+        form = replace(form, phase=phase, height=r.normal(size=(n, d)), frequency=frequency)
+    return form
+
+
+def _symmetric(factors: Array, signs: Array) -> Array:
+    return np.asarray(np.einsum("nki,k,nkj->nij", factors, signs, factors))
+
+
+KINDS = ("convex", "indefinite", "low rank", "linear", "waves", "quartic", "regression")

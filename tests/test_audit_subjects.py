@@ -1,5 +1,6 @@
 """Every subject of the audit: a thin part in the suite, a nightly one beside it, and each notices what is wrong."""
 
+import dataclasses
 import importlib
 import json
 import sys
@@ -11,17 +12,19 @@ from audit.__main__ import SUBJECTS, main
 from audit.draws import audited
 from audit.shrink import shrunk
 from audit.subjects import bowl
+from landscape.invariance.rescaling import rules, search, symmetries
 
-NEW = ["bowl"]
+NEW = {"bowl": 25, "rescaling": 12}
+"""How many draws are part of the suite."""
 
 
 def wrong(subject, seeds):
     return [v for v in audited(subject, list(seeds), shrink=False) if v["outcome"] == "wrong"]
 
 
-@pytest.mark.parametrize("subject", NEW)
-def test_draws(subject):
-    found = wrong(subject, range(25))
+@pytest.mark.parametrize(("subject", "draws"), NEW.items())
+def test_draws(subject, draws):
+    found = wrong(subject, range(draws))
     assert not found, json.dumps(found, indent=1)
 
 
@@ -55,6 +58,22 @@ def test_a_wrong_measure_is_noticed_and_made_small(monkeypatch):
 
 def _larger(setting):
     return type(setting)(**{**vars(setting), "rho": tuple(1.001 * r for r in setting.rho)})
+
+
+def test_a_missed_symmetry_is_noticed(monkeypatch):
+    monkeypatch.setitem(rules.RULES, "relu", rules.opaque)
+    found = wrong("rescaling", range(8))
+    assert found
+    assert "symmetries of" in found[0]["texts"][0]
+
+
+def test_a_rescaling_that_changes_the_outputs_is_noticed(monkeypatch):
+    honest = symmetries.Symmetries.scales
+    monkeypatch.setattr(symmetries.Symmetries, "scales", lambda self, tau, **k: honest(self, tau, **k) * 1.0001)
+    monkeypatch.setattr(search, "_verified", lambda found, *rest: dataclasses.replace(found, residual=0.0))
+    found = wrong("rescaling", range(8))
+    assert found
+    assert any("changes the outputs" in t or "at rescaled weights" in t for t in found[0]["texts"])
 
 
 def test_the_minutes_are_shared_out(monkeypatch, tmp_path, capsys):

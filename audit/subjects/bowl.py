@@ -36,7 +36,7 @@ def choice(seed: int) -> dict[str, Any]:
     scaling = str(r.choice(["identity", "elementwise", "filterwise", "layerwise", "asam-official"]))
     return {
         "seed": seed,
-        "kind": str(r.choice(list(KINDS))),
+        "kind": str(r.choice(forms.KINDS)),
         "rows": int(r.integers(1, 5)),
         "columns": int(r.integers(1, 5)),
         "examples": int(r.integers(1, 7)),
@@ -314,13 +314,13 @@ def _bowl(kept: dict[str, Any], verdict: Verdict) -> Bowl:
     dtype = getattr(torch, kept["dtype"])
     if kept["kind"] == "regression":
         x, y = r.normal(size=(n, columns)), r.normal(size=(n, rows))
-        form, d = _regression(x, y), rows * columns + rows
+        form, d = forms.regression(x, y), rows * columns + rows
         model: nn.Module = nn.Sequential(nn.Linear(columns, rows))
         inputs, targets = torch.from_numpy(x).to(dtype), torch.from_numpy(y).to(dtype)
         criterion: Any = nn.MSELoss()
     else:
         d = forms.dimension((rows, columns))
-        form = _drawn(r, kept["kind"], n, d)
+        form = forms.drawn(r, kept["kind"], n, d)
         inputs, targets = torch.arange(n), torch.zeros(n)
         criterion = _mean
     # As landscape sees it: rounded to the dtype.
@@ -338,66 +338,3 @@ def _bowl(kept: dict[str, Any], verdict: Verdict) -> Bowl:
 
 def _mean(outputs: Tensor, targets: Tensor) -> Tensor:
     return outputs.mean()
-
-
-def _regression(x: np.ndarray, y: np.ndarray) -> forms.Form:
-    """Mean of |W x + b - y|^2 over examples and outputs, as a quadratic of (W, b)."""
-    (n, columns), rows = x.shape, y.shape[1]
-    design = np.zeros((n, rows, rows * columns + rows))
-    for i in range(rows):
-        design[:, i, i * columns : (i + 1) * columns] = x
-        design[:, i, rows * columns + i] = 1
-    flat = np.zeros((n, design.shape[2]))
-    a = 2 / rows * np.einsum("nri,nrj->nij", design, design)
-    b = -2 / rows * np.einsum("nri,nr->ni", design, y)
-    return forms.Form(a, b, (y**2).mean(1), flat, flat[0], flat, flat)
-
-
-def _drawn(r: np.random.Generator, kind: str, n: int, d: int) -> forms.Form:
-    flat = np.zeros((n, d))
-    form = forms.Form(np.zeros((n, d, d)), r.normal(size=(n, d)), r.normal(size=n), flat, flat[0], flat, flat)
-    return KINDS[kind](r, form, n, d)
-
-
-def _with(form: forms.Form, **fields: Any) -> forms.Form:
-    return forms.Form(**{**vars(form), **fields})
-
-
-def _symmetric(factors: np.ndarray, signs: np.ndarray) -> np.ndarray:
-    return np.asarray(np.einsum("nki,k,nkj->nij", factors, signs, factors))
-
-
-def _convex(r: np.random.Generator, form: forms.Form, n: int, d: int) -> forms.Form:
-    return _with(form, a=_symmetric(r.normal(size=(n, d, d)), np.full(d, 1 / d)))
-
-
-def _indefinite(r: np.random.Generator, form: forms.Form, n: int, d: int) -> forms.Form:
-    return _with(form, a=_symmetric(r.normal(size=(n, d, d)), r.choice([-1, 1], d) / d))
-
-
-def _low_rank(r: np.random.Generator, form: forms.Form, n: int, d: int) -> forms.Form:
-    return _with(form, a=_symmetric(np.repeat(r.normal(size=(1, 2, d)), n, 0), np.array([1.0, r.choice([-1, 1])])))
-
-
-def _linear(r: np.random.Generator, form: forms.Form, n: int, d: int) -> forms.Form:
-    return form
-
-
-def _waves(r: np.random.Generator, form: forms.Form, n: int, d: int) -> forms.Form:
-    phase = r.uniform(0, 2 * math.pi, (n, d))
-    return _with(form, height=r.normal(size=(n, d)), frequency=r.uniform(0.2, 3, d), phase=phase)
-
-
-def _quartic(r: np.random.Generator, form: forms.Form, n: int, d: int) -> forms.Form:
-    return _with(_convex(r, form, n, d), quartic=r.uniform(0, 1, (n, d)))
-
-
-KINDS: dict[str, Any] = {
-    "convex": _convex,
-    "indefinite": _indefinite,
-    "low rank": _low_rank,
-    "linear": _linear,
-    "waves": _waves,
-    "quartic": _quartic,
-    "regression": None,
-}

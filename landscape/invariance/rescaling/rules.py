@@ -2,7 +2,7 @@
 
 One rule a family of functions, found by the function's name without underscores (add: torch.add, Tensor.__iadd__).
 A rule returns the labels of the outputs. A function without a rule ends the path: its inputs carry the factor 1, and so
-do its outputs. That is always true of the network, it only finds fewer symmetries: GELU, SiLU, tanh, softmax, powers.
+do its outputs. That is always true of the network, it only finds fewer symmetries: GELU, SiLU, tanh, softmax.
 """
 
 from __future__ import annotations
@@ -140,6 +140,25 @@ def divide(trace: Trace, func: Any, args: tuple, kwargs: dict, out: Any) -> Any:
     if plain_name(func) in ("rdiv", "rtruediv"):
         a, b = b, a
     return trace.units.product(a, torch.where(b == ANY, 0, -b))
+
+
+@rule("square", "sqrt", "rsqrt", "reciprocal", "pow")
+def power(trace: Trace, func: Any, args: tuple, kwargs: dict, out: Any) -> Any:
+    """(c x)^a = c^a x^a for a number a, whole or half; any other exponent ends the path."""
+    arguments = named(func, args, kwargs, "input exponent")
+    plain = {"square": 2, "sqrt": 0.5, "rsqrt": -0.5, "reciprocal": -1}
+    exponent = plain.get(plain_name(func), arguments.get("exponent"))
+    if not isinstance(exponent, int | float) or 2 * exponent % 1 or not 0 < abs(exponent) <= 4:
+        return opaque(trace, func, args, kwargs, out)
+    labels, times = trace.labels(arguments["input"]), abs(exponent)
+    if exponent < 0:
+        labels = torch.where(labels == ANY, 0, -labels)
+    if times % 1:
+        labels, times = trace.units.root(labels), 2 * times
+    powers = labels
+    for _ in range(int(times) - 1):
+        powers = trace.units.product(powers, labels)
+    return powers
 
 
 @rule("cumsum", "topk", "sort")

@@ -72,6 +72,14 @@ class Units:
 
         return elementwise(multiply, a, b)
 
+    def root(self, labels: Tensor) -> Tensor:
+        """Labels of the entrywise square root: the factors' own square roots, one unit for each different factor."""
+        squares, inverse = torch.unique(compact(labels)[0], return_inverse=True)
+        made = self.fresh(len(squares))
+        made = torch.where((squares == 0) | (squares == ANY), squares, made)
+        self.tie(self.product(made, made), squares)
+        return made[inverse].expand(labels.shape)
+
     def fixed(self, labels: Tensor) -> bool:
         """Whether every factor is known to be 1 by now."""
         return all(self.find(abs(u))[0] == 0 for u in torch.unique(compact(labels)[0]).tolist() if u != ANY)
