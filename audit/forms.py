@@ -170,7 +170,7 @@ def largest_rise(h: Array, b: Array, rho: float, p: float) -> float:
     return min(dual(m) for m in fine)
 
 
-# -- what is drawn -------------------------------------------------------------------------------------------------------
+# -- what is drawn -----------------------------------------------------------------------------------------------------
 
 
 def regression(x: np.ndarray, y: np.ndarray) -> Form:

@@ -60,7 +60,9 @@ def again(kept: dict[str, Any]) -> Verdict:
     try:
         model = built(kept)
         x = _finite(model, inputs(kept, EXAMPLES))
-        sensitivity = np.concatenate([_sensitivity(built(kept, True, draw), x) for draw in range(POINTS)])
+        weights = sum(p.numel() for p in model.parameters())
+        points = max(POINTS, weights // EXAMPLES)  # three outputs of every example: three rows for every weight
+        sensitivity = np.concatenate([_sensitivity(built(kept, True, draw), x) for draw in range(points)])
     except Exception as error:  # the audit's own fault
         verdict.wrong(f"the audit failed: {type(error).__name__}: {error}")
         return verdict
@@ -157,6 +159,8 @@ def _moved(verdict: Verdict, kept: dict[str, Any], found: Any, model: nn.Module)
         before, after = model(x), other(x)
     verdict.same("the outputs at rescaled weights", after, before, 1e-10, float(before.abs().max()))
     few = min(12, len(x))
+    if few < 4:
+        return
     y = torch.randint(before.shape[1], (few,), generator=_stream(kept))
     target = y if kept["loss"] == "cross-entropy" else F.one_hot(y, before.shape[1]).double()
     criterion = nn.CrossEntropyLoss() if kept["loss"] == "cross-entropy" else nn.MSELoss()
