@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import random
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 
 import numpy as np
 import torch
@@ -42,10 +43,17 @@ def rademacher(like: Tensor, generator: torch.Generator) -> Tensor:
 def undisturbed() -> Iterator[None]:
     """After the context the global streams of Python, NumPy and torch (of every device in use) are as they were."""
     python, arrays = random.getstate(), np.random.get_state()  # noqa: NPY002  the caller's, whoever draws from it
-    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
     try:
-        with torch.random.fork_rng(devices):
+        with forked():
             yield
     finally:
         random.setstate(python)
         np.random.set_state(arrays)  # noqa: NPY002
+
+
+def forked() -> AbstractContextManager[None]:
+    """After the context torch's global streams, those of every device in use, are as they were.
+
+    Named one by one: torch warns of a machine with several devices where it is to find them itself.
+    """
+    return torch.random.fork_rng(range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ())

@@ -330,3 +330,10 @@ class TestBadInput:
     def test_unknown_policy(self):
         with pytest.raises(InputError, match="frozen, batch, recalibrate"):
             Problem(nn.Linear(2, 2), CE, [(torch.randn(2, 2), torch.tensor([0, 1]))], batch_norm="train")
+
+
+def test_no_warning_on_a_machine_of_several_devices(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Problem(nn.Linear(2, 2), nn.MSELoss(), [(torch.ones(3, 2), torch.ones(3, 2))])

@@ -20,6 +20,7 @@ from landscape.problem import additivity
 from landscape.problem.batches import Batch
 from landscape.problem.objective import Pair
 from landscape.problem.outputs import logits_in
+from landscape.random import forked
 
 if TYPE_CHECKING:
     from landscape.problem.problem import Problem
@@ -30,7 +31,7 @@ _DTYPES_DIFFER = ("same dtype", "expected scalar type", "should be the same", "F
 
 def settle(problem: Problem, *, check: bool) -> None:
     """Evaluate the first batch of a new Problem: what its loss is, and what c_b is where only evaluating shows it."""
-    with problem.uncounted(), torch.random.fork_rng():
+    with problem.uncounted(), forked():
         first = next(problem.weighted_batches(), None)
         if first is None:
             return  # Problem says that no target counts
@@ -206,7 +207,7 @@ class _Attention(TorchFunctionMode):
 
 
 def _plain(problem: Problem, batch: Batch) -> Tensor:
-    with torch.random.fork_rng(), problem.values():
+    with forked(), problem.values():
         return problem.batch_loss(problem.forward(batch), batch).detach().double()
 
 
@@ -215,7 +216,7 @@ def _graphed(problem: Problem, batch: Batch, leaves: Sequence[Tensor] | None = N
 
     def run(context: contextlib.AbstractContextManager[Any]) -> Tensor:
         bound = problem.bound_tensors(problem.leaves() if leaves is None else leaves)
-        with torch.random.fork_rng(), torch.enable_grad(), bound, context:
+        with forked(), torch.enable_grad(), bound, context:
             return problem.batch_loss(problem.forward(batch), batch).double()
 
     try:

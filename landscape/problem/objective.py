@@ -18,6 +18,7 @@ from landscape.problem.batches import Batch
 from landscape.problem.loss_name import loss_name
 from landscape.problem.losses import CLASSES, TorchLoss, torch_loss
 from landscape.problem.outputs import logits_in, own_loss
+from landscape.random import forked
 
 Weight = Callable[[Any], float]
 IGNORED = -100
@@ -271,7 +272,7 @@ class Objective:
         if logits is None or logits is outputs:
             return False
         assert self.loss is not None
-        with torch.no_grad(), torch.random.fork_rng():
+        with torch.no_grad(), forked():
             try:
                 self.loss(outputs, batch.target)
             except Exception:

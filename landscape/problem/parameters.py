@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from landscape.errors import InputError
+from landscape.random import forked
 
 NORM_LAYERS = (
     nn.modules.batchnorm._NormBase,
@@ -225,7 +226,7 @@ def normalizes(module: nn.Module) -> bool:
     first = vectors[0]
     x = torch.linspace(-1, 1, 3 * len(first), dtype=torch.float64).sin().view(3, -1).mul(1e3).to(first)
     try:
-        with torch.no_grad(), torch.random.fork_rng():
+        with torch.no_grad(), forked():
             clone = copy.deepcopy(module).eval()
             for p in clone.parameters():
                 p.fill_(1.0)

@@ -18,7 +18,7 @@ from landscape.invariance.rescaling.trace import HINTS, Trace, Use, tensors_of
 from landscape.problem.batches import Batch
 from landscape.problem.evaluator import POLICIES, copied
 from landscape.problem.parameters import Parameters
-from landscape.random import stream
+from landscape.random import forked, stream
 
 TOLERANCE = 1e-12
 
@@ -195,7 +195,7 @@ def _residual(
 
 
 def _outputs(model: nn.Module, example: Batch) -> list[Tensor]:
-    with torch.random.fork_rng():
+    with forked():
         outputs = tensors_of(model(*example.args, **example.kwargs))
     return [t.double() for t in outputs if t.is_floating_point() and t.numel()]
 

@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_leaves
 
 from landscape.errors import InputError
 from landscape.invariance.rescaling.units import ANY, Units
+from landscape.random import forked
 
 HINTS = ("opaque", "homogeneous")
 ESCAPES = {"__bool__", "item", "tolist", "numpy", "__int__", "__float__", "__index__", "__array__", "__complex__"}
@@ -93,7 +94,7 @@ class Trace(TorchFunctionMode):
             self.set(tensor, torch.zeros(tensor.shape, dtype=torch.int64))
         handles = list(self._hooks())
         try:
-            with torch.random.fork_rng(), torch.enable_grad(), self:
+            with forked(), torch.enable_grad(), self:
                 outputs = self.model(*args, **kwargs)
             self.end(outputs)
         finally:
