@@ -29,10 +29,10 @@ def _end_now() -> None:
     os._exit(130)
 
 
-def _listen() -> None:
+def _listen(answer=_interrupt) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         if signal.getsignal(number) is not signal.SIG_IGN:  # as for a job in the background
-            signal.signal(number, _interrupt)
+            signal.signal(number, answer)
 
 
 _program = __name__ == "__main__" or os.path.basename(sys.argv[0]) == "landscape"
@@ -93,6 +93,7 @@ def main(arguments: list[str] | None = None) -> None:
         status = run(sys.argv[1:] if arguments is None else arguments)
     except KeyboardInterrupt:  # before the command began, or after it ended
         status = _fail("interrupted", 130)
+    _listen(signal.SIG_IGN)  # everything is done and said: an interpreter that ends cannot answer
     sys.exit(status)
 
 

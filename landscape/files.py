@@ -18,7 +18,8 @@ from typing import Any
 
 from landscape.errors import InputError, InputWarning
 
-_UNFINISHED = ".unfinished"
+UNFINISHED = ".unfinished"
+"""How temporary files end; what a killed process left of them is removed by the next holder of the lock."""
 CHECKSUM = "checksum"
 """Key of a record's SHA-256 in its JSON file: of the rest, as JSON with sorted keys."""
 
@@ -33,7 +34,7 @@ def atomic(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:100]}.", suffix=_UNFINISHED)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:100]}.", suffix=UNFINISHED)
         os.close(handle)
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror}; choose another directory with --out") from error
@@ -50,18 +51,6 @@ def atomic(path: str | Path) -> Iterator[Path]:
         ) from error
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def remove_unfinished(directory: Path) -> None:
-    """Remove what killed processes left of `atomic` in a directory that is locked, and in those of its pictures.
-
-    A file that has a lock of its own is its holder's.
-    """
-    for pattern in (f".*{_UNFINISHED}", f"figures/.*{_UNFINISHED}", f"study/results/.*{_UNFINISHED}"):
-        for leftover in directory.glob(pattern):
-            name = leftover.name.rsplit(".", 2)[0]
-            if not leftover.with_name(f"{name}.lock").exists():
-                leftover.unlink(missing_ok=True)
 
 
 class AppendedFile:

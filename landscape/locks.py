@@ -15,7 +15,7 @@ from pathlib import Path
 
 from landscape import processes
 from landscape.errors import InputError
-from landscape.files import remove_unfinished
+from landscape.files import UNFINISHED
 
 try:
     import fcntl
@@ -38,11 +38,26 @@ def locked(path: str | Path, *, file: bool = False) -> Iterator[None]:
     processes.on_first(lambda: held.append(Lock(Path(path), file=file)))
     try:
         if held and not file:
-            remove_unfinished(Path(path))
+            _remove_leftovers(Path(path))
         yield
     finally:
         for lock in held:
             lock.release()
+
+
+def _remove_leftovers(directory: Path) -> None:
+    """Remove what killed processes left: unfinished files, also of pictures and of a study, and locks of files.
+
+    A file that another process has locked now is left alone.
+    """
+    for pattern in (f".*{UNFINISHED}", f"figures/.*{UNFINISHED}", f"study/results/.*{UNFINISHED}", ".*.lock"):
+        for leftover in directory.glob(pattern):
+            parts = 1 if leftover.suffix == ".lock" else 2
+            with contextlib.suppress(InputError):
+                lock = Lock(leftover.with_name(leftover.name.rsplit(".", parts)[0][1:]), file=True)
+                if leftover.suffix != ".lock":
+                    leftover.unlink(missing_ok=True)
+                lock.release()
 
 
 class Lock:

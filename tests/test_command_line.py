@@ -213,6 +213,17 @@ def test_an_interrupt_in_the_first_line_of_the_program_is_one_line(tmp_path):
     assert (ran.returncode, ran.stderr) == (130, "landscape: interrupted\n")
 
 
+@pytest.mark.parametrize("number", ["SIGINT", "SIGTERM"])
+def test_a_command_that_is_done_is_not_interrupted_while_its_interpreter_ends(number):
+    """No handler of ours is called then: it would end in a traceback, or by the signal."""
+    code = (
+        f"import atexit, os, signal, cli; atexit.register(os.kill, os.getpid(), signal.{number}); "
+        "cli._listen(); cli.main(['list', 'models'])"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert (ran.returncode, ran.stderr) == (0, "")
+
+
 @pytest.mark.parametrize("epochs", [0, 1])
 def test_an_interrupted_command_says_what_it_kept_and_how_to_go_on(epochs, capsys, monkeypatch, tmp_path):
     from trainers.loop.trainer import Trainer

@@ -77,6 +77,7 @@ def test_a_resumed_test_of_invariance_repeats_its_numbers(checkpoints, monkeypat
     monkeypatch.undo()
     _, resumed = computed("invariance", checkpoints, tmp_path / "out", "--resume")
     equal(whole, resumed)
+    assert resumed.cost == whole.cost  # of both parts
 
 
 def test_a_figure_repeats_its_numbers(uneven, tmp_path):

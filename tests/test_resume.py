@@ -140,6 +140,22 @@ def test_damage_is_refused(tmp_path):
         train("sgd", out=tmp_path / "a", resume=True, **{**DIGITS, "epochs": 1})
 
 
+@pytest.mark.parametrize(("before", "after"), [("test_loss", "test_lost"), ("e-06", "e-05"), ("\r\n1,", "\r\n2,")])
+def test_a_history_that_was_changed_is_not_resumed(before, after, tmp_path):
+    """Its form is right, and its numbers would come back as the run's; the seconds may be what they like."""
+    settings = {**DIGITS, "epochs": 1, "schedule": "constant", "lr": 1e-6}
+    train("sgd", out=tmp_path, **settings)
+    path = tmp_path / "history.csv"
+    text = path.read_bytes().decode()
+    assert before in text
+    path.write_bytes(text.replace(before, after, 1).encode())
+    with pytest.raises(InputError, match=r"history\.csv (is damaged, or was changed|lacks rows)"):
+        train("sgd", out=tmp_path, resume=True, **settings)
+    path.write_bytes(text.encode())
+    path.write_bytes(text.replace(repr(read_history(path)[0]["seconds"]), "12.5").encode())
+    train("sgd", out=tmp_path, resume=True, **settings)
+
+
 @pytest.mark.parametrize(
     ("name", "key", "value", "words"),
     [

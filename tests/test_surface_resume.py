@@ -140,6 +140,16 @@ def test_finished_surface_is_returned_without_work(tmp_path, whole):
     same(again, whole)
 
 
+def test_what_is_left_of_the_journal_of_a_finished_surface_is_removed(tmp_path, whole):
+    """Of a run that was killed between its last two lines: nothing else would ever remove it."""
+    surface = module()["run"](tmp_path / "a.h5")
+    journal = tmp_path / "a.h5.surface.partial"
+    journal.mkdir()
+    (journal / "points.bin").touch()
+    same(module()["run"](tmp_path / "a.h5"), surface)
+    assert [p.name for p in tmp_path.iterdir()] == ["a.h5"]
+
+
 @pytest.mark.parametrize("unfinished", [False, True])
 def test_another_checkpoint_sample_or_argument_is_refused(tmp_path, unfinished):
     path = tmp_path / "s.h5"

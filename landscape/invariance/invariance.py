@@ -243,9 +243,19 @@ class _Run:
         }
 
     def _row(self, name: str, compute: Callable[[], Any]) -> Any:
-        row = self.journal.row(name, compute)
+        """The row, with its passes: those of a kept one count as if it had been computed now."""
+        passes, before = self.problem.passes, asdict(self.problem.passes)
+
+        def counted() -> dict[str, Any]:
+            row = compute()
+            return {"row": row, "passes": {k: v - before[k] for k, v in asdict(passes).items()}}
+
+        kept = self.journal.row(name, counted)
+        if kept.keys() != {"row", "passes"}:  # release 0.1.0 kept the row alone
+            kept = {"row": kept, "passes": {}}
+        vars(passes).update({k: v + kept["passes"].get(k, 0) for k, v in before.items()})
         self.bar.advance()
-        return row
+        return kept["row"]
 
     def _biases(self, both: list[dict[str, float]], change: float) -> list[dict[str, Any]]:
         """Weights alone, and weights with biases: does the function stay, and does the measure?

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -75,9 +76,10 @@ def opened(
         InputError: file or journal hold something else, or are damaged.
     """
     finished = _finished(file, name, identity, resume, replace_other)
-    if resume and finished is not None:
-        return finished
     directory = file.with_name(f"{file.name}.{name.replace('/', '-')}.partial")
+    if resume and finished is not None:
+        shutil.rmtree(directory, ignore_errors=True)  # of a run that was killed while it removed it
+        return finished
     try:
         return Journal(directory, identity, resume=resume)
     except InputError:

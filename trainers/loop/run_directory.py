@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import functools
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,12 +18,16 @@ from typing import Any
 from landscape import checkpoint
 from landscape.errors import InputError
 from landscape.files import atomic, read_json, write_json
+from landscape.results import digest
 from trainers.loop.settings import ENDS
 
 COLUMNS = (
     *("epoch", "step", "train_loss", "train_accuracy", "test_loss", "test_accuracy", "lr", "seconds"),
     *("forward_examples", "backward_examples"),
 )
+
+_HISTORY = "history_sha256"
+"""Key of a checkpoint: SHA-256 of the history's rows up to its epoch; release 0.1.0 kept none."""
 
 FREE = ("data_dir", "save_every", "keep_every")
 """Settings that a resumed run may change: they do not change what is computed."""
@@ -46,6 +51,7 @@ class RunDirectory:
     def __init__(self, path: str | Path, resume: bool, config: dict[str, Any], *, writes: bool = True) -> None:
         self.path, self.writes, self.config = Path(path), writes, config
         self.content: dict[str, Any] | None = None
+        self._sha256 = ""
         existing = [n for n in ("ckpt.pt", "config.json", "history.csv") if (self.path / n).exists()]
         if existing and not resume:
             raise InputError(
@@ -68,6 +74,12 @@ class RunDirectory:
             raise InputError(
                 f"{self.path}/history.csv lacks rows that come before the checkpoint's epoch {epoch}: "
                 "restore the file, or train again with another --out"
+            )
+        self._sha256 = functools.reduce(_chained, rows, "")
+        if self.content and self.content.get(_HISTORY, self._sha256) != self._sha256:
+            raise InputError(
+                f"{self.path}/history.csv is damaged, or was changed since the checkpoint was saved: restore it, or "
+                "train again with another --out"
             )
         if self.writes:
             for leftover in self.path.glob(".ckpt.pt.*"):  # a kill in the middle of a save
@@ -92,6 +104,7 @@ class RunDirectory:
         Raises:
             InputError: the disk is full, or the directory has become read-only.
         """
+        self._sha256 = _chained(self._sha256, row)
         if not self.writes:
             return
         path = self.path / "history.csv"
@@ -115,7 +128,7 @@ class RunDirectory:
         # on resuming anyway.
         with _writable(self.path / "history.csv"), open(self.path / "history.csv", "rb") as stream:
             os.fsync(stream.fileno())
-        checkpoint.write(self.path / "ckpt.pt", content)
+        checkpoint.write(self.path / "ckpt.pt", {**content, _HISTORY: self._sha256})
         if keep_as:
             with atomic(self.path / keep_as) as temporary:
                 shutil.copyfile(self.path / "ckpt.pt", temporary)
@@ -203,6 +216,11 @@ def _require_same(path: Path, stored: Mapping[str, Any], requested: Mapping[str,
 
 def _call(method: Mapping[str, Any]) -> str:
     return f"{method['name']}({', '.join(f'{k}={v}' for k, v in method['arguments'].items())})"
+
+
+def _chained(before: str, row: Mapping[str, Any]) -> str:
+    """SHA-256 of a history whose last row is this one, but for the seconds, in which equal runs differ."""
+    return digest.of_configuration([before, {k: _text(v) for k, v in row.items() if k != "seconds"}])
 
 
 def _text(value: Any) -> str:
