@@ -12,6 +12,7 @@ from landscape import files as files
 from landscape import formatting as formatting
 from landscape import invariance as invariance
 from landscape import locks as locks
+from landscape import machine as machine
 from landscape import meaning as meaning
 from landscape import measure as measure
 from landscape import measures as measures
@@ -22,6 +23,7 @@ from landscape import progress as progress
 from landscape import random as random
 from landscape import registry as registry
 from landscape import results as results
+from landscape import self_test as self_test
 from landscape import sharpness as sharpness
 from landscape import statistics as statistics
 from landscape import surfaces as surfaces

@@ -1,0 +1,186 @@
+"""`landscape doctor`: the machine, its self-test, and what an analysis would cost."""
+
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import torch
+
+import cli
+from figures.page import estimate
+from figures.page.requests import surface_request
+from landscape import MEASURES, machine
+from landscape.problem import memory
+from landscape.problem.problem import Problem
+from landscape.self_test import self_test
+from trainers import train
+from trainers.rebuild import Sample, subject
+from trainers.requests import requests
+
+ROOT = Path(__file__).parent.parent
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    train("sgd", out=folder, data="toy2d:n=300", model="mlp:hidden=8", epochs=1, batch_size=50, device="cpu")
+    return folder / "ckpt.pt"
+
+
+def wrong(checks):
+    return [c.name for c in checks if not c.ok]
+
+
+def test_a_sound_machine_passes_and_keeps_its_random_streams():
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    checks = self_test(CPU)
+    assert [c.name for c in checks] == ["products", "convolution", "attention", "repeatability"]
+    assert wrong(checks) == []
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_products_that_are_off_are_seen(monkeypatch):
+    product = Problem.hvp
+    monkeypatch.setattr(Problem, "hvp", lambda self, v, w=None: product(self, v, w) * (1 + 1e-5))
+    assert wrong(self_test(CPU)) == ["products", "convolution", "attention"]
+
+
+def test_gradients_that_are_off_are_seen(monkeypatch):
+    gradient = Problem.gradient
+    monkeypatch.setattr(Problem, "gradient", lambda self, w=None: gradient(self, w) * (1 + 1e-5))
+    assert wrong(self_test(CPU)) == ["convolution", "attention"]
+
+
+@pytest.mark.parametrize(("method", "words"), [("loss", "loss"), ("gradient", "gradient"), ("hvp", "product")])
+def test_runs_that_differ_are_seen(method, words, monkeypatch):
+    exact, calls = getattr(Problem, method), iter(range(10**6))
+    monkeypatch.setattr(Problem, method, lambda self, *a: exact(self, *a) * (1 + 2e-7 * (next(calls) % 2)))
+    (check,) = [c for c in self_test(CPU) if c.name == "repeatability"]
+    assert not check.ok
+    assert f"{words} differ in 3 runs" in check.text
+
+
+def test_a_missing_second_derivative_is_an_answer(monkeypatch):
+    def refuse(*_, **__):
+        raise RuntimeError("derivative for aten::_scaled_dot_product is not implemented\nsecond line")
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", refuse)
+    (check,) = [c for c in self_test(CPU) if not c.ok]
+    assert (check.name, check.text) == ("attention", "derivative for aten::_scaled_dot_product is not implemented")
+
+
+def test_the_machine_is_described(capsys):
+    assert cli.run(["doctor", "--device", "cpu"]) == 0
+    text = capsys.readouterr().out
+    assert f"torch {torch.__version__}" in text
+    assert f"cpu: {os.cpu_count()} cores" in text
+    assert text.count("  ok  ") == 4
+
+
+def test_a_wrong_machine_ends_with_status_1(monkeypatch, capsys):
+    monkeypatch.setattr(Problem, "hvp", lambda self, v, w=None: v)
+    assert cli.run(["doctor", "--device", "cpu"]) == 1
+    assert "  WRONG  products: Hessian-vector products are off by" in capsys.readouterr().out
+
+
+def test_extras_are_those_of_the_package_and_say_how_to_get_them(monkeypatch):
+    stated = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    names = {extra: [n.split(">")[0] for n in needed] for extra, needed in stated["optional-dependencies"].items()}
+    assert {k: tuple(v) for k, v in names.items() if k != "dev"} == machine.EXTRAS
+    assert sorted(machine.NEEDED) == sorted(n.split(">")[0] for n in stated["dependencies"])
+    monkeypatch.setattr(machine, "_installed", {"xarray": "1.2"}.get)
+    assert list(machine.extras())[-1] == (
+        "[notebook] pandas missing, xarray 1.2: pip install 'loss-landscape-toolkit[notebook]'"
+    )
+
+
+# -- a checkpoint ------------------------------------------------------------------------------------------------------
+
+
+def test_estimated_passes_are_those_that_are_made(checkpoint, monkeypatch):
+    problem = subject(checkpoint, Sample(batch_size=100)).problem
+    wanted = requests(["sam_sharpness", "adaptive_sharpness"], rho=(0.05, 0.1), seed=0, subsets=4)
+    wanted.append(surface_request(11, 0.07, 0))
+    monkeypatch.setattr(estimate, "_seconds", lambda *_: {"forward": 2.0, "backward": 3.0, "hvp": 5.0})
+    loss, *made = estimate.estimates(problem, wanted, None)
+    assert loss.seconds == 4.0
+    for request, one in zip(wanted[:2], made, strict=False):
+        cost = MEASURES[request.measure](problem, **request.arguments).cost
+        assert one.passes == {k: n for k, n in cost.items() if n}
+        assert one.seconds == 2 * cost["forward"] + 3 * cost["backward"]
+    assert made[-1].passes == {"forward": 121.0}
+
+
+def test_seconds_of_a_pass_are_those_of_a_part(checkpoint, monkeypatch):
+    problem = subject(checkpoint, Sample(batch_size=40)).problem
+    plan = problem.plan(vectors=12)
+    per_example = {"loss": 1.0, "gradient": 3.0, "<lambda>": 7.0}
+    seen = []
+
+    def second(call):
+        seen.append(call.args[0].examples)
+        return per_example[call.func.__name__] * call.args[0].examples
+
+    monkeypatch.setattr(estimate, "_second", second)
+    seconds = estimate._seconds(problem, plan)
+    assert seen[:2] == [40, 40]
+    assert seconds == pytest.approx(
+        {"forward": problem.examples, "backward": 2 * problem.examples, "hvp": 4 * problem.examples}
+    )
+
+
+def test_a_checkpoint_is_told_its_cost_and_nothing_is_written(checkpoint, capsys):
+    before = sorted(checkpoint.parent.iterdir())
+    assert cli.run(["doctor", str(checkpoint), "--device", "cpu", "--grid", "5", "-k", "2"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert any("vectors of" in line and "are free" in line for line in lines)
+    assert any(line.startswith("  surface: 25 forward passes, about ") for line in lines)
+    assert any(line.startswith("  hessian_top_eigenvalues: ") and " hvp passes, about " in line for line in lines)
+    assert lines[-1].startswith("  in all about ")
+    assert sorted(checkpoint.parent.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("samples", "free", "words"),
+    [(300, 1e3, "are free: give chunk_size="), (10, 4e3, "that does not fit: hold at most")],
+)
+def test_too_little_memory_ends_with_status_1(samples, checkpoint, free, words, monkeypatch, capsys):
+    monkeypatch.setattr(memory, "free_memory", lambda device: free)
+    options = ["--samples", samples, "--device", "cpu", "--measure", "hessian_top_eigenvalues", "-k", 20]
+    assert cli.run(["doctor", str(checkpoint), *map(str, options)]) == 1
+    assert re.search(f"  WRONG  .*{words}", capsys.readouterr().out)
+
+
+def test_a_measure_that_cannot_be_tried_says_why(checkpoint):
+    problem = subject(checkpoint).problem
+    wanted = requests(["average_sharpness:rho=-1"])
+    _, one = estimate.estimates(problem, wanted, None)
+    assert one.passes == {}
+    assert "rho" in one.obstacle
+
+
+def test_a_misspelled_measure_is_wrong_input(checkpoint, capsys):
+    assert cli.run(["doctor", str(checkpoint), "--device", "cpu", "--measure", "sam_sharpnes"]) == 2
+    assert "did you mean 'sam_sharpness'" in capsys.readouterr().err
+
+
+# -- completion --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [("landscape doc", "doctor"), ("landscape analyze --objec", "--objective"), ("landscape train gs", "gsam")],
+)
+def test_the_shell_completes(words, expected):
+    count = len(words.split()) - 1
+    asked = {"COMP_WORDS": words, "COMP_CWORD": str(count), "_LANDSCAPE_COMPLETE": "bash_complete"}
+    done = subprocess.run(
+        [sys.executable, ROOT / "cli.py"], env={**os.environ, **asked}, capture_output=True, text=True, check=True
+    )
+    assert f"plain,{expected}" in done.stdout.splitlines()
