@@ -29,10 +29,10 @@ CASES: dict[str, tuple[str, dict, tuple[int, int]]] = {
     "sam, 4 radii": ("sam_sharpness", {"rho": (0.01, 0.05, 0.1, 0.2)}, (5, 1)),
     "sam, m=128": ("sam_sharpness", {"m": 128}, (2, 1)),
     "adaptive, one step": ("adaptive_sharpness", {"one_step_only": True}, (2, 1)),
-    "worst case, p=2": ("worst_case_sharpness", {}, (21, 20)),
+    "worst case, p=2": ("worst_case_sharpness", {"restarts": 1}, (21, 20)),
     "worst case, p=inf, |w|": (
         "worst_case_sharpness",
-        {"p": math.inf, "rho": 1e-3, "scaling": "elementwise"},
+        {"p": math.inf, "rho": 1e-3, "scaling": "elementwise", "restarts": 1},
         (21, 20),
     ),
     "average, 10 draws": ("average_sharpness", {"draws": 10}, (11, 0)),

@@ -42,7 +42,7 @@ class InvarianceOptions:
         adaptive_rho: of the adaptive balls, p = 2.
         adaptive_rho_inf: of the adaptive balls, p = inf: a fraction of every weight.
         orders: which p.
-        steps: of the ascents; 0 leaves the worst case out.
+        steps: of the ascents, one in each ball; 0 leaves the worst case out.
         eigenvalues: whether the top eigenvalues of H and T H T are taken.
         extra: further measures: name in the result -> (name in `landscape.MEASURES`, arguments); their `value` counts.
     """
@@ -125,8 +125,9 @@ _ADAPTIVE = (
 
 def adaptive_ball(problem: Problem, rho: float, p: float, scaling: str, biases: str, steps: int) -> Sharpness:
     """One step, and the worst case where steps are asked for (adaptive_sharpness takes any T, the identity too)."""
+    # One ascent is enough: whether it ends in the highest maximum makes no difference to what it is invariant under.
     return adaptive_sharpness(
-        problem, rho=rho, p=p, scaling=scaling, biases=biases, steps=steps or 1, one_step_only=not steps
+        problem, rho=rho, p=p, scaling=scaling, biases=biases, steps=steps or 1, restarts=1, one_step_only=not steps
     )
 
 

@@ -31,7 +31,7 @@ def adaptive_sharpness(
     eta: float | None = None,
     one_step_only: bool = False,
     steps: int = 20,
-    restarts: int = 1,
+    restarts: int = 2,
     m: int | None = None,
     logit_normalization: bool = False,
     subsets: int = 0,
@@ -52,7 +52,9 @@ def adaptive_sharpness(
         eta: added to the norms in T; by default 0.01 for asam-official, else 0.
         one_step_only: leave the worst case out.
         steps: points that each ascent evaluates.
-        restarts: ascents at each radius, the first from the one-step point, the others from random points.
+        restarts: ascents at each radius, the first from the one-step point, the next from where one output is above the
+            others, best first, those beyond their number from random points. They differ where the loss has several
+            maxima in the ball.
         m: the step is taken for each group of m consecutive examples and the rises are averaged (m-sharpness).
         logit_normalization: center the outputs of each example and scale them to unit length before the loss, so that
             the scale of the last layer does not matter.
@@ -66,8 +68,8 @@ def adaptive_sharpness(
         InputError: rho not positive, p < 1, unknown scaling, steps or restarts below 1, m or subsets larger than the
             number of examples, weights or loss at w not finite.
 
-    Cost: 1 forward + 1 backward pass, then 1 forward a radius; with the worst case instead `steps` forward +
-    (`steps` - 1) backward an ascent (see `worst_case_sharpness`); twice that with subsets.
+    Cost: 1 forward + 1 backward pass, then 1 forward a radius; with the worst case instead that of
+    `worst_case_sharpness` (for ten classes and one radius 61 forward + 49 backward); twice that with subsets.
     Source: Kwon 2021 (arXiv 2102.11600), eq. 2. Differs from its official code except with asam-official.
 
     Example:

@@ -11,6 +11,8 @@ from typing import Any
 from landscape.formatting import digits, number, percent, rounded_up
 from landscape.statistics import Z
 
+SPREAD = 0.05
+"""Relative difference between ascents in one ball from which on a worst case carries a caution."""
 INTERVAL, BOUND, EXACT = "95% interval", "error bound", "exact"
 
 
@@ -89,9 +91,10 @@ def cell_of(summary: Mapping[str, Any]) -> Cell:
         bound = finite(bounds[0]) if bounds else None
         return Cell(finite(values[0]), bound, BOUND if bound is not None else "", "; ".join(n for n in notes if n))
     half, kind = error(summary)
-    worst = finite(summary.get("worst_case"))
+    worst, spread = finite(summary.get("worst_case")), finite(summary.get("restart_spread"))
     notes = [
         "" if worst is None or worst == value else f"worst case {number(worst)}",
+        "" if spread is None or spread <= SPREAD else f"its ascents differ by {spread:.0%}: there may be a higher one",
         "" if summary.get("converged", True) else "not converged",
     ]
     return Cell(value, half, kind, "; ".join(n for n in notes if n))

@@ -11,6 +11,7 @@ import numpy as np
 
 from landscape.ball.scaling import Scaling
 from landscape.errors import InputError
+from landscape.sharpness.starts import MOST_OUTPUTS
 from landscape.sharpness.subsets import positive
 
 
@@ -25,7 +26,7 @@ class BallOptions:
         m: examples in a group; None for one group of all.
         subsets: number of disjoint subsets for the confidence interval; 0 for none.
         steps: points that each ascent evaluates; None for the one-step value alone.
-        restarts: ascents at each radius; the first starts at the one-step point, the others at random ones.
+        restarts: ascents at each radius, see `landscape.sharpness.starts`.
         seed: seed of the random starts and of the division into subsets.
     """
 
@@ -57,7 +58,10 @@ class BallOptions:
 
     def work(self, examples: int) -> int:
         """Number of evaluations that a progress bar counts, for a problem of so many examples and its subsets."""
-        each = len(self.radii) if self.steps is None else self.ascents * self.steps
+        each = len(self.radii)
+        if self.steps is not None:
+            tried = MOST_OUTPUTS * (1 + len(self.radii)) if self.restarts > 1 else 0
+            each = self.ascents * self.steps + tried
         groups = math.ceil(examples / (self.m or examples))
         return each * (groups + (self.subsets and self.subsets * math.ceil(groups / self.subsets)))
 

@@ -7,7 +7,7 @@ group of all n by default). One-step sharpness replaces the maximizer by that of
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +24,7 @@ from landscape.random import stream
 from landscape.results.result import Result, array
 from landscape.sharpness.checks import check_loss, check_weights, resolution, scaled_ball
 from landscape.sharpness.options import BallOptions
+from landscape.sharpness.starts import best_outputs, starts
 from landscape.sharpness.subsets import check_division, disjoint_subsets, in_groups, positive
 from landscape.statistics import interval_around
 
@@ -41,14 +42,15 @@ class Sharpness(Result):
         worst_case: largest rise that the ascents found; None where none was run.
         late_gain: share of the worst case that its ascent gained in the last quarter of its steps: near 0 where more
             steps would find no more (of this maximum; `restart_spread` looks for others).
-        restarts: (restart, rho) largest rise that each ascent found; the first starts at the one-step point.
+        restarts: (restart, rho) largest rise that each ascent found; the first starts at the one-step point, the next
+            ones where one output is above the others (see `landscape.sharpness.starts`), those beyond at random.
         groups: (group, rho) the measure of each group of m examples; None for one group.
         subsets: (subset, rho) the measure on each disjoint subset of the examples; None where not asked for.
         interval: (bound, rho) 95% confidence interval of the measure over samples of as many examples, from the spread
             over the subsets or else over the groups (Student's t); None where there is neither. A perturbation fits the
             sample that it is computed on: samples of more examples have a smaller sharpness.
-        non_finite: number of points at each radius whose loss or gradient was nan or inf. They are never taken for the
-            maximum: the value is then a lower bound, and nan where no point was finite.
+        non_finite: number of points of the ascents at each radius whose loss or gradient was nan or inf. They are never
+            taken for the maximum: the value is then a lower bound, and nan where no point was finite.
         displacement_error: ||(w + epsilon) - w - epsilon|| / ||epsilon|| of the one-step perturbation, what the dtype
             of the weights cannot hold of it. Near 1 in bfloat16 at small radii: the value then means nothing.
         resolution: estimate of the rounding of a rise in the model's dtype; rises below it are not known.
@@ -78,7 +80,8 @@ class Sharpness(Result):
     def restart_spread(self) -> np.ndarray | None:
         """(largest - smallest) / largest over the restarts at each radius; None for a single ascent.
 
-        Near 0: every ascent found the same maximum. Large: a single ascent is not to be trusted at this radius.
+        Near 0: every ascent found the same maximum. Large: the loss has several maxima in the ball, and there may be a
+        higher one; more restarts look for it.
         """
         if self.restarts is None or len(self.restarts) < 2:
             return None
@@ -125,7 +128,8 @@ def ball_sharpness(problem: Problem, setting: BallOptions, *, value: str) -> Sha
         value: which of the two is the measure: "one_step" or "worst_case".
 
     Cost: one forward and one backward pass for the gradient at w; then a forward pass for every radius (one step) or,
-    for every ascent, `steps` forward and `steps` - 1 backward passes; as much again for the subsets.
+    for every ascent, `steps` forward and `steps` - 1 backward passes, and with restarts a forward and a backward pass
+    for each of up to ten outputs and a forward pass for each at every radius; as much again for the subsets.
     """
     check_division(problem, setting.m, setting.subsets)
     check_weights(problem)
@@ -232,13 +236,16 @@ def _worst_case(
     best, best_u, smaller = loss, torch.zeros_like(center), 0.0
     known = torch.zeros_like(loss, dtype=torch.bool)
     ascending = np.argsort(setting.radii, kind="stable")
-    for rho in (setting.radii[i] for i in ascending):
-        starts = _starts(ball, rho, center, setting.restarts, stream(setting.seed, purpose), stationary=stationary)
+    drawn = stream(setting.seed, f"outputs of {purpose}")
+    outputs = best_outputs(problem, ball, setting.radii, setting.restarts - 1, drawn, bar)
+    for i in ascending:
+        rho = setting.radii[i]
+        points = starts(ball, rho, center, outputs[i], setting.restarts, stream(setting.seed, purpose))
         warm = [best_u * (rho / smaller)] if smaller else []
         reached: list[Tensor] = []
         failed: list[Tensor] = []
         before = best
-        for start in itertools.chain(starts, warm):
+        for start in itertools.chain(points, warm):
             one = maximize(problem, ball, rho, start, center, steps, bar=bar)
             if not reached:
                 columns["one_step"].append(torch.zeros_like(loss) if stationary else one.first - loss)
@@ -256,12 +263,3 @@ def _worst_case(
         columns["displacement_error"].append(_displacement_error(problem.weights, first))
     back = torch.from_numpy(np.argsort(ascending, kind="stable")).to(loss.device)
     return {name: torch.stack(column, dim=-1)[..., back] for name, column in columns.items()}
-
-
-def _starts(
-    ball: Ball, rho: float, center: Tensor, count: int, generator: torch.Generator, *, stationary: bool
-) -> Iterator[Tensor]:
-    """The one-step point (a random one where T g = 0: a stationary point has no steepest ascent), then random ones."""
-    yield ball.random(center, rho, generator) if stationary else ball.steepest(center, rho)
-    for _ in range(count - 1):
-        yield ball.random(center, rho, generator)
