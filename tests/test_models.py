@@ -124,6 +124,27 @@ def test_the_seed_alone_decides_the_weights(name, arguments, shape):
     assert any(not torch.equal(first[key], other[key]) for key in first)
 
 
+@pytest.mark.parametrize(
+    ("name", "option", "value"),
+    [
+        (name, option, value)
+        for name, entry in MODELS.entries.items()
+        for option, values in entry.facts.get("same_weights", {}).items()
+        for value in values
+    ],
+)
+def test_options_that_weights_do_not_show_change_the_function_alone(name, option, value):
+    entry = MODELS.entry(name)
+    small = {"classes": 3, **entry.facts["small"]}
+    # The other options stay where the values of this one fit: padding instead of convolutions.
+    others = {o: v[0] for o, v in entry.facts["same_weights"].items() if entry.option(o).default not in v}
+    first = build_model(name, **{**small, **others, option: entry.facts["same_weights"][option][0]}).eval()
+    other = build_model(name, **{**small, **others, option: value}).eval()
+    other.load_state_dict(first.state_dict())
+    x = torch.randn(2, *small["input_shape"], generator=torch.Generator().manual_seed(0))
+    assert torch.equal(first(x), other(x)) == (value == entry.facts["same_weights"][option][0])
+
+
 def test_table2_has_no_activation_after_the_first_layer():
     layers = [type(m).__name__ for m in build_model("table2-mlp", classes=2, input_shape=(2,))]
     assert layers == ["Linear", "Linear", "ReLU", "Linear", "ReLU", "Linear", "ReLU", "Linear"]

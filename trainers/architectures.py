@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from landscape.errors import InputError, unknown
 from trainers.models import MODELS, build_model
-from trainers.names import parse_name
+from trainers.names import checked_arguments, parse_name
 
 if TYPE_CHECKING:
     from torch import nn
@@ -53,6 +54,23 @@ class BuiltIn:
                 "--model-arg classes=10 --model-arg input_shape=3x32x32"
             )
         return build_model(self.name, **arguments)
+
+    def others(self, data: Data | None) -> Iterator[tuple[str, str, nn.Module]]:
+        """Networks that the same weights fit and that compute another function.
+
+        Yields:
+            What this one is made with, what the other is made with instead, and the other.
+        """
+        entry = MODELS.entry(self.name)
+        options = {k: v for k, v in self.arguments.items() if k not in ("classes", "input_shape")}
+        chosen = checked_arguments(entry, options)
+        for name, values in entry.facts.get("same_weights", {}).items():
+            for value in values if chosen[name] in values else ():
+                # Not every value goes with the other arguments: a width may be no multiple of the heads.
+                with contextlib.suppress(InputError):
+                    if value != chosen[name]:
+                        other = replace(self, arguments={**self.arguments, name: value})
+                        yield f"{name}={chosen[name]}", f"{name}={value}", other.network(data)
 
 
 def is_named(text: str) -> bool:

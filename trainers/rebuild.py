@@ -30,7 +30,13 @@ from trainers.architectures import BuiltIn
 from trainers.datasets import Data, load_data
 from trainers.names import parse_name
 from trainers.references import import_callable, resolve_data, resolve_device, resolve_loss, resolve_model
-from trainers.subject_checks import naming_the_loss, require_finite, require_labels, tell_if_worse_than_nothing
+from trainers.subject_checks import (
+    naming_the_loss,
+    require_finite,
+    require_labels,
+    tell_if_another_fits_better,
+    tell_if_worse_than_nothing,
+)
 
 DEFAULT_SAMPLES = 4096
 
@@ -161,7 +167,8 @@ def subject(
     if sample.batch_size and callable(sample.data):
         problem = problem.rebatched(sample.batch_size)
     require_finite(path, problem)
-    if model is not None:
+    others = _others(problem, model, data) if isinstance(model, BuiltIn) else ()
+    if model is not None and not tell_if_another_fits_better(path, problem, others):
         tell_if_worse_than_nothing(path, problem, made_with)
     return Subject(path, digest.of_path(path), network, problem, _metadata(source), sample.seed)
 
@@ -275,6 +282,13 @@ def _loaded(path: Path, network: nn.Module, content: Any, choice: Choice, dtype:
     network = network.to(dtype)
     checkpoint.load_weights(network, content, path, choice)
     return network
+
+
+def _others(problem: Problem, model: BuiltIn, data: Data | None) -> Iterator[tuple[str, str, Problem]]:
+    """What the network is made with, what else it might be, and the same weights' loss in that."""
+    for chosen, other, network in model.others(data):
+        network.load_state_dict(problem.model.state_dict())
+        yield chosen, other, problem.in_network(network.to(problem.weights).eval())
 
 
 def _data(content: dict[str, Any] | None, sample: Sample, device: torch.device | str) -> Data | None:

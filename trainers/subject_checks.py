@@ -1,10 +1,10 @@
-"""Whether a loss is worth analyzing: labels that fit it, finite weights, and a network that learned something."""
+"""Whether a loss is worth analyzing: labels that fit it, finite weights, the right network, one that learned."""
 
 from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
@@ -66,6 +66,55 @@ def _require_statistics(path: Path, network: nn.Module) -> None:
             )
 
 
+def tell_if_another_fits_better(path: Path, problem: Problem, others: Iterable[tuple[str, str, Problem]]) -> bool:
+    """Warn, and note, that the same weights have a smaller loss in another function; return whether they have.
+
+    Padding, activation and the number of heads change nothing in the names and shapes of weights, so that any file of
+    weights loads into each of them. In the function that was trained the loss is far smaller than in the others: one
+    that is smaller by more than a tenth, over all examples, is told.
+
+    Args:
+        path: of the weights.
+        problem: their loss.
+        others: (what the network was made with, what the other was made with, the loss of the weights in it).
+
+    Cost: one forward pass over the first batch for each, and over all batches where that is suspicious.
+    """
+    better = []
+    for chosen, other, rival in others:
+        for count in sorted({1, len(problem.batches)}):
+            mine, its = (_loss_over(p, count) for p in (problem, rival))
+            if not its < 0.9 * mine:
+                break
+        else:
+            better.append((its, mine, chosen, other))
+    if not better:
+        return False
+    its, mine, chosen, other = min(better)
+    _tell(
+        path,
+        problem,
+        f"L = {mine:.4g} with {chosen} and {its:.4g} with {other}, which the same weights fit by name and shape: the "
+        f"file does not say which was trained; give {other}, or go on if {chosen} is meant",
+    )
+    return True
+
+
+def _loss_over(problem: Problem, count: int) -> float:
+    """L over the first `count` weighted batches."""
+    total, weight = 0.0, 0.0
+    with problem.uncounted(), problem.values():
+        for _, batch in zip(range(count), problem.weighted_batches(), strict=False):
+            total += float(problem.batch_loss(problem.forward(batch), batch)) * batch.weight
+            weight += batch.weight
+    return total / weight
+
+
+def _tell(path: Path, problem: Problem, text: str) -> None:
+    problem.notes.append(text)
+    warnings.warn(CheckpointWarning(f"{path}: {text}"), stacklevel=4)
+
+
 def tell_if_worse_than_nothing(path: Path, problem: Problem, options: str) -> None:
     """Warn, and note, that a network which was trained elsewhere has a larger loss than outputs of 0 would have.
 
@@ -88,13 +137,13 @@ def tell_if_worse_than_nothing(path: Path, problem: Problem, options: str) -> No
             if not loss > of_zeros * (1 + 1e-3):
                 return
     made_with = f": {options}" if options else ""
-    text = (
+    _tell(
+        path,
+        problem,
         f"L = {loss:.4g} is above {of_zeros:.4g}, the loss of a network whose outputs are all 0: either the weights "
         "fit by name and shape alone, or the data are not those of the training; compare the normalization of "
-        f"the inputs, the order of the classes and what the network is made with{made_with}"
+        f"the inputs, the order of the classes and what the network is made with{made_with}",
     )
-    problem.notes.append(text)
-    warnings.warn(CheckpointWarning(f"{path}: {text}"), stacklevel=3)
 
 
 def _with_outputs_of_zero(problem: Problem, count: int) -> tuple[float, float]:

@@ -350,6 +350,13 @@ class Problem(BatchPasses):
         other.evaluator = self.evaluator.rebound(other.model, self.parameters)
         return other
 
+    def in_network(self, model: nn.Module) -> Problem:
+        """The same loss, batches and weights in another network whose tensors have the same names and shapes."""
+        other = copy.copy(self)
+        other.model = model
+        other.evaluator = self.evaluator.rebound(model, self.parameters)
+        return other
+
     def with_batch_norm(self, policy: str) -> Problem:
         """The same loss with another BatchNorm policy."""
         other = copy.copy(self)

@@ -5,7 +5,8 @@ A network is rebuilt from its name and its arguments, which are plain values; it
 is made of ``nn.Module`` layers only, each activation an instance of its own, so that hooks and ``torch.fx`` see them.
 
 A model is ``@register("name", small={"input_shape": ..., option: ...}) def name(classes, input_shape, *, options)``;
-``small`` is a configuration of seconds, which the contract tests build.
+``small`` is a configuration of seconds, which the contract tests build. ``same_weights={option: values}`` names the
+options that change the function and leave the names and shapes of the weights: a file of weights does not show them.
 """
 
 from __future__ import annotations

@@ -26,7 +26,11 @@ def table2_mlp(classes: int, input_shape: tuple[int, ...]) -> nn.Sequential:
     return nn.Sequential(*_flatten(input_shape), *layers, nn.Linear(10, classes))
 
 
-@register("mlp", small={"input_shape": (5,), "hidden": (7, 6)})
+@register(
+    "mlp",
+    small={"input_shape": (5,), "hidden": (7, 6)},
+    same_weights={"activation": ("relu", "tanh", "gelu")},
+)
 def mlp(
     classes: int,
     input_shape: tuple[int, ...],

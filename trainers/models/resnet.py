@@ -142,7 +142,11 @@ def _shortcut(kind: str, width: int, out: int, stride: int) -> nn.Module | None:
     return nn.Sequential(convolution(width, out, 1, stride), nn.BatchNorm2d(out))
 
 
-@register("resnet", small={"input_shape": (1, 8, 8), "width": 4})
+@register(
+    "resnet",
+    small={"input_shape": (1, 8, 8), "width": 4},
+    same_weights={"shortcut": ("pad", "pad-centered"), "stride": (1, 2)},
+)
 def resnet(
     classes: int,
     input_shape: tuple[int, ...],
@@ -186,7 +190,7 @@ def _cifar(
     return ResNet(BasicBlock, blocks, width, classes, channels, imagenet_stem=False, shortcut=shortcut, stride=stride)
 
 
-@register("resnet20", small={"input_shape": (1, 8, 8)})
+@register("resnet20", small={"input_shape": (1, 8, 8)}, same_weights={"shortcut": ("pad", "pad-centered")})
 def resnet20(classes: int, input_shape: tuple[int, ...], *, shortcut: str = "projection") -> ResNet:
     """CIFAR ResNet-20: three stages of 16, 32 and 64 channels; 272,474 parameters on CIFAR-10.
 
@@ -197,7 +201,7 @@ def resnet20(classes: int, input_shape: tuple[int, ...], *, shortcut: str = "pro
     return _cifar("resnet20", 20, classes, input_shape, shortcut)
 
 
-@register("resnet56", small={"input_shape": (3, 8, 8)})
+@register("resnet56", small={"input_shape": (3, 8, 8)}, same_weights={"shortcut": ("pad", "pad-centered")})
 def resnet56(classes: int, input_shape: tuple[int, ...], *, shortcut: str = "projection") -> ResNet:
     """CIFAR ResNet-56: three stages of 16, 32 and 64 channels; 855,770 parameters on CIFAR-10.
 

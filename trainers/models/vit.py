@@ -97,7 +97,11 @@ def vit_s32(classes: int, input_shape: tuple[int, ...]) -> VisionTransformer:
     return _transformer("vit-s32", input_shape, 32, 384, 12, 6, 1536, classes)
 
 
-@register("vit-tiny", small={"input_shape": (1, 8, 8), "depth": 2})
+@register(
+    "vit-tiny",
+    small={"input_shape": (1, 8, 8), "depth": 2},
+    same_weights={"heads": (1, 2, 3, 4, 6, 8, 12, 16)},
+)
 def vit_tiny(
     classes: int,
     input_shape: tuple[int, ...],
