@@ -5,11 +5,7 @@ products on the MLP; at most 0.25x PyHessian's time at equal accuracy and 0.6x t
 hand-written double backward that rebuilds its graph, 0.75x once graphs are kept; the exact trace in 3 products' time on
 the MLPs, in 0.2x of 100 Hutchinson probes on the ResNet.
 
-Peers that are not installed are skipped with a message. To install them (without dependencies: curvlinops would pull a
-torchvision that cannot load beside a CPU build of torch):
-
-    pip install --no-deps PyHessian==0.1 hessian-eigenthings==1.0.0a5
-    pip install --no-deps -r tests/oracles.txt
+`benchmarks/peers.py` says how to install the peers; those that are not are skipped with a message.
 
 Times are CPU seconds (the machine may be shared), given in units of the hand-written double backward timed beside them
 in the same round. `--images` bounds the ResNet's examples: one of its products over 1,797 images takes 25 CPU seconds.
@@ -19,17 +15,18 @@ from __future__ import annotations
 
 import argparse
 import gc
-import importlib
 import statistics
 import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from timing import machine, table  # isort: skip  (sets OMP_WAIT_POLICY before torch is loaded)
+
+import peers  # isort: skip
+from peers import LOSS, Case, K  # isort: skip
 
 import numpy as np
 import torch
@@ -44,39 +41,21 @@ from trainers.data.digits import digits
 from trainers.data.idx import fashion_mnist
 from trainers.models import build_model
 
-LOSS = nn.CrossEntropyLoss()
-K = 5
+
+def problem(case: Case) -> landscape.Problem:
+    """Ours, over one batch as it comes: the size of the chunks is chosen within what is timed."""
+    return landscape.Problem(case.model, LOSS, [(case.x, case.y)], check=False)
 
 
-@dataclass
-class Case:
-    """A trained network, its data, and the float64 truth."""
+def bare(case: Case) -> Callable[[], Any]:
+    """Hand-written double backward that builds its graph anew, one batch."""
+    v = [torch.randn_like(p) for p in case.parameters]
 
-    name: str
-    model: nn.Module
-    x: Tensor
-    y: Tensor
-    values: np.ndarray = field(default_factory=lambda: np.zeros(K))
-    trace: float = 0.0
+    def product() -> Any:
+        gradients = torch.autograd.grad(LOSS(case.model(case.x), case.y), case.parameters, create_graph=True)
+        return torch.autograd.grad(gradients, case.parameters, v)
 
-    @property
-    def parameters(self) -> list[Tensor]:
-        """The model's tensors."""
-        return list(self.model.parameters())
-
-    def problem(self) -> landscape.Problem:
-        """Ours, over one batch as it comes: the size of the chunks is chosen within what is timed."""
-        return landscape.Problem(self.model, LOSS, [(self.x, self.y)], check=False)
-
-    def bare(self) -> Callable[[], Any]:
-        """Hand-written double backward that builds its graph anew, one batch."""
-        v = [torch.randn_like(p) for p in self.parameters]
-
-        def product() -> Any:
-            gradients = torch.autograd.grad(LOSS(self.model(self.x), self.y), self.parameters, create_graph=True)
-            return torch.autograd.grad(gradients, self.parameters, v)
-
-        return product
+    return product
 
 
 def train(model: nn.Module, x: Tensor, y: Tensor, epochs: int) -> nn.Module:
@@ -123,129 +102,42 @@ def reference(case: Case) -> None:
     """Float64 truth: ARPACK on our double backward at tolerance 1e-8; the trace by C backward passes."""
     from scipy.sparse.linalg import eigsh
 
-    problem = landscape.Problem(case.model.double(), LOSS, [(case.x.double(), case.y)], check=False)
-    operator = operators.hessian(problem).to_scipy()
+    double = landscape.Problem(case.model.double(), LOSS, [(case.x.double(), case.y)], check=False)
+    operator = operators.hessian(double).to_scipy()
     case.values = np.sort(eigsh(operator, k=K, which="LA", tol=1e-8, return_eigenvectors=False))[::-1]
-    case.trace = float(torch.stack(ggn_squares(problem).tensors).sum())
+    case.trace = float(torch.stack(ggn_squares(double).tensors).sum())
     case.model.float()
 
 
-# -- arms: each returns (values, products) ----------------------------------------------------------------------------
+# -- arms -------------------------------------------------------------------------------------------------------------
 
 
-def peer(name: str) -> Any:
-    """The module, or None with a message."""
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        print(f"{name} skipped: {error}", file=sys.stderr)
-        return None
+def eigenvalue_arms(case: Case, seed: int) -> Iterator[peers.Arm]:
+    """Top five eigenvalues by everyone, at the settings that reach 1e-3 and at the peers' defaults."""
 
-
-def counted(module: Any, attribute: str) -> list[int]:
-    """Wrap a function of a peer so that it counts its calls."""
-    count, original = [0], getattr(module, attribute)
-
-    def wrapper(*args: Any, **kwargs: Any) -> Any:
-        count[0] += 1
-        return original(*args, **kwargs)
-
-    setattr(module, attribute, wrapper)
-    return count
-
-
-def eigenvalue_arms(case: Case, seed: int) -> Iterator[tuple[str, Callable[[], tuple[np.ndarray, int]]]]:
-    """Top five eigenvalues by everyone, at the settings that reach 1e-3 (and PyHessian's defaults)."""
-
-    def ours() -> tuple[np.ndarray, int]:
-        result = landscape.top_eigenvalues(case.problem(), k=K, tol=1e-3, seed=seed)
+    def ours(verify: bool) -> peers.Outcome:
+        result = landscape.top_eigenvalues(problem(case), k=K, tol=1e-3, seed=seed, verify=verify)
         assert result.converged
-        return result.values, result.hvps
+        return peers.Outcome(result.values, result.hvps)
 
-    def verified() -> tuple[np.ndarray, int]:
-        result = landscape.top_eigenvalues(case.problem(), k=K, tol=1e-3, seed=seed, verify=True)
-        return result.values, result.hvps
-
-    yield "ours, tol 1e-3", ours
-    yield "ours, verified", verified
-    if pyhessian := peer("pyhessian.hessian"):
-        count = counted(pyhessian, "hessian_vector_product")
-
-        def power(**options: Any) -> tuple[np.ndarray, int]:
-            torch.manual_seed(seed)
-            count[0] = 0
-            result = pyhessian.hessian(case.model, LOSS, data=(case.x, case.y), cuda=False)
-            values = result.eigenvalues(top_n=K, **options)[0]
-            case.model.zero_grad(set_to_none=True)  # it leaves a graph in .grad
-            return np.sort(values)[::-1], count[0]
-
-        yield "PyHessian, defaults", power
-        yield "PyHessian, tol 1e-4", lambda: power(tol=1e-4, maxIter=1000)
-    if curvlinops := peer("curvlinops"):
-        from scipy.sparse.linalg import LinearOperator, eigsh
-
-        def arpack() -> tuple[np.ndarray, int]:
-            data = [(case.x, case.y)]
-            inner = curvlinops.HessianLinearOperator(case.model, LOSS, case.parameters, data).to_scipy()
-            calls = [0]
-
-            def multiply(v: np.ndarray) -> np.ndarray:
-                calls[0] += 1
-                return inner @ v
-
-            operator = LinearOperator(inner.shape, matvec=multiply, dtype=inner.dtype)
-            start = np.random.default_rng(seed).standard_normal(inner.shape[0]).astype(inner.dtype)
-            return np.sort(eigsh(operator, k=K, which="LA", tol=1e-2, v0=start, return_eigenvectors=False))[
-                ::-1
-            ], calls[0]
-
-        yield "curvlinops + eigsh, tol 1e-2", arpack
-    if eigenthings := peer("hessian_eigenthings"):
-
-        def lanczos(steps: int) -> tuple[np.ndarray, int]:
-            loss = eigenthings.supervised_loss(LOSS)
-            operator = eigenthings.HessianOperator(case.model, [(case.x, case.y)], loss)
-            result = eigenthings.lanczos(operator, k=K, max_iter=steps, which="LA", seed=seed)
-            return np.sort(result.eigenvalues.double().numpy())[::-1], steps
-
-        yield "hessian-eigenthings, 20 steps (by hand)", lambda: lanczos(20)
+    yield "ours, tol 1e-3", lambda: ours(verify=False)
+    yield "ours, verified", lambda: ours(verify=True)
+    yield from peers.eigenvalue_arms(case, seed)
 
 
-def trace_arms(case: Case, seed: int, probes: int) -> Iterator[tuple[str, Callable[[], tuple[float, int]]]]:
+def trace_arms(case: Case, seed: int, probes: int) -> Iterator[peers.Arm]:
     """The trace by everyone."""
 
-    def exact() -> tuple[float, int]:
-        result = landscape.trace(case.problem())
-        assert result.exact
+    def ours(method: str) -> peers.Outcome:
+        result = landscape.trace(problem(case), method=method, probes=probes, seed=seed)
+        assert result.exact == (method == "exact")
         assert result.matrix == "hessian"
-        return result.value, 0
+        return peers.Outcome(np.array([result.value]), result.hvps)
 
-    def estimate(method: str) -> tuple[float, int]:
-        result = landscape.trace(case.problem(), method=method, probes=probes, seed=seed)
-        return result.value, result.hvps
-
-    yield "ours, exact", exact
-    yield f"ours, Hutch++ {probes}", lambda: estimate("hutch++")
-    yield f"ours, Hutchinson {probes}", lambda: estimate("hutchinson")
-    if pyhessian := peer("pyhessian.hessian"):
-        count = counted(pyhessian, "hessian_vector_product")
-
-        def hutchinson() -> tuple[float, int]:
-            torch.manual_seed(seed)
-            count[0] = 0
-            result = pyhessian.hessian(case.model, LOSS, data=(case.x, case.y), cuda=False)
-            value = float(np.mean(result.trace()))
-            case.model.zero_grad(set_to_none=True)
-            return value, count[0]
-
-        yield "PyHessian, defaults", hutchinson
-    if eigenthings := peer("hessian_eigenthings"):
-
-        def sketch() -> tuple[float, int]:
-            operator = eigenthings.HessianOperator(case.model, [(case.x, case.y)], eigenthings.supervised_loss(LOSS))
-            return float(eigenthings.hutch_plus_plus(operator, num_matvecs=probes, seed=seed).estimate), probes
-
-        yield f"hessian-eigenthings, Hutch++ {probes}", sketch
+    yield "ours, exact", lambda: ours("exact")
+    yield f"ours, Hutch++ {probes}", lambda: ours("hutch++")
+    yield f"ours, Hutchinson {probes}", lambda: ours("hutchinson")
+    yield from peers.trace_arms(case, seed, probes)
 
 
 # -- measuring --------------------------------------------------------------------------------------------------------
@@ -261,18 +153,21 @@ def timed(work: Callable[[], Any]) -> tuple[Any, float]:
 
 def unit(case: Case) -> float:
     """CPU seconds of the hand-written product: the smaller of two."""
-    bare = case.bare()
-    return min(timed(bare)[1] for _ in range(2))
+    product = bare(case)
+    return min(timed(product)[1] for _ in range(2))
 
 
-def measured(case: Case, rounds: int, arms: Callable[[int], Iterator], error: Callable[[Any], float]) -> list[list]:
-    """Rows (arm, products, worst error, median cost in hand-written products), arms interleaved in every round."""
+def measured(
+    case: Case, rounds: int, arms: Callable[[int], Iterator[peers.Arm]], truth: np.ndarray | float
+) -> list[list]:
+    """Rows (arm, products, worst relative error, median cost in hand-written products), arms interleaved."""
     rows: dict[str, list[tuple[int, float, float]]] = {}
     for seed in range(rounds):
         for name, work in arms(seed):
             base = unit(case)
-            (value, products), seconds = timed(work)
-            rows.setdefault(name, []).append((products, error(value), seconds / base))
+            outcome, seconds = timed(work)
+            error = float(np.max(np.abs(outcome.values / truth - 1)))
+            rows.setdefault(name, []).append((outcome.products, error, seconds / base))
     return [
         [
             name,
@@ -286,18 +181,18 @@ def measured(case: Case, rounds: int, arms: Callable[[int], Iterator], error: Ca
 
 def kernels(case: Case, rounds: int) -> list[list]:
     """Rows (kernel, cost in hand-written products)."""
-    problem = case.problem()
-    graph, v = HessianGraph(problem), torch.randn(problem.dimension)
+    ours = problem(case)
+    graph, v = HessianGraph(ours), torch.randn(ours.dimension)
     graph.product(v)
     arms = {
-        "problem.hvp (graph rebuilt)": lambda: problem.hvp(v),
+        "problem.hvp (graph rebuilt)": lambda: ours.hvp(v),
         f"kept graph ({graph.graphs.kept_bytes / 2**20:.0f} MB, {len(graph.graphs)} chunks)": lambda: graph.product(v),
     }
-    bare = case.bare()
+    product = bare(case)
     ratios: dict[str, list[float]] = {name: [] for name in arms}
     for _ in range(rounds):
         for name, work in arms.items():
-            ratios[name].append(timed(work)[1] / timed(bare)[1])
+            ratios[name].append(timed(work)[1] / timed(product)[1])
     return [[name, statistics.median(values)] for name, values in ratios.items()]
 
 
@@ -324,17 +219,9 @@ def main() -> None:
         say(f"## {case.name}\n\nTruth: {np.round(case.values, 5).tolist()}, trace {case.trace:.6g}.\n")
         say(table(kernels(case, max(options.rounds, 5)), ["product", "cost"]) + "\n")
 
-        def relative(values: np.ndarray, truth: np.ndarray = case.values) -> float:
-            return float(np.max(np.abs(values / truth - 1)))
-
-        rows = measured(case, options.rounds, lambda seed, c=case: eigenvalue_arms(c, seed), relative)
+        rows = measured(case, options.rounds, lambda seed, c=case: eigenvalue_arms(c, seed), case.values)
         say(table(rows, ["top five eigenvalues", "products", "worst relative error", "cost"]) + "\n")
-        rows = measured(
-            case,
-            options.rounds,
-            lambda seed, c=case: trace_arms(c, seed, options.probes),
-            lambda value, c=case: abs(value / c.trace - 1),
-        )
+        rows = measured(case, options.rounds, lambda seed, c=case: trace_arms(c, seed, options.probes), case.trace)
         say(table(rows, ["trace", "products", "worst relative error", "cost"]) + "\n")
 
 
