@@ -35,9 +35,10 @@ def _spelled(module: type[nn.Module], function: Callable[..., Tensor], options: 
 
 
 def _class_weights(outputs: Outputs) -> Tensor:
+    """One class in some draws of weight 0, never class 1."""
     weights = torch.rand(CLASSES) * 4 + 0.1
     if chance(0.3):
-        weights[int(torch.randint(CLASSES, ()))] = 0.0
+        weights[one_of([0, *range(2, CLASSES)])] = 0.0
     return weights.to(outputs.dtype)
 
 
@@ -76,14 +77,14 @@ def _classes(outputs: Outputs) -> Callable[[int, Fields], Tensor]:
     return lambda n, fields: classes(n * torch.Size(places).numel(), fields).view(n, *places)
 
 
-def _some(target: Callable[[int, Fields], Tensor], ignored: int) -> Callable[[int, Fields], Tensor]:
-    """A fifth of the targets are ignored, never the first."""
+def _counting(
+    target: Callable[[int, Fields], Tensor], ignored: int, share: float = 0.2
+) -> Callable[[int, Fields], Tensor]:
+    """A share of the targets are ignored; the first is 1, a class that counts: there is an L."""
 
     def draw(n: int, fields: Fields) -> Tensor:
         targets = target(n, fields)
-        drop = torch.rand(targets.shape) < 0.2
-        drop.view(-1)[0] = False
-        targets[drop] = ignored
+        targets[torch.rand(targets.shape) < share] = ignored
         targets.view(-1)[0] = 1
         return targets
 
@@ -96,7 +97,7 @@ def cross_entropy(outputs: Outputs) -> Aim:
         options["reduction"] = "none"
     ignored = options.get("ignore_index", -100)
     drawn = _classes(outputs)
-    target = _some(drawn, ignored) if "ignore_index" in options or chance(0.5) else drawn
+    target = _counting(drawn, ignored, 0.2 if "ignore_index" in options or chance(0.5) else 0.0)
     return _aim(outputs, nn.CrossEntropyLoss, F.cross_entropy, options, target, ignored=ignored, losses=True)
 
 
@@ -114,7 +115,7 @@ def probabilities(outputs: Outputs) -> Aim:
 def nll(outputs: Outputs) -> Aim:
     options = _options(outputs, smoothing=False)
     ignored = options.get("ignore_index", -100)
-    target = _some(_classes(outputs), ignored)
+    target = _counting(_classes(outputs), ignored)
     return _aim(outputs, nn.NLLLoss, F.nll_loss, options, target, ignored=ignored, losses=True)
 
 
