@@ -18,7 +18,7 @@ from typing import Any
 from audit.draws import audited, table
 from audit.verdict import WRONG, Verdict
 
-SUBJECTS = ("function", "spectrum", "bowl", "rescaling")
+SUBJECTS = ("function", "spectrum", "bowl", "rescaling", "step")
 _BLOCK = 20
 
 

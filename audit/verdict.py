@@ -16,7 +16,7 @@ from landscape.errors import InputError
 RIGHT, REFUSED, WRONG = "right", "refused", "wrong"
 _REMEDIES = (
     *("give", "needed", "needs", "use", "set ", "call", "take", "pass", "choose", "restrict", "check", "reshape"),
-    *("instead", "replace", "put ", "let ", "make", "larger", "smaller", "must be", "wrap", "load", "run "),
+    *("instead", "replace", "put ", "let ", "make", "larger", "smaller", "must be", "wrap", "load", "run ", "look at"),
 )
 
 

@@ -11,10 +11,11 @@ import landscape
 from audit.__main__ import SUBJECTS, main
 from audit.draws import audited
 from audit.shrink import shrunk
-from audit.subjects import bowl
+from audit.subjects import bowl, step
 from landscape.invariance.rescaling import rules, search, symmetries
+from trainers import METHODS
 
-NEW = {"bowl": 25, "rescaling": 12}
+NEW = {"bowl": 25, "rescaling": 12, "step": 60}
 """How many draws are part of the suite."""
 
 
@@ -74,6 +75,21 @@ def test_a_rescaling_that_changes_the_outputs_is_noticed(monkeypatch):
     found = wrong("rescaling", range(8))
     assert found
     assert any("changes the outputs" in t or "at rescaled weights" in t for t in found[0]["texts"])
+
+
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_a_wrong_step_is_noticed(method, monkeypatch):
+    """The project's method with a gradient off by one part in ten thousand, whatever it is."""
+    honest = METHODS[method].compute
+
+    def compute(self, step_, state):
+        result = honest(self, step_, state)
+        step_.leave([1.0001 * g for g in step_.gradients()])
+        return result
+
+    monkeypatch.setattr(METHODS[method], "compute", compute)
+    seeds = (s for s in range(1000) if step.choice(s)["method"] == method)
+    assert "after step" in next(v for v in map(step.audit, seeds) if v.outcome == "wrong").texts[0]
 
 
 def test_the_minutes_are_shared_out(monkeypatch, tmp_path, capsys):

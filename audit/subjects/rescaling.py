@@ -214,7 +214,7 @@ def _changing(verdict: Verdict, kept: dict[str, Any], problems: list[Any], model
             verdict.same("sam_sharpness", landscape.sam_sharpness(problem, rho=kept["rho"]).value, rise, 1e-8)
     right = gradients[0] * weights[0] / weights[1]
     verdict.same("the gradient at rescaled weights", gradients[1], right, 1e-8)
-    if kept["seed"] % 8 == 0:
+    if kept["seed"] % 8 == 0 and kept["norm"] != "root mean square":  # which divides 0 by 0 at other weights
         _study(verdict, problems[0])
 
 
