@@ -10,6 +10,7 @@ import pytest
 import landscape
 from audit.__main__ import SUBJECTS, main
 from audit.draws import audited
+from audit.handwritten import methods
 from audit.shrink import shrunk
 from audit.subjects import bowl, step
 from landscape.invariance.rescaling import rules, search, symmetries
@@ -77,7 +78,7 @@ def test_a_rescaling_that_changes_the_outputs_is_noticed(monkeypatch):
     assert any("changes the outputs" in t or "at rescaled weights" in t for t in found[0]["texts"])
 
 
-@pytest.mark.parametrize("method", sorted(METHODS))
+@pytest.mark.parametrize("method", sorted(methods.METHODS))
 def test_a_wrong_step_is_noticed(method, monkeypatch):
     """The project's method with a gradient off by one part in ten thousand, whatever it is."""
     honest = METHODS[method].compute
@@ -102,3 +103,13 @@ def test_the_minutes_are_shared_out(monkeypatch, tmp_path, capsys):
         assert f"{subject}: seeds from 0" in printed
     assert main() == 0
     assert "2 draws known" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("subject", SUBJECTS)
+def test_a_kept_case_runs_again(subject, monkeypatch, tmp_path, capsys):
+    verdict = importlib.import_module(f"audit.subjects.{subject}").audit(3)
+    case = tmp_path / "case.json"
+    case.write_text(json.dumps({"subject": subject, **verdict.plain()}))
+    monkeypatch.setattr(sys, "argv", ["audit", "--replay", str(case)])
+    assert main() == 0
+    assert json.loads(capsys.readouterr().out)["outcome"] == verdict.outcome
