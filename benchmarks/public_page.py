@@ -122,7 +122,11 @@ def _values(done: list[Record]) -> Iterator[str]:
     yield table(
         rows, ["network, images", "parameters", "L", "five largest eigenvalues", "trace", "SAM sharpness (0.05)"]
     )
-    yield "Relative distance from the references, the worst over eigenvalues and rounds, and bounds that hold:"
+    yield (
+        "Relative distance from the references, the worst over eigenvalues and rounds, and bounds that hold. A bound "
+        "is one for the matrix as float32 computes it: where outputs are nearly certain softmax rounds, and the "
+        "reference in float64 may lie a little outside."
+    )
     yield table(errors, ["network, images", "bounds held", "eigenvalues", "trace", "SAM sharpness", "surface, corners"])
 
 
