@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shlex
 import sys
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from landscape.errors import InputError
 
 if TYPE_CHECKING:
     from trainers.requests import Request
+    from trainers.run_checkpoints import Run
 
 
 @dataclass(frozen=True)
@@ -65,15 +67,70 @@ class MeasureOptions:
 @options.group(MeasureOptions, "measured")
 @options.problem()
 @options.always_resumes
-@options.output("Default: analysis/ beside the checkpoint, comparison/ for several.")
+@click.option("--every", type=Whole(), default=None, help="Of a run: every so many of its checkpoints, and the last.")
+@options.output("Default: analysis/ beside the checkpoint, comparison/ for several, over-steps/ in a run.")
 def command(
-    checkpoints: tuple[Path, ...], measured: MeasureOptions, problem: ProblemOptions, output: OutputOptions
+    checkpoints: tuple[Path, ...],
+    measured: MeasureOptions,
+    problem: ProblemOptions,
+    output: OutputOptions,
+    every: int | None,
 ) -> None:
     """Measure the loss around checkpoints: sharpness, curvature with error bounds, a 2-D surface, a report.
 
-    Writes analysis.h5, summary.json, report.html and figures/ to one directory. What an earlier call of the same
-    checkpoint computed with the same settings is reused, also after an interruption.
+    Writes analysis.h5, summary.json, report.html and figures/ to one directory. The checkpoints of a run (its folder,
+    or files of one folder with their step or epoch in the name) give every measure over the steps: run.csv, run.h5,
+    summary.json and figures/run. What an earlier call of the same checkpoint computed with the same settings is
+    reused, also after an interruption.
     """
+    from trainers.run_checkpoints import run_of
+
+    run = run_of(checkpoints)
+    if run is not None:
+        _analyze_run(run, every or 1, measured, problem, output)
+    elif every is None:
+        _compare(checkpoints, measured, problem, output)
+    else:
+        raise InputError("--every thins out the checkpoints of a run: give its folder, or leave --every out")
+
+
+def _analyze_run(
+    run: Run, every: int, measured: MeasureOptions, problem: ProblemOptions, output: OutputOptions
+) -> None:
+    """Every measure over the steps of a run."""
+    from figures.drawing import run as drawing
+    from figures.page import measuring
+    from figures.page import run as running
+    from figures.page.requests import SURFACE
+    from landscape.files import write_json
+
+    if measured.grid or SURFACE in measured.measures:
+        raise InputError(
+            "a surface of every checkpoint of a run is not drawn: landscape surface CKPT... --directions trajectory "
+            "draws one of all, landscape analyze CKPT that of one"
+        )
+    stages, directory = run.thinned(every), output.directory(run.folder / "over-steps")
+    requests = dataclasses.replace(measured, grid=0).requests
+    requests(problem.seed, 0)
+    first = problem.subject(stages[0].path)
+    subsets = measuring.subsets_for([first.problem]) if measured.subsets is None else measured.subsets
+    wanted = requests(problem.seed, subsets)
+    claim(directory)
+    options.show_plan(first.problem, f"{len(stages)} checkpoints", measuring.vectors_needed(wanted))
+    rows = running.measure_run(first, stages, problem.subject, wanted, directory / "run.journal")
+    facts = {"provenance": first.problem.provenance(), "arguments": {"every": every}}
+    table = running.as_table(rows, run.unit, stages, label=f"{run.folder.resolve().name} over its steps", **facts)
+    table.save(directory / "run.h5", "run")
+    running.write_csv(table, run.unit, directory / "run.csv")
+    write_json(directory / "summary.json", {"checkpoints": rows})
+    drawing.write(table, rows, run.unit, directory / "figures")
+    output.show({"checkpoints": rows}, running.text(table, run.unit), f"figure: {directory / 'figures' / 'run.pdf'}")
+
+
+def _compare(
+    checkpoints: tuple[Path, ...], measured: MeasureOptions, problem: ProblemOptions, output: OutputOptions
+) -> None:
+    """One checkpoint, or several side by side."""
     from figures.drawing import static
     from figures.page import analysis, differences, measuring, report, table
     from figures.page.store import Store

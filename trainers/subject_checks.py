@@ -41,12 +41,16 @@ def require_labels(problem: Problem) -> None:
         )
 
 
+class Diverged(InputError):
+    """The weights of a checkpoint, or its statistics, are no numbers."""
+
+
 def require_finite(path: Path, problem: Problem) -> None:
-    """Raise InputError for weights, or statistics that the loss uses, that no training should have left."""
+    """Raise Diverged for weights, or statistics that the loss uses, that no training should have left."""
     tensors = problem.parameters.unflatten(problem.weights)
     bad = [s.name for s, t in zip(problem.parameters, tensors, strict=True) if not t.isfinite().all()]
     if bad:
-        raise InputError(
+        raise Diverged(
             f"{path}: {bad[0]} holds NaN or infinite weights: the training diverged; use an earlier checkpoint"
         )
     if problem.batch_norm == "frozen":
@@ -60,7 +64,7 @@ def _require_statistics(path: Path, network: nn.Module) -> None:
         if not (isinstance(mean, Tensor) and isinstance(variance, Tensor)):
             continue
         if not (mean.isfinite().all() and variance.isfinite().all() and (variance >= 0).all()):
-            raise InputError(
+            raise Diverged(
                 f"{path}: the running statistics of {name} are not finite or a variance is negative: use an earlier "
                 "checkpoint, or --batch-norm recalibrate"
             )

@@ -43,6 +43,13 @@ def contents(folder: Path, read: Reader) -> Any:
     raise InputError(f"{folder} is a directory{_hint(folder)}")
 
 
+def is_checkpoint(folder: Path) -> bool:
+    """Whether a folder holds the weights of one network, under names that libraries give them."""
+    known = [f"{stem}{suffix}{end}" for stem in _STEMS for suffix in _SUFFIXES for end in ("", ".index.json")]
+    shards = (m for p in folder.iterdir() if (m := _SHARD.fullmatch(p.name)))
+    return any((folder / n).is_file() for n in (".metadata", *known)) or any(m["suffix"] in _SUFFIXES for m in shards)
+
+
 def _hint(folder: Path) -> str:
     if (folder / "ckpt.pt").exists():
         return f": did you mean {folder / 'ckpt.pt'}?"

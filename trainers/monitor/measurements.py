@@ -11,7 +11,7 @@ from typing import Any
 from landscape import MEASURES
 from landscape.errors import InputError, is_out_of_memory, unknown
 from landscape.problem.problem import Problem
-from landscape.results.result import plain
+from landscape.results.result import Result, plain
 from trainers.monitor.numbers import numbers
 from trainers.names import parse_name
 from trainers.requests import Request, requests
@@ -26,29 +26,25 @@ class Measurements:
     """Measures with their options, taken again and again; eigenvectors start from those of the last time.
 
     Args:
-        names: as on the command line, or of `ALIASES`.
+        requests: the measures, see `named`.
 
     Attributes:
+        requests: these.
         keys: names of the measures in a row.
         described: key -> measure and options; plain JSON values.
         provenance: of the last result.
 
     Raises:
-        InputError: none, an unknown one, one that needs more than the Problem at one set of weights.
+        InputError: one that needs more than the Problem at one set of weights.
     """
 
-    def __init__(self, names: Sequence[str]) -> None:
-        if not names:
-            raise InputError(f"no measure is named: name some of {', '.join([*ALIASES, *MEASURES])}")
-        for name in (parse_name(text)[0] for text in names):
-            if name not in ALIASES and name not in MEASURES:
-                raise unknown("measure", name, [*ALIASES, *MEASURES])
-        self._requests = requests(names, aliases=ALIASES)
-        for request in self._requests:
+    def __init__(self, requests: Sequence[Request]) -> None:
+        for request in requests:
             _require_weights_alone(request)
+        self.requests = requests
         self._vectors: dict[str, Any] = {}
-        self.keys = [r.key for r in self._requests]
-        self.described = {r.key: plain({"measure": r.measure, **r.arguments}) for r in self._requests}
+        self.keys = [r.key for r in requests]
+        self.described = {r.key: plain({"measure": r.measure, **r.arguments}) for r in requests}
         self.provenance: dict[str, Any] = {}
 
     def __call__(self, problem: Problem, *, columns: Sequence[str] | None = None) -> dict[str, float]:
@@ -59,7 +55,7 @@ class Measurements:
             columns: of earlier rows. With them a measure that fails is told in a warning and its columns are nan.
         """
         values: dict[str, float] = {}
-        for request in self._requests:
+        for request in self.requests:
             try:
                 values |= self._numbers(problem, request)
             except Exception as error:
@@ -72,7 +68,7 @@ class Measurements:
     def units(self, columns: Sequence[str]) -> dict[str, str]:
         """Column -> unit, of measures of one quantity; those of several state none for each."""
         units = {}
-        for request in self._requests:
+        for request in self.requests:
             facts = MEASURES.entry(request.measure).facts
             for column in columns:
                 inside = column == request.key or column.startswith(f"{request.key}.")
@@ -81,6 +77,10 @@ class Measurements:
         return units
 
     def _numbers(self, problem: Problem, request: Request) -> dict[str, float]:
+        return numbers(request.key, self.result(problem, request), MEASURES.entry(request.measure))
+
+    def result(self, problem: Problem, request: Request) -> Result:
+        """One measure, taken once more."""
         measure = MEASURES[request.measure]
         start = {"start": self._vectors[request.key]} if request.key in self._vectors else {}
         result = measure(problem, **request.arguments, **start)
@@ -88,7 +88,21 @@ class Measurements:
         vectors = getattr(result, "vectors", None)
         if vectors is not None and "start" in inspect.signature(measure).parameters:
             self._vectors[request.key] = vectors
-        return numbers(request.key, result, MEASURES.entry(request.measure))
+        return result
+
+
+def named(names: Sequence[str]) -> list[Request]:
+    """Measures as on the command line, or of `ALIASES`.
+
+    Raises:
+        InputError: none, or an unknown one.
+    """
+    if not names:
+        raise InputError(f"no measure is named: name some of {', '.join([*ALIASES, *MEASURES])}")
+    for name in (parse_name(text)[0] for text in names):
+        if name not in ALIASES and name not in MEASURES:
+            raise unknown("measure", name, [*ALIASES, *MEASURES])
+    return requests(names, aliases=ALIASES)
 
 
 def _require_weights_alone(request: Request) -> None:

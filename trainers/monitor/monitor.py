@@ -16,7 +16,7 @@ from landscape.random import undisturbed
 from landscape.results import digest
 from landscape.results.result import LabelledArrays
 from trainers.monitor.logs import log_of, logged
-from trainers.monitor.measurements import DEFAULT_MEASURES, Measurements
+from trainers.monitor.measurements import DEFAULT_MEASURES, Measurements, named
 from trainers.monitor.overhead import Overhead
 from trainers.monitor.rows import Rows, as_arrays
 
@@ -100,7 +100,7 @@ class Monitor:
             raise InputError(f"share must be between 0 and 1, a part of the run's time, received {share!r}")
         self.problem, self.every = problem, 1 if every is None else every
         self._overhead = Overhead(DEFAULT_SHARE if every is None and share is None else share)
-        self._measurements = Measurements([measures] if isinstance(measures, str) else measures)
+        self._measurements = Measurements(named([measures] if isinstance(measures, str) else measures))
         self._takes_part = problem.distributed or processes.rank() == 0
         self._writes = processes.rank() == 0
         self._rows = Rows(_stem(out) if self._writes else None, resume=resume)

@@ -19,7 +19,11 @@ def numbers(key: str, result: Result, entry: Entry) -> dict[str, float]:
     quantities or layers; `.stderr`, `.error_bound`, `.low` and `.high` of each where they are known; `key.hvps`, the
     Hessian-vector products spent.
     """
-    summary = result.summary()
+    return columns_of(key, result.summary(), entry)
+
+
+def columns_of(key: str, summary: Mapping[str, Any], entry: Entry) -> dict[str, float]:
+    """The same of a summary."""
     parts: dict[str, Any] = {key: summary}
     if fields := entry.facts.get("fields"):
         parts = {f"{key}.{name}": _field(summary, name, bound) for name, (_, bound, _) in fields.items()}

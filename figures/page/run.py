@@ -1,0 +1,184 @@
+"""A run measured: every measure at each of its checkpoints, one row a checkpoint, kept as soon as it is there."""
+
+from __future__ import annotations
+
+import csv
+import functools
+import io
+import math
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from landscape import MEASURES
+from landscape.errors import InputError, InputWarning
+from landscape.files import write_bytes
+from landscape.formatting import number
+from landscape.progress import track
+from landscape.results import digest
+from landscape.results.journal import Journal
+from landscape.results.result import LabelledArrays, plain
+from landscape.statistics import Z
+from trainers.monitor.measurements import Measurements
+from trainers.monitor.numbers import columns_of
+from trainers.rebuild import Subject
+from trainers.requests import Request
+from trainers.run_checkpoints import Stage
+from trainers.subject_checks import Diverged
+
+_JOURNAL = "landscape analyze of a run"
+
+
+def measure_run(
+    first: Subject,
+    stages: Sequence[Stage],
+    read: Callable[[Path], Subject],
+    requests: Sequence[Request],
+    journal: Path,
+) -> list[dict[str, Any]]:
+    """One row a checkpoint, in their order; rows that an earlier call has kept are not computed again.
+
+    Eigenvectors start from those of the checkpoint before. A checkpoint whose loss is not finite, or a measure that
+    fails there, has no number.
+
+    Args:
+        first: the first checkpoint, brought back to life.
+        stages: of the run.
+        read: brings a checkpoint back to life.
+        requests: measures.
+        journal: where rows are kept.
+
+    Raises:
+        InputError: a checkpoint of another network.
+    """
+    measurements = Measurements(requests)
+    kept, settings = Journal(journal, resume=True), digest.of_configuration(_settings(first, requests))
+    kept.open(_JOURNAL)
+    rows = []
+    try:
+        for stage in track(stages, "checkpoints"):
+            name = f"{stage.path.name} {digest.of_path(stage.path)} {settings}"
+            rows.append(kept.row(name, functools.partial(_row, first, stage, read, measurements)))
+    finally:
+        kept.close()
+    return rows
+
+
+def _settings(first: Subject, requests: Sequence[Request]) -> dict[str, Any]:
+    """What decides the numbers besides a checkpoint; the code of --model shows in the loss alone."""
+    facts = first.problem.provenance()
+    return plain(
+        {
+            "requests": [[r.key, r.measure, r.arguments] for r in requests],
+            "parameters": list(first.problem.parameters.names),
+            **{k: facts[k] for k in ("loss", "sample_sha256", "batch_norm", "dtype")},
+            "loss_at_first": f"{float(first.problem.loss()):.4g}",
+        }
+    )
+
+
+def _row(first: Subject, stage: Stage, read: Callable[[Path], Subject], measurements: Measurements) -> dict[str, Any]:
+    row: dict[str, Any] = {"checkpoint": str(stage.path), "step": stage.step, "epoch": stage.epoch}
+    row |= {"samples": first.problem.examples, "parameters": first.problem.dimension}
+    row |= {"loss": None, "accuracy": None, "measures": {}}
+    try:
+        subject = first if stage.path == first.path else read(stage.path)
+    except Diverged as error:
+        warnings.warn(InputWarning(str(error)), stacklevel=2)
+        return row | {"sha256": digest.of_path(stage.path)}
+    _require_one_network(first, subject)
+    at = subject.problem.evaluate()
+    row |= {"sha256": subject.sha256, "loss": float(at.loss), "accuracy": float(at.accuracy)}
+    if at.loss.isfinite():
+        row["measures"] = dict(_summaries(subject, measurements))
+    return plain(row)
+
+
+def _summaries(subject: Subject, measurements: Measurements) -> Iterator[tuple[str, Any]]:
+    for request in measurements.requests:
+        try:
+            yield request.key, measurements.result(subject.problem, request).summary()
+        except InputError as error:
+            warnings.warn(InputWarning(f"{subject.path}: {request.key} has no number: {error}"), stacklevel=2)
+
+
+def _require_one_network(first: Subject, other: Subject) -> None:
+    shapes, others = ([(n, tuple(p.shape)) for n, p in s.model.named_parameters()] for s in (first, other))
+    kinds = [s.metadata.get("model") for s in (first, other)]
+    if shapes != others or kinds[0] != kinds[1]:
+        raise InputError(
+            f"{other.path} holds another network ({_network(other)}) than {first.path} ({_network(first)}): "
+            "give the checkpoints of one run"
+        )
+
+
+def _network(subject: Subject) -> str:
+    name = (subject.metadata.get("model") or {}).get("name")
+    weights = f"{sum(p.numel() for p in subject.model.parameters()):,} weights"
+    return f"{name}, {weights}" if name else weights
+
+
+def as_table(rows: Sequence[dict[str, Any]], unit: str, stages: Sequence[Stage], **facts: Any) -> LabelledArrays:
+    """The rows as arrays over the axis `step` (or `epoch`, `number`): loss, accuracy, every number with its error."""
+    table = LabelledArrays(**facts)
+    table.axis(unit, [stage.at(unit) for stage in stages])
+    table.add("checkpoint", (unit,), np.array([Path(row["checkpoint"]).name for row in rows]))
+    numbers = [_numbers(row) for row in rows]
+    for name in dict.fromkeys(name for row in numbers for name in row):
+        values = [row.get(name) for row in numbers]
+        table.add(name, (unit,), np.array([math.nan if v is None else v for v in values], dtype=float))
+    return table
+
+
+def _numbers(row: dict[str, Any]) -> dict[str, float | None]:
+    """Column -> number of one checkpoint."""
+    numbers = {name: row[name] for name in ("loss", "accuracy")}
+    for key, summary in row["measures"].items():
+        numbers |= columns_of(key, summary, MEASURES.entry(key.split(":")[0]))
+    return numbers
+
+
+def write_csv(table: LabelledArrays, unit: str, path: Path) -> None:
+    """One row a checkpoint, a column a number; empty where there is none."""
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    names = [unit, *(n for n in table.values if n != unit)]
+    writer.writerow(names)
+    writer.writerows([_cell(table[n][i]) for n in names] for i in range(len(table[unit])))
+    write_bytes(path, text.getvalue().encode())
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, np.floating):
+        return "" if math.isnan(value) else repr(float(value))
+    return str(value)
+
+
+def text(table: LabelledArrays, unit: str) -> str:
+    """The table for a terminal: a line a checkpoint, every value without its error."""
+    names = shown(table, unit)
+    rows = [[unit, *names], *([_brief(table[n][i]) for n in (unit, *names)] for i in range(len(table[unit])))]
+    widths = [max(len(row[j]) for row in rows) for j in range(len(rows[0]))]
+    return "\n".join("  ".join(cell.rjust(w) for cell, w in zip(row, widths, strict=True)) for row in rows)
+
+
+def shown(table: LabelledArrays, unit: str) -> list[str]:
+    """Names of the values, without what says how sure they are or what they cost."""
+    about = (".stderr", ".error_bound", ".low", ".high", ".hvps")
+    return [n for n in table.values if n not in (unit, "checkpoint") and not n.endswith(about)]
+
+
+def half_width(table: LabelledArrays, name: str) -> np.ndarray | None:
+    """Of the error bound or the 95% interval of a value over the steps; None where neither is known."""
+    if f"{name}.high" in table.values:
+        return np.maximum(table[f"{name}.high"] - table[name], table[name] - table[f"{name}.low"])
+    if f"{name}.error_bound" in table.values:
+        return table[f"{name}.error_bound"]
+    return Z * table[f"{name}.stderr"] if f"{name}.stderr" in table.values else None
+
+
+def _brief(value: Any) -> str:
+    return number(float(value)) if isinstance(value, np.floating) else str(value)
