@@ -172,6 +172,55 @@ def test_a_picture_hides_what_none_of_its_directions_shows(vectors, shown):
     assert found["value"] == pytest.approx(2 / 3)
 
 
+class Wells(nn.Module):
+    """2 u0^2 - u1^2 + u1^4 around w = 1: along u1 the curvature is -2 at the center only."""
+
+    def __init__(self):
+        super().__init__()
+        self.w = nn.Parameter(torch.ones(2, dtype=torch.float64))
+
+    def forward(self, x):
+        u = self.w - 1
+        return (2 * u[0] ** 2 - u[1] ** 2 + u[1] ** 4).expand(len(x)) + 0 * x[:, 0]
+
+
+@pytest.mark.parametrize("radius", [2.0, 0.2])
+def test_an_axis_along_the_negative_eigenvector_does_not_hide_it_however_coarse(radius):
+    batch = (torch.zeros(4, 1, dtype=torch.float64), torch.zeros(4, dtype=torch.float64))
+    problem = Problem(Wells(), lambda outputs, _: outputs.mean(), [batch], check=False)
+    line = Directions("own", (torch.tensor([0.0, 1.0]).double(),), problem.weights, "")
+    line = described(line, problem.parameters)
+    surface = landscape.surface(problem, line, grid=5, radius=radius, dimensions=1, curvature=True)
+    found = finding(surface, "curvature")
+    assert "hides" not in found["text"]
+    assert found["ok"] == (radius < 1)
+    assert ("too coarse" in found["text"]) == (radius > 1)
+
+
+class Turning(nn.Module):
+    """Beyond u0 = 0.5 the curvature along u2, none at the center, is -3: outside of the plane of u0 and u1."""
+
+    def __init__(self):
+        super().__init__()
+        self.w = nn.Parameter(torch.ones(3, dtype=torch.float64))
+
+    def forward(self, x):
+        u = self.w - 1
+        beyond = torch.relu(u[0].abs() - 0.5) ** 2
+        return (3 * u[0] ** 2 - u[1] ** 2 - 20 * beyond * u[2] ** 2).expand(len(x)) + 0 * x[:, 0]
+
+
+def test_what_lies_outside_of_the_picture_elsewhere_is_told_from_what_it_hides():
+    batch = (torch.zeros(4, 1, dtype=torch.float64), torch.zeros(4, dtype=torch.float64))
+    problem = Problem(Turning(), lambda outputs, _: outputs.mean(), [batch], check=False)
+    plane = Directions("own", tuple(torch.eye(3).double()[:2]), problem.weights, "")
+    surface = landscape.surface(problem, described(plane, problem.parameters), grid=5, radius=1.0, curvature=True)
+    found = finding(surface, "curvature")
+    assert not found["ok"]
+    assert "shows the negative curvature at the center; at 40% of the points" in found["text"]
+    assert "hides" not in found["text"]
+
+
 def test_the_curvature_shown_is_that_of_a_quadratic():
     generator = np.random.default_rng(0)
     hessian = generator.normal(size=(4, 4))
@@ -227,7 +276,7 @@ def test_the_tolerance_of_the_minimum_is_the_one_that_is_printed(offset):
     assert found["value"] == pytest.approx(below)
     assert found["ok"] == (below < 2 * error)
     if found["ok"]:
-        printed = float(found["text"].split("sampling, ")[1].split()[0])
+        printed = float(found["text"].split("sampling, ")[1].split(",")[0])
         assert printed == pytest.approx(2 * error, rel=0.05)
         assert "not the minimum" not in found["text"]
     else:
@@ -265,7 +314,7 @@ def test_nan_is_neither_equal_to_nor_below_anything():
     assert "not finite" in found["minimum"]["text"]
 
 
-BAD_NEWS = (" not ", "choose", "hides", "changed", "guess", "distorted", "within its")
+BAD_NEWS = (" not ", "choose", "hides", "changed", "guess", "distorted", "within its", "coarse", "outside")
 
 
 def test_a_tick_never_stands_beside_bad_news():

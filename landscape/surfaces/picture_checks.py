@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from landscape.ball.vectors import dot
 from landscape.errors import InputError
 from landscape.problem.problem import Problem
-from landscape.surfaces.shown_curvature import lowest_shown
+from landscape.surfaces.shown_curvature import lowest_curvature, lowest_shown
 
 if TYPE_CHECKING:
     from landscape.surfaces.grid.evaluation import GridEvaluation
@@ -48,14 +49,14 @@ class Check:
 def check(surface: Surface, problem: Problem, evaluation: GridEvaluation) -> list[dict[str, Any]]:
     """All checks of a finished surface, as plain dicts.
 
-    Cost: two or three forward passes.
+    Cost: two or three forward passes; where eigenvalues say more than the losses, a Hessian-vector product an axis.
     """
     checks = [
         *_deterministic(surface, problem, evaluation),
         *_range(surface, problem, evaluation),
         *_saturation(surface, problem),
         *_minimum(surface, problem, evaluation),
-        *_curvature(surface, evaluation),
+        *_curvature(surface, problem, evaluation),
         *_cosine(surface),
         *_batch_norm(surface, problem),
     ]
@@ -186,7 +187,7 @@ def _minimum(surface: Surface, problem: Problem, evaluation: GridEvaluation) -> 
         return
     error = sampling_error(problem, evaluation, point)
     if below < 2 * error:
-        text = f"no point is lower than the center by two standard errors of sampling, {2 * error:.2g} at the lowest"
+        text = f"the lowest point is within two standard errors of sampling, {2 * error:.2g}, of the center"
         yield Check("minimum", True, text, below)
         return
     where = ", ".join(f"{c:.3g}" for c in point)
@@ -194,30 +195,62 @@ def _minimum(surface: Surface, problem: Problem, evaluation: GridEvaluation) -> 
     yield Check("minimum", False, text, below)
 
 
-def _curvature(surface: Surface, evaluation: GridEvaluation) -> Iterator[Check]:
+def _curvature(surface: Surface, problem: Problem, evaluation: GridEvaluation) -> Iterator[Check]:
     """Hidden is what the eigenvalues say and the picture does not show: not half of lambda_min in any direction."""
     if surface.lambda_min is None or surface.lambda_max is None:
         return
     known = np.isfinite(surface.lambda_min) & np.isfinite(surface.lambda_max)
     if not known.any():
         return
-    lowest = surface.lambda_min[known]
-    ratio = np.abs(np.minimum(lowest, 0)) / np.maximum(np.abs(surface.lambda_max[known]), 1e-30)
-    shown = lowest_shown(surface.loss, surface.axes, evaluation.gram())[known]
+    lowest, highest = (np.where(known, v, 0.0) for v in (surface.lambda_min, surface.lambda_max))
+    ratio = np.abs(np.minimum(lowest, 0)) / np.maximum(np.abs(highest), 1e-30)
     negative, worst = ratio > _NEGATIVE, float(ratio.max())
-    hidden = negative & ~(shown <= lowest / 2)
+    shown = lowest_shown(surface.loss, surface.axes, evaluation.gram()) <= lowest / 2
+    hidden = negative & ~shown
     if not negative.any():
-        text = f"no negative curvature to hide: lambda_min >= -{_NEGATIVE} lambda_max at every point"
+        where = "every point" if known.all() else "every point where they are known"
+        text = f"no negative curvature to hide: lambda_min >= -{_NEGATIVE} lambda_max at {where}"
         yield Check("curvature", True, text, worst)
-    elif not hidden.any():
+        return
+    if not hidden.any():
         text = f"the picture shows the negative curvature that there is (lambda_min/lambda_max down to -{worst:.2g})"
         yield Check("curvature", True, text, worst)
-    else:
+        return
+    share, most, center = hidden.sum() / known.sum(), ratio[hidden].max(), surface.center
+    held = center is not None and lowest[center] < 0 and _along(problem, evaluation) <= lowest[center] / 2
+    if held and not shown[center]:
         text = (
-            f"the picture hides negative curvature: lambda_min < -{_NEGATIVE} lambda_max at {hidden.mean():.0%} of the "
-            f"points and no direction of it shows half of that (worst ratio {ratio[hidden].max():.2g})"
+            "the steps of the picture are too coarse for the negative curvature that its directions have at the center"
+        )
+        yield Check("curvature", False, f"{text}: choose a smaller radius or more points", worst)
+    elif held:
+        text = (
+            f"the picture shows the negative curvature at the center; at {share:.0%} of the points lambda_min < "
+            f"-{_NEGATIVE} lambda_max lies in directions outside of it (worst ratio {most:.2g})"
         )
         yield Check("curvature", False, text, worst)
+    else:
+        text = (
+            f"the picture hides negative curvature: lambda_min < -{_NEGATIVE} lambda_max at {share:.0%} of the points "
+            f"and no direction of it shows half of that (worst ratio {most:.2g})"
+        )
+        yield Check("curvature", False, text, worst)
+
+
+def _along(problem: Problem, evaluation: GridEvaluation) -> float:
+    """Smallest curvature at the center among the directions of the picture; nan without second derivatives.
+
+    Cost: a Hessian-vector product for every direction.
+    """
+    axes = np.eye(len(evaluation.gram()))
+    center = evaluation.at(tuple(0.0 * axes[0]))
+    vectors = [evaluation.at(tuple(axis)) - center for axis in axes]
+    try:
+        products = [problem.hvp(v, center) for v in vectors]
+    except (InputError, RuntimeError):
+        return math.nan
+    hessian = np.array([[float(dot(v, p)) for p in products] for v in vectors])
+    return float(lowest_curvature((hessian + hessian.T) / 2, evaluation.gram()))
 
 
 def _cosine(surface: Surface) -> Iterator[Check]:

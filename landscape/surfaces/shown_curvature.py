@@ -10,8 +10,8 @@ import numpy as np
 def lowest_shown(loss: np.ndarray, axes: Sequence[np.ndarray], gram: np.ndarray) -> np.ndarray:
     """Smallest curvature of the picture among the unit directions of its line or plane, at every point.
 
-    The second differences H of the loss with respect to the coordinates, at an edge those of the point beside it; the
-    smallest eigenvalue of G^(-1/2) H G^(-1/2).
+    The second differences H of the loss with respect to the coordinates, at an edge those of the point beside it; see
+    `lowest_curvature`.
 
     Args:
         loss: (x,) or (x, y).
@@ -31,10 +31,15 @@ def lowest_shown(loss: np.ndarray, axes: Sequence[np.ndarray], gram: np.ndarray)
             if min(loss.shape) > 1:
                 mixed = np.gradient(np.gradient(loss, axes[0], axis=0), axes[1], axis=1)
             hessian[..., 0, 1] = hessian[..., 1, 0] = mixed
+    return lowest_curvature(hessian, gram)
+
+
+def lowest_curvature(hessian: np.ndarray, gram: np.ndarray) -> np.ndarray:
+    """Smallest eigenvalue of G^(-1/2) H G^(-1/2), nan where H is not finite or G is singular: (..., k, k) -> (...)."""
     values, basis = np.linalg.eigh(gram)
     known = np.asarray(np.isfinite(hessian).all((-2, -1)))
     if values[0] <= 1e-12 * values[-1] or not known.any():
-        return np.full(loss.shape, np.nan)
+        return np.full(known.shape, np.nan)
     root = (basis / np.sqrt(values)) @ basis.T
     whitened = root @ np.where(known[..., None, None], hessian, 0) @ root
     return np.where(known, np.linalg.eigvalsh(whitened)[..., 0], np.nan)
