@@ -67,7 +67,8 @@ def _verdicts(subject: str, workers: int, first: int, end: int | None, deadline:
 
     def blocks() -> Any:
         start = first
-        while (end is None or start < end) and time.monotonic() < deadline:
+        # At least one block, however late it is: no subject goes without draws.
+        while (end is None or start < end) and (start == first or time.monotonic() < deadline):
             stop = start + _BLOCK if end is None else min(start + _BLOCK, end)
             yield subject, list(range(start, stop))
             start = stop

@@ -105,6 +105,15 @@ def test_the_minutes_are_shared_out(monkeypatch, tmp_path, capsys):
     assert "2 draws known" in capsys.readouterr().out
 
 
+def test_no_subject_goes_without_draws(monkeypatch, tmp_path):
+    argv = ["audit", "--minutes", "0", "--workers", "1", "--out", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", argv)
+    monkeypatch.setattr("audit.__main__.SUBJECTS", ("step", "spectrum"))
+    monkeypatch.setattr("audit.__main__._BLOCK", 3)
+    assert main() == 0
+    assert [len((tmp_path / f"{s}.jsonl").read_text().splitlines()) for s in ("step", "spectrum")] == [3, 3]
+
+
 @pytest.mark.parametrize("subject", SUBJECTS)
 def test_a_kept_case_runs_again(subject, monkeypatch, tmp_path, capsys):
     verdict = importlib.import_module(f"audit.subjects.{subject}").audit(3)
