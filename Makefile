@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Busy-waiting OpenMP threads on a shared machine cost up to 17x: let them sleep.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: install demo test test-slow test-gpu test-times audit lint format bench figures docs clean
+.PHONY: install demo test test-slow test-gpu test-times audit torture lint format bench figures docs clean
 .DEFAULT_GOAL := install
 
 install: $(VENV)/.installed
@@ -45,6 +45,11 @@ test-gpu: install
 MINUTES ?= 10
 audit: install
 	$(BIN)/python -m audit $(if $(CASE),--replay $(CASE),$(if $(DRAWS),--draws $(DRAWS),--minutes $(MINUTES)) $(if $(SUBJECT),--subject $(SUBJECT)))
+
+# Kills, damage, hostile files, full disks, interrupts, two processes at once; goes on where it was stopped.
+#   make torture MINUTES=120      make torture SUBJECT=kills DRAWS=600      make torture CASE=torture-out/cases/kills-7.json
+torture: install
+	$(BIN)/python -m torture $(if $(CASE),--replay $(CASE),$(if $(DRAWS),--draws $(DRAWS),--minutes $(MINUTES)) $(if $(SUBJECT),--subject $(SUBJECT)))
 
 lint: install
 	$(BIN)/ruff check .

@@ -26,6 +26,8 @@ def _end_now() -> None:
     if "multiprocessing.process" in sys.modules:
         for child in sys.modules["multiprocessing.process"].active_children():
             child.terminate()
+        if "multiprocessing.util" in sys.modules:  # else their semaphores are told as leaked, behind our line
+            sys.modules["multiprocessing.util"]._run_finalizers(0)
     os._exit(130)
 
 

@@ -28,7 +28,7 @@ from trainers.references import resolve_device
     help="quick: small networks on a CPU, minutes; middle: real images on a CPU, an hour (matched-loss alone; "
     "others are as quick); paper: the papers' settings, needs a GPU and the data.",
 )
-@click.option("--seeds", type=Whole(), default=None, help="Seeds; default by figure and preset.")
+@click.option("--seeds", type=Whole(1, 10_000), default=None, help="Seeds; default by figure and preset.")
 @click.option("--workers", type=Whole(), default=None, help="Processes; default: the cores, on a GPU one.")
 @options.always_resumes
 @options.out("Directory of the figures and of what they were made from; default figures-out.")

@@ -213,6 +213,18 @@ def test_an_interrupt_in_the_first_line_of_the_program_is_one_line(tmp_path):
     assert (ran.returncode, ran.stderr) == (130, "landscape: interrupted\n")
 
 
+def test_an_interrupt_while_processes_are_at_work_leaves_nothing_of_them(tmp_path):
+    """Their semaphores have names; what is left of them is told by a process of the library's."""
+    (tmp_path / "late.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\nimport json.decoder\n")
+    code = (
+        "import multiprocessing, cli; cli._listen(); context = multiprocessing.get_context('spawn'); "
+        "queue, lock = context.Queue(), context.Lock(); import late"
+    )
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"}
+    ran = subprocess.run([sys.executable, "-c", code], env=environment, cwd=tmp_path, capture_output=True, text=True)
+    assert (ran.returncode, ran.stderr) == (130, "landscape: interrupted\n")
+
+
 @pytest.mark.parametrize("number", ["SIGINT", "SIGTERM"])
 def test_a_command_that_is_done_is_not_interrupted_while_its_interpreter_ends(number):
     """No handler of ours is called then: it would end in a traceback, or by the signal."""

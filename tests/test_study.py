@@ -1,6 +1,12 @@
 """The study runs each thing once and goes on where it was."""
 
 import importlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -249,3 +255,27 @@ def test_presets_limit_trainings(tmp_path):
     assert (smoke.choose(1, 2), Study(tmp_path, "paper").choose(1, 2)) == (1, 2)
     with pytest.raises(InputError, match="quick"):
         Study(tmp_path, "quik")
+
+
+def test_the_workers_of_a_killed_process_end():
+    """They would wait for work for ever, or go on writing where the next call writes."""
+    code = (
+        "import multiprocessing, os, time; from concurrent.futures import ProcessPoolExecutor; "
+        "from figures.study.workers import _start_worker; context = multiprocessing.get_context('spawn'); "
+        "pool = ProcessPoolExecutor(1, mp_context=context, initializer=_start_worker); "
+        "print(pool.submit(os.getpid).result(), flush=True); time.sleep(60)"
+    )
+    root = Path(__file__).parent.parent
+    parent = subprocess.Popen([sys.executable, "-c", code], cwd=root, stdout=subprocess.PIPE, text=True)
+    worker = int(parent.stdout.readline())
+    parent.kill()
+    parent.wait()
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        try:
+            os.kill(worker, 0)
+        except ProcessLookupError:
+            return
+        time.sleep(0.02)
+    os.kill(worker, signal.SIGKILL)
+    pytest.fail("the worker is still there")

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import errno
 import multiprocessing
+import os
 import signal
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -148,8 +150,17 @@ def _lost(job: Job, failed: Mapping[Path, Exception]) -> Exception | None:
 
 
 def _start_worker() -> None:
-    """One thread. The parent alone answers an interrupt."""
+    """One thread. The parent alone answers an interrupt; where it is killed the worker ends."""
     import torch
 
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
+
+
+def _end_with_parent() -> None:
+    """Else it would wait for work for ever, or train on where the next call trains too."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None  # workers are started by one
+    parent.join()
+    os._exit(1)
