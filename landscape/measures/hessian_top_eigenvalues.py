@@ -25,9 +25,9 @@ class TopEigenvalues(Result):
     Attributes:
         values: (k,) float64, largest first ("LM": largest magnitude first).
         error_bounds: (k,) float64: an eigenvalue of the matrix, as the dtype of the weights computes it, lies within
-            this distance of each value (residual norm). Where nearly all outputs are certain that is another matrix:
-            on public ResNets float32 moved the largest by 3e-6 of it at L = 0.002, by 6e-4 at L = 3e-6, against bounds
-            of 2e-6 and 2e-4; float64 tells.
+            this distance of each value (residual norm). What the dtype itself moves is not all in it: on a public
+            ResNet-20 float32 moved the largest by 3e-6 of it at L = 0.002 (bound 2e-6, converged) and by 6e-4 at
+            L = 3e-6 (bound 2e-4, not converged); float64 tells.
         vectors: (k, d), eigenvectors of unit length in the rows.
         hvps: Hessian-vector products spent.
         converged: whether every bound is at most tol |lambda|, or `rounding` where that is more, and the look for
