@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import io
 import json
 import os
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from landscape.errors import InputError, InputWarning
+from landscape.results import digest
 
 UNFINISHED = ".unfinished"
 """How temporary files end; what a killed process left of them is removed by the next holder of the lock."""
@@ -165,7 +165,7 @@ def note_unverified(path: Path) -> None:
 def _checksum(content: dict[str, Any]) -> str:
     # As it will be read: keys are text then.
     text = json.dumps(json.loads(json.dumps(content)), sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return digest.of_parts([text])
 
 
 def _umask() -> int:

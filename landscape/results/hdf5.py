@@ -7,7 +7,6 @@ of everything before it, behind the end of what HDF5 reads; it is verified befor
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ import numpy as np
 from landscape.errors import InputError
 from landscape.files import note_unverified, write_bytes
 from landscape.formatting import printable
+from landscape.results import digest
 from landscape.results.arrays import Arrays
 from landscape.results.fields import completed
 from landscape.results.result import Result, plain
@@ -147,9 +147,9 @@ def write(path: str | Path, groups: Mapping[str, Group]) -> None:
             _write_arrays(target, group.arrays)
         file.flush()
         image = file.id.get_file_image()
-    digest = hashlib.sha256(image).hexdigest()
-    write_bytes(path, image + _SEAL + digest.encode() + b"\n")
-    _written.add(digest)
+    seal = digest.of_parts([image])
+    write_bytes(path, image + _SEAL + seal.encode() + b"\n")
+    _written.add(seal)
 
 
 def _write_arrays(group: Any, arrays: Arrays) -> None:
@@ -191,13 +191,13 @@ def read(path: str | Path) -> dict[str, Group]:
         raise InputError(f"{path} cannot be read: {error.strerror}") from error
     sealed = raw[-_SEAL_LENGTH:].startswith(_SEAL)
     image = raw[:-_SEAL_LENGTH] if sealed else raw
-    digest = hashlib.sha256(image).hexdigest()
-    if sealed and raw[-_SEAL_LENGTH:] != _SEAL + digest.encode() + b"\n":
+    seal = digest.of_parts([image])
+    if sealed and raw[-_SEAL_LENGTH:] != _SEAL + seal.encode() + b"\n":
         raise InputError(
             f"{path} is damaged (its SHA-256 is not the one it ends in): use another copy, or compute it again with "
             "another --out"
         )
-    groups = _groups(path, image, trusted=digest in _written)
+    groups = _groups(path, image, trusted=seal in _written)
     if not sealed:
         _require_unsealed(path, groups)
     return groups
