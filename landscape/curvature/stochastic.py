@@ -92,7 +92,7 @@ def trace(
 
     Source: Hutchinson 1990; Meyer, Musco, Musco and Woodruff 2021 (arXiv 2010.09649).
     """
-    _check(probes, target)
+    check(probes, target)
     lengths = list(blocks or [like.numel()])
     if like.numel() <= (probes if target is None else min(probes, _LEAST)):
         return _from_unit_vectors(matvec, like, lengths, diagonal=diagonal)
@@ -339,7 +339,8 @@ def smoothed(points: np.ndarray, weights: np.ndarray, axis: np.ndarray, width: f
     return density
 
 
-def _check(probes: int, target: float | None) -> None:
+def check(probes: int, target: float | None) -> None:
+    """Refuse too few probes for a standard error, or a target that is not positive."""
     if probes < 4:
         raise InputError(f"at least 4 probes are needed for a standard error, received {probes}")
     if target is not None and not target > 0:

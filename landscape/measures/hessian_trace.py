@@ -130,7 +130,7 @@ def trace(
     """
     if method not in METHODS:
         raise unknown("method", method, METHODS)
-    stochastic._check(probes, target)
+    stochastic.check(probes, target)
     if parameters is not None:
         if w is not None:
             raise InputError("parameters= restricts the model at its own weights: give either w or parameters")
