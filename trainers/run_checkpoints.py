@@ -88,12 +88,12 @@ def run_of(paths: Sequence[Path]) -> Run | None:
 
 def _of_folder(folder: Path) -> Run | None:
     """None for a folder that is a checkpoint itself, unless there are checkpoints with their step in it."""
-    for place in (folder, *(folder / name for name in _BESIDE)):
-        whole = place.is_dir() and is_checkpoint(place)
-        stages = [_named(p) for p in sorted(place.iterdir()) if _is_stage(p, whole)] if place.is_dir() else []
+    for directory in (folder, *(folder / name for name in _BESIDE)):
+        whole = directory.is_dir() and is_checkpoint(directory)
+        stages = [_named(p) for p in sorted(directory.iterdir()) if _is_stage(p, whole)] if directory.is_dir() else []
         if len(stages) > whole:
-            latest = (place / name for name in _LATEST)
-            return _ordered(place, [*stages, *(_read(p) for p in latest if p.is_file())])
+            latest = (directory / name for name in _LATEST)
+            return _ordered(directory, [*stages, *(_read(p) for p in latest if p.is_file())])
     return None
 
 

@@ -51,10 +51,10 @@ class _Ignored:
         pass
 
     def append(self, _: Any) -> None:
-        """Nothing."""
+        """Keep nothing of an item."""
 
     def extend(self, _: Any) -> None:
-        """Nothing."""
+        """Keep nothing of the items."""
 
 
 def with_harmless_types(path: Path, error: pickle.UnpicklingError) -> Any:

@@ -176,7 +176,7 @@ class LabelledArrays(Result, Arrays):
 
     @classmethod
     def fields_of(cls, arrays: Arrays) -> dict[str, Any]:
-        """All of them."""
+        """The fields of a result of this kind from its stored arrays: all are held as they are."""
         return {f.name: getattr(arrays, f.name) for f in dataclasses.fields(arrays)}
 
     def summary(self) -> dict[str, Any]:

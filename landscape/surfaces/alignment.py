@@ -39,7 +39,7 @@ class Group:
 
     @property
     def units(self) -> int:
-        """How many."""
+        """The number of units that can change places."""
         return len(next(iter(self.places.values())))
 
     def permuted(self, tensors: Named, order: np.ndarray) -> Named:

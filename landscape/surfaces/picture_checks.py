@@ -31,7 +31,7 @@ _NEGATIVE = 0.05
 
 @dataclass(frozen=True)
 class Check:
-    """One finding.
+    """What one check of a picture says.
 
     Attributes:
         name: of the check.

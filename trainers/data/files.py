@@ -72,7 +72,7 @@ class Bounded(io.RawIOBase):
         return content
 
     def readable(self) -> bool:
-        """It is."""
+        """Whether it can be read: always."""
         return True
 
 

@@ -147,7 +147,7 @@ class Settings:
 
     @property
     def plain(self) -> dict[str, Any]:
-        """By name."""
+        """Every setting by its name, as plain values."""
         return dataclasses.asdict(self)
 
 
