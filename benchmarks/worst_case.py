@@ -244,12 +244,12 @@ def studied(store: Path, name: str) -> dict[str, dict[str, float]]:
                 row["search passes"] = search.passes - before
             for restarts in EFFORTS:
                 if f"restarts={restarts}" not in row:
-                    found = measured(problem, ball, rho, restarts)
-                    row[f"restarts={restarts}"] = float(found.worst_case[0])
-                    row[f"forward, restarts={restarts}"] = found.cost["forward"]
-                    row[f"backward, restarts={restarts}"] = found.cost["backward"]
-                    if found.restart_spread is not None:
-                        row[f"spread, restarts={restarts}"] = float(found.restart_spread[0])
+                    result = measured(problem, ball, rho, restarts)
+                    row[f"restarts={restarts}"] = float(result.worst_case[0])
+                    row[f"forward, restarts={restarts}"] = result.cost["forward"]
+                    row[f"backward, restarts={restarts}"] = result.cost["backward"]
+                    if result.restart_spread is not None:
+                        row[f"spread, restarts={restarts}"] = float(result.restart_spread[0])
             store.write_text(json.dumps(rows, indent=1))
     return rows
 

@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, ParamSpec, TypeVar
 
 from landscape.meaning import filled, labels
+from landscape.results import digest
 from landscape.results.result import Result
 
 P = ParamSpec("P")
@@ -60,6 +61,8 @@ def measure(
             with problem.counting() as cost:
                 result = compute(*args, **kwargs)
             arguments = {k: _recorded(bound.arguments[k]) for k in options} | result.arguments
+            if bound.arguments.get("w") is not None:  # else a number of other weights reads as one of the network's
+                arguments["w"] = f"other weights, sha256 {digest.of_parts([bound.arguments['w']])[:16]}"
             return dataclasses.replace(
                 result,
                 label=filled(label, labels(arguments | vars(result))),

@@ -214,3 +214,12 @@ def test_arguments_hold_what_was_computed():
     assert landscape.sam_sharpness(problem=problem, p=math.inf).arguments["p"] == "inf"
     assert landscape.sam_sharpness(problem, logit_normalization=True).provenance["logit_normalization"] is True
     assert landscape.trace(problem, parameters="0.*").cost["forward"] > 0
+
+
+def test_a_number_of_other_weights_says_so():
+    problem = problem_of("mlp")[1]
+    at, elsewhere = landscape.trace(problem), landscape.trace(problem, problem.weights + 0.1)
+    assert "w" not in at.arguments
+    assert re.fullmatch(r"other weights, sha256 [0-9a-f]{16}", elsewhere.arguments["w"])
+    assert "at other weights" in setting("hessian_trace", elsewhere.summary(), elsewhere.arguments)
+    assert elsewhere.arguments == landscape.trace(problem, w=problem.weights + 0.1).arguments

@@ -109,10 +109,10 @@ class Handwritten:
         value = losses.mean() if term is None else (losses + term(logits)).mean()
         names = list(leaves) if only is None else list(only)
         slopes = torch.autograd.grad(value, [leaves[n] for n in names], allow_unused=True)
-        found = {n: g for n, g in zip(names, slopes, strict=True) if g is not None}
+        kept = {n: g for n, g in zip(names, slopes, strict=True) if g is not None}
         coefficient, kind = self.decay if decayed else (0.0, "")
         return (
-            {n: g + coefficient * p[n] * (kind in n) for n, g in found.items()},
+            {n: g + coefficient * p[n] * (kind in n) for n, g in kept.items()},
             losses.detach(),
             logits.detach(),
         )

@@ -107,10 +107,10 @@ class Bowl:
 
     def near(self, what: str, estimate: Callable[[int], tuple[float, float]], right: float) -> None:
         """Wrong where the estimates of three seeds all miss by more than five of their standard errors."""
-        found = [estimate(seed) for seed in range(3)]
+        estimates = [estimate(seed) for seed in range(3)]
         slack = SLACK[self.kept["dtype"]] * (1 + abs(right) + abs(self.form.value(self.w)))
-        if not any(abs(value - right) <= 5 * error + slack for value, error in found):
-            self.verdict.wrong(f"{what} is {found} (value, standard error), right is {right:.9g}")
+        if not any(abs(value - right) <= 5 * error + slack for value, error in estimates):
+            self.verdict.wrong(f"{what} is {estimates} (value, standard error), right is {right:.9g}")
 
 
 # -- what is measured --------------------------------------------------------------------------------------------------
@@ -124,8 +124,8 @@ def loss(bowl: Bowl) -> None:
 
 def products(bowl: Bowl) -> None:
     v = np.random.default_rng(bowl.kept["seed"]).normal(size=len(bowl.w))
-    found = bowl.problem.hvp(torch.from_numpy(v).to(bowl.problem.weights))
-    bowl.same("hvp(v)", found, bowl.form.hessian(bowl.w) @ v, 100)
+    product = bowl.problem.hvp(torch.from_numpy(v).to(bowl.problem.weights))
+    bowl.same("hvp(v)", product, bowl.form.hessian(bowl.w) @ v, 100)
 
 
 def one_step(bowl: Bowl) -> None:
@@ -141,40 +141,40 @@ def one_step(bowl: Bowl) -> None:
             rises.append((group.value(bowl.w + epsilon) - group.value(bowl.w), slope, len(group.c)))
         value, first, _ = np.average(rises, axis=0, weights=[r[2] for r in rises])
         size: dict[str, Any] = {"rho": kept["rho"], "p": kept["p"], "m": m if kept["groups"] else None}
-        found = (
+        result = (
             landscape.sam_sharpness(bowl.problem, **size)
             if plain
             else landscape.adaptive_sharpness(bowl.problem, one_step_only=True, **size, **bowl.ball)
         )
         name = "sam_sharpness" if plain else "adaptive_sharpness"
-        bowl.same(name, found.value, value, 10 * (1 + first))
-        bowl.same(f"the first order of {name}", found.first_order, np.array([first]), 10)
+        bowl.same(name, result.value, value, 10 * (1 + first))
+        bowl.same(f"the first order of {name}", result.first_order, np.array([first]), 10)
 
 
 def worst_case(bowl: Bowl) -> None:
     p, rho = bowl.kept["p"] if bowl.kept["p"] in (2.0, math.inf) else 2.0, bowl.kept["rho"]
-    found = landscape.worst_case_sharpness(bowl.problem, rho=(rho / 2, rho), p=p, **bowl.ball)
-    assert found.one_step is not None
+    result = landscape.worst_case_sharpness(bowl.problem, rho=(rho / 2, rho), p=p, **bowl.ball)
+    assert result.one_step is not None
     h = bowl.scale * bowl.form.gradient(bowl.w)
     step, first = forms.one_step(h, bowl.scale, rho, p)
     value = bowl.form.value(bowl.w)
     slack = 10 * SLACK[bowl.kept["dtype"]] * (1 + first + abs(value))
     if h.any():  # a stationary point has no one step
-        bowl.same("one_step", found.one_step[1], bowl.form.value(bowl.w + step) - value, 10 * (1 + first))
-    least, most = max(0.0, float(found.one_step[1]), float(found.sharpness[0])) - slack, math.inf
+        bowl.same("one_step", result.one_step[1], bowl.form.value(bowl.w + step) - value, 10 * (1 + first))
+    least, most = max(0.0, float(result.one_step[1]), float(result.sharpness[0])) - slack, math.inf
     if bowl.form.quadratic:
         b = bowl.scale[:, None] * bowl.form.hessian(bowl.w) * bowl.scale
         most = forms.largest_rise(h, b, rho, p)
         if p == 2:
             least = max(least, 0.99 * most - slack)
-    bowl.verdict.within("worst_case_sharpness", least, float(found.sharpness[1]), most + slack * (1 + abs(most)))
+    bowl.verdict.within("worst_case_sharpness", least, float(result.sharpness[1]), most + slack * (1 + abs(most)))
 
 
 def keskar(bowl: Bowl) -> None:
     rho, value = bowl.kept["rho"] / 10, bowl.form.value(bowl.w)
     if value <= -0.9:
         return
-    found = landscape.keskar_sharpness(bowl.problem, rho=rho)
+    result = landscape.keskar_sharpness(bowl.problem, rho=rho)
     scale = np.abs(bowl.w) + 1
     h = scale * bowl.form.gradient(bowl.w)
     step, first = forms.one_step(h, scale, rho, math.inf)
@@ -184,17 +184,17 @@ def keskar(bowl: Bowl) -> None:
     if bowl.form.quadratic:
         most = forms.largest_rise(h, scale[:, None] * bowl.form.hessian(bowl.w) * scale, rho, math.inf) + slack
     percent = 100 / (1 + value)
-    bowl.verdict.within("keskar_sharpness", percent * (max(0.0, rise) - slack), found.value, percent * (most + slack))
+    bowl.verdict.within("keskar_sharpness", percent * (max(0.0, rise) - slack), result.value, percent * (most + slack))
 
 
 def average(bowl: Bowl) -> None:
     p, rho = bowl.kept["p"] if bowl.kept["p"] in (2.0, math.inf) else 2.0, bowl.kept["rho"]
 
     def estimate(seed: int) -> tuple[float, float]:
-        found = landscape.average_sharpness(bowl.problem, rho=rho, p=p, draws=100, seed=seed, **bowl.ball)
+        result = landscape.average_sharpness(bowl.problem, rho=rho, p=p, draws=100, seed=seed, **bowl.ball)
         length = rho * float(np.linalg.norm(bowl.scale)) / (math.sqrt(3) if math.isinf(p) else 1)
-        bowl.same("rms_norm", found.rms_norm, np.array([length]))
-        return found.value, float(found.stderr[0])
+        bowl.same("rms_norm", result.rms_norm, np.array([length]))
+        return result.value, float(result.stderr[0])
 
     bowl.near("average_sharpness", estimate, bowl.form.mean_rise(bowl.w, rho * bowl.scale, p))
 
@@ -211,8 +211,8 @@ def noise(bowl: Bowl) -> None:
 
     def estimate(seed: int) -> tuple[float, float]:
         options: dict[str, Any] = {"rise": 0.1, "draws": 60, "seed": seed, "magnitude_aware": aware}
-        found = landscape.pac_bayes_sigma(bowl.problem, **options)
-        return found.value, (found.stderr if math.isfinite(found.stderr) else math.inf) + 0.002 * found.value
+        result = landscape.pac_bayes_sigma(bowl.problem, **options)
+        return result.value, (result.stderr if math.isfinite(result.stderr) else math.inf) + 0.002 * result.value
 
     bowl.near("pac_bayes_sigma", estimate, math.sqrt(0.1 / curvature))
 
@@ -222,14 +222,14 @@ def eigenvalues(bowl: Bowl) -> None:
     k = 1 + bowl.kept["seed"] % min(3, len(bowl.w))
     which = ("LA", "SA", "LM")[bowl.kept["seed"] % 3]
     hessian = bowl.form.hessian(bowl.w)
-    found = landscape.top_eigenvalues(bowl.problem, k=k, which=which, tol=1e-5)
-    _spectrum(bowl, f"top_eigenvalues ({which})", found, hessian, which)
+    result = landscape.top_eigenvalues(bowl.problem, k=k, which=which, tol=1e-5)
+    _spectrum(bowl, f"top_eigenvalues ({which})", result, hessian, which)
     scaling = {"scaling": bowl.kept["scaling"], "biases": bowl.kept["biases"]}
     if bowl.kept["scaling"] != "identity":
         eta = 0.01 if bowl.kept["scaling"] == "asam-official" else 0.0
         t = forms.scales(bowl.w, _shape(bowl.kept), bowl.kept["scaling"], bowl.kept["biases"], eta)
-        found = landscape.adaptive_top_eigenvalues(bowl.problem, k=k, which=which, tol=1e-5, **scaling)
-        _spectrum(bowl, f"adaptive_top_eigenvalues ({which})", found, t[:, None] * hessian * t, which)
+        result = landscape.adaptive_top_eigenvalues(bowl.problem, k=k, which=which, tol=1e-5, **scaling)
+        _spectrum(bowl, f"adaptive_top_eigenvalues ({which})", result, t[:, None] * hessian * t, which)
     ends = landscape.extreme_eigenvalues(bowl.problem, tol=1e-5)
     values = np.linalg.eigvalsh(hessian)
     size = 100 * float(np.abs(values).max()) + 1e-3
@@ -237,21 +237,21 @@ def eigenvalues(bowl: Bowl) -> None:
     bowl.same("lambda_max", ends.lambda_max, values[-1], size * (1 if ends.converged else math.inf))
 
 
-def _spectrum(bowl: Bowl, name: str, found: Any, matrix: np.ndarray, which: str) -> None:
+def _spectrum(bowl: Bowl, name: str, result: Any, matrix: np.ndarray, which: str) -> None:
     values = np.linalg.eigvalsh(matrix)
     order = {"LA": values[::-1], "SA": values, "LM": values[np.argsort(-np.abs(values), kind="stable")]}[which]
-    wanted = order[: len(found.values)]
-    seen = np.sort(found.values)
+    wanted = order[: len(result.values)]
+    seen = np.sort(result.values)
     size = float(np.abs(values).max())
-    if found.converged:  # the tolerance is relative to each; two of one magnitude come in either order
+    if result.converged:  # the tolerance is relative to each; two of one magnitude come in either order
         seen, wanted = (np.sort(np.abs(x)) if which == "LM" else np.sort(x) for x in (seen, wanted))
-        slack = 1.01e-5 * np.abs(wanted) + found.rounding + SLACK[bowl.kept["dtype"]] * (1e-3 + size)
+        slack = 1.01e-5 * np.abs(wanted) + result.rounding + SLACK[bowl.kept["dtype"]] * (1e-3 + size)
         if np.any(np.abs(seen - wanted) > slack):
             bowl.verdict.wrong(f"{name}: {seen.tolist()} called converged, right {wanted.tolist()}")
-    nearest = np.abs(found.values[:, None] - values).min(axis=1)
-    allowed = found.error_bounds + found.rounding + 10 * SLACK[bowl.kept["dtype"]] * (1e-3 + size)
+    nearest = np.abs(result.values[:, None] - values).min(axis=1)
+    allowed = result.error_bounds + result.rounding + 10 * SLACK[bowl.kept["dtype"]] * (1e-3 + size)
     if np.any(nearest > allowed):
-        bowl.verdict.wrong(f"{name}: no eigenvalue within {found.error_bounds.tolist()} of {found.values.tolist()}")
+        bowl.verdict.wrong(f"{name}: no eigenvalue within {result.error_bounds.tolist()} of {result.values.tolist()}")
 
 
 def trace(bowl: Bowl) -> None:
@@ -262,33 +262,33 @@ def trace(bowl: Bowl) -> None:
 
     def estimate(seed: int) -> tuple[float, float]:
         options: dict[str, Any] = {"method": method, "probes": 24, "seed": seed}
-        found = landscape.trace(bowl.problem, scaling=bowl.kept["scaling"], **options)
-        bowl.same("the sum of the layers' traces", found.layer_values.sum(), found.value, 10 * np.abs(hessian).sum())
-        return found.value, found.stderr + SLACK[bowl.kept["dtype"]] * float(np.abs(hessian).sum())
+        result = landscape.trace(bowl.problem, scaling=bowl.kept["scaling"], **options)
+        bowl.same("the sum of the layers' traces", result.layer_values.sum(), result.value, 10 * np.abs(hessian).sum())
+        return result.value, result.stderr + SLACK[bowl.kept["dtype"]] * float(np.abs(hessian).sum())
 
     bowl.near(f"trace ({method})", estimate, float(np.trace(hessian)))
 
 
 def diagonal(bowl: Bowl) -> None:
-    found = landscape.hessian_diagonal(bowl.problem, probes=8)
-    if found.exact and found.matrix == "hessian":
-        bowl.same("hessian_diagonal", found.values, np.diagonal(bowl.form.hessian(bowl.w)), 100)
+    result = landscape.hessian_diagonal(bowl.problem, probes=8)
+    if result.exact and result.matrix == "hessian":
+        bowl.same("hessian_diagonal", result.values, np.diagonal(bowl.form.hessian(bowl.w)), 100)
 
 
 def gradient_norm(bowl: Bowl) -> None:
     h = bowl.scale * bowl.form.gradient(bowl.w)
-    found = landscape.gradient_norm(bowl.problem, p=bowl.kept["p"], **bowl.ball)
-    bowl.same("gradient_norm", found.value, np.linalg.norm(h, bowl.kept["p"]), 10)
-    for p, value in found.norms.items():
+    result = landscape.gradient_norm(bowl.problem, p=bowl.kept["p"], **bowl.ball)
+    bowl.same("gradient_norm", result.value, np.linalg.norm(h, bowl.kept["p"]), 10)
+    for p, value in result.norms.items():
         bowl.same(f"gradient_norm, p = {p}", value, np.linalg.norm(h, float(p)), 10)
 
 
 def layers(bowl: Bowl) -> None:
     hessian, cut = bowl.form.hessian(bowl.w), int(bowl.problem.parameters.slots[1].stop)
-    found = landscape.layer_eigenvalues(bowl.problem, tol=1e-5)
+    result = landscape.layer_eigenvalues(bowl.problem, tol=1e-5)
     blocks = [hessian[:cut, :cut], *([hessian[cut:, cut:]] if cut < len(bowl.w) else [])]
     right = np.array([np.linalg.eigvalsh(b)[-1] for b in blocks])
-    seen = found.values[:, 0] if found.converged else right
+    seen = result.values[:, 0] if result.converged else right
     size = max(float(np.abs(np.linalg.eigvalsh(b)).max()) for b in blocks)
     bowl.same("layer_eigenvalues", seen, right, (2e4 if bowl.kept["dtype"] == "float64" else 10) * (1e-3 + size))
 

@@ -68,16 +68,16 @@ def again(kept: dict[str, Any]) -> Verdict:
         return verdict
     with verdict.watching("find"):
         try:
-            found = landscape.rescaling.find(model, x)
+            symmetries = landscape.rescaling.find(model, x)
         except InputError:
             if kept["family"] != "branching":
                 verdict.wrong("find refused")
             raise
         if kept["family"] == "branching":
             verdict.wrong("find took a network that branches on values")
-        _group(verdict, found, _logs(found, model), sensitivity)
-        if found.dimension and verdict.outcome != WRONG:
-            _moved(verdict, kept, found, model)
+        _group(verdict, symmetries, _logs(symmetries, model), sensitivity)
+        if symmetries.dimension and verdict.outcome != WRONG:
+            _moved(verdict, kept, symmetries, model)
     return verdict
 
 
@@ -108,49 +108,53 @@ def _sensitivity(model: nn.Module, x: Tensor) -> np.ndarray:
     return np.asarray(F.normalize(table[table.isfinite().all(1)], dim=1, eps=1e-200).numpy())
 
 
-def _logs(found: Any, model: nn.Module) -> np.ndarray:
+def _logs(symmetries: Any, model: nn.Module) -> np.ndarray:
     """(unit, weight and channel): the logarithm of the factor where a unit's own is e."""
     rows = []
     names = [n for n, _ in model.named_buffers() if n.endswith("running_mean")]
     before = dict(model.named_buffers())
-    for unit in range(found.dimension):
-        tau = torch.ones(found.dimension, dtype=torch.float64)
+    for unit in range(symmetries.dimension):
+        tau = torch.ones(symmetries.dimension, dtype=torch.float64)
         tau[unit] = math.e
-        moved = found.apply(torch.cat([p.detach().reshape(-1) for p in model.parameters()]), tau)
+        moved = symmetries.apply(torch.cat([p.detach().reshape(-1) for p in model.parameters()]), tau)
         scale = [(moved.weights / torch.cat([p.detach().reshape(-1) for p in model.parameters()])).log()]
         scale += [(moved.buffers.get(n, before[n]) / before[n]).log() for n in names]
         rows.append(torch.cat(scale).numpy())
     return np.array(rows)
 
 
-def _group(verdict: Verdict, found: Any, logs: np.ndarray, sensitivity: np.ndarray) -> None:
+def _group(verdict: Verdict, symmetries: Any, logs: np.ndarray, sensitivity: np.ndarray) -> None:
     """Every unit leaves the outputs as they are, and there are no more of them."""
     size = np.linalg.norm(sensitivity, axis=0)
     alive = size > 1e-12 * size.max()
     values = np.linalg.svd(sensitivity[:, alive], compute_uv=False)
-    if found.rejected:
-        verdict.wrong(f"rejected {[b.name for b in found.rejected]}")
-    if found.dimension:
+    if symmetries.rejected:
+        verdict.wrong(f"rejected {[b.name for b in symmetries.rejected]}")
+    if symmetries.dimension:
         change = np.abs(sensitivity @ logs.T).max(axis=0) / np.linalg.norm(sensitivity)
         if change.max() > 1e-10:
-            verdict.wrong(f"unit {int(change.argmax())} of {found.dimension} changes the outputs by {change.max():.1e}")
+            verdict.wrong(
+                f"unit {int(change.argmax())} of {symmetries.dimension} changes the outputs by {change.max():.1e}"
+            )
     relative = values / values[0]
     if np.any((relative > NULL) & (relative < SEEN)):
         return
     right = int(alive.sum()) - int((relative >= SEEN).sum())
-    rank = int(np.linalg.matrix_rank(logs[:, alive], tol=1e-8)) if found.dimension else 0
+    rank = int(np.linalg.matrix_rank(logs[:, alive], tol=1e-8)) if symmetries.dimension else 0
     if rank != right:
-        verdict.wrong(f"found {rank} symmetries of {right}: {found}")
+        verdict.wrong(f"found {rank} symmetries of {right}: {symmetries}")
 
 
 # -- measures at rescaled weights --------------------------------------------------------------------------------------
 
 
-def _moved(verdict: Verdict, kept: dict[str, Any], found: Any, model: nn.Module) -> None:
+def _moved(verdict: Verdict, kept: dict[str, Any], symmetries: Any, model: nn.Module) -> None:
     """The same function, the same where a measure says it is invariant, another value where it does not."""
-    tau = torch.exp(math.log(kept["reach"]) * (2 * torch.rand(found.dimension, generator=_stream(kept)).double() - 1))
+    tau = torch.exp(
+        math.log(kept["reach"]) * (2 * torch.rand(symmetries.dimension, generator=_stream(kept)).double() - 1)
+    )
     w = torch.cat([p.detach().reshape(-1) for p in model.parameters()])
-    moved = found.apply(w, tau)
+    moved = symmetries.apply(w, tau)
     other, x = built(kept), _finite(model, inputs(kept, 2 * EXAMPLES)[EXAMPLES:])
     with torch.no_grad():
         nn.utils.vector_to_parameters(moved.weights, other.parameters())

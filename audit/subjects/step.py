@@ -192,7 +192,7 @@ def _hyper(method: str, r: np.random.Generator) -> dict[str, Any]:
     averages = {"decay": real(0.1, 0.99)} if r.random() < 0.5 else {"horizon": one(None, real(0.5, 4))}
     if late["recipe"] == "paper":
         averages = {}
-    own: dict[str, dict[str, Any]] = {
+    arguments: dict[str, dict[str, Any]] = {
         "asam": {"eta": one(0.0, 0.01, 0.3), "normalize": one("weights", "all", "unperturbed-biases")},
         "esam": {"beta": real(0.2, 1), "gamma": one(0.5, 0.75, 1.0)},
         "looksam": {"k": one(1, 2, 3), "alpha": real(0, 1)},
@@ -226,7 +226,7 @@ def _hyper(method: str, r: np.random.Generator) -> dict[str, Any]:
     radius = {"rho": real(0.01, 0.5)}
     if method in ("sgd", "adam", "adamw", "saf", "mesa", "amp", "random-perturbation"):
         radius = {}
-    return {**radius, **own.get(method, {})}
+    return {**radius, **arguments.get(method, {})}
 
 
 def _fits(method: str, network: str) -> bool:
@@ -244,8 +244,8 @@ def _optimizer(kept: dict[str, Any], model: nn.Module) -> torch.optim.Optimizer:
     options = {"weight_decay": kept["decay"], "lr": 0.1}
     if kept["base"] == "sgd":
         options |= {"momentum": kept["momentum"], "nesterov": kept["nesterov"]}
-    found: torch.optim.Optimizer = kinds[kept["base"]](model.parameters(), **options)
-    return found
+    optimizer: torch.optim.Optimizer = kinds[kept["base"]](model.parameters(), **options)
+    return optimizer
 
 
 def _seen(model: nn.Module) -> Tree:

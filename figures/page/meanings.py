@@ -61,6 +61,8 @@ def setting(
     for option, value in arguments.items():
         if option == "scaling":
             parts += [str(value)] if value != "identity" else []
+        elif option == "w":
+            parts.append("at other weights")
         elif option not in ("rho", *without) and value != defaults.get(option, value):
             parts.append(_option(option, value))
     return ", ".join(parts)

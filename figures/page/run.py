@@ -22,8 +22,8 @@ from landscape.results import digest
 from landscape.results.journal import Journal
 from landscape.results.result import LabelledArrays, plain
 from landscape.statistics import Z
+from trainers.monitor.columns import columns_of
 from trainers.monitor.measurements import Measurements
-from trainers.monitor.numbers import columns_of
 from trainers.rebuild import Subject
 from trainers.requests import Request
 from trainers.run_checkpoints import Stage

@@ -195,7 +195,7 @@ class BatchPasses:
             vars(self.passes).update(before)
 
     def at(self, w: Tensor | None) -> Tensor:
-        """W as a flat vector (d,) like the weights; the weights themselves for None."""
+        """The weights w as a flat vector (d,) like the weights; the model's for None."""
         if w is None:
             return self.weights
         if w.shape != self.weights.shape:

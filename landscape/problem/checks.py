@@ -48,6 +48,29 @@ def settle(problem: Problem, *, check: bool) -> None:
             _check(problem, first)
 
 
+def total(problem: Problem) -> None:
+    """Set the number of examples and the weight, over all processes.
+
+    Raises:
+        InputError: a process none of whose targets count.
+    """
+    batches = problem.batches
+    totals = torch.tensor(
+        [batches.examples, batches.weight, batches.classified], dtype=torch.float64, device=problem.weights.device
+    )
+    least = totals[1].clone()
+    if problem.distributed:
+        torch.distributed.all_reduce(least, torch.distributed.ReduceOp.MIN)
+    if not least > 0:
+        where = " of a process" if problem.distributed else ""
+        raise InputError(
+            f"the weights of all batches{where} are 0 ({problem.objective.weighing}): no target counts; check the "
+            "labels and ignore_index"
+        )
+    examples, problem.weight, classified = problem.summed(totals).tolist()
+    problem.examples, problem.classified = int(examples), int(classified)
+
+
 def _first_outputs(problem: Problem, first: Batch) -> Any:
     """The outputs of the first batch.
 

@@ -139,7 +139,7 @@ class Problem(BatchPasses):
             self.batches = Batches.read(source, reader, self.weights.device, dtype, weigh, counted)
             self.calibration_batches = self.batches
             checks.settle(self, check=check)
-        self._total()
+        checks.total(self)
 
     # -- what L is -----------------------------------------------------------------------------------------------
 
@@ -282,7 +282,7 @@ class Problem(BatchPasses):
         """The same loss over the batches of this process alone."""
         other = copy.copy(self)
         other.distributed = False
-        other._total()
+        checks.total(other)
         return other
 
     def few_examples(self, count: int) -> Batch:
@@ -294,7 +294,7 @@ class Problem(BatchPasses):
         """The same model, loss and weights over other batches; passes are counted together."""
         other = copy.copy(self)
         other.batches = other.calibration_batches = self.batches.of(batches)
-        other._total()
+        checks.total(other)
         return other
 
     def rebatched(self, size: int) -> Problem:
@@ -388,27 +388,3 @@ class Problem(BatchPasses):
             "python": platform.python_version(),
             "notes": list(self.notes),
         }
-
-    # -- inner ---------------------------------------------------------------------------------------------------
-
-    def _total(self) -> None:
-        """Number of examples and weight over all processes.
-
-        Raises:
-            InputError: a process none of whose targets count.
-        """
-        batches = self.batches
-        totals = torch.tensor(
-            [batches.examples, batches.weight, batches.classified], dtype=torch.float64, device=self.weights.device
-        )
-        least = totals[1].clone()
-        if self.distributed:
-            torch.distributed.all_reduce(least, torch.distributed.ReduceOp.MIN)
-        if not least > 0:
-            where = " of a process" if self.distributed else ""
-            raise InputError(
-                f"the weights of all batches{where} are 0 ({self.objective.weighing}): no target counts; check the "
-                "labels and ignore_index"
-            )
-        examples, self.weight, classified = self.summed(totals).tolist()
-        self.examples, self.classified = int(examples), int(classified)

@@ -12,7 +12,7 @@ from landscape import MEASURES
 from landscape.errors import InputError, is_out_of_memory, unknown
 from landscape.problem.problem import Problem
 from landscape.results.result import Result, plain
-from trainers.monitor.numbers import numbers
+from trainers.monitor.columns import numbers
 from trainers.names import parse_name
 from trainers.requests import Request, requests
 
@@ -48,7 +48,7 @@ class Measurements:
         self.provenance: dict[str, Any] = {}
 
     def __call__(self, problem: Problem, *, columns: Sequence[str] | None = None) -> dict[str, float]:
-        """Column -> number, see `trainers.monitor.numbers`.
+        """Column -> number, see `trainers.monitor.columns`.
 
         Args:
             problem: L.

@@ -52,7 +52,7 @@ class Monitor:
 
     Attributes:
         history: one row a measurement: step, training_seconds and measuring_seconds so far, then each measure under the
-            name that it was asked for by, see `trainers.monitor.numbers`.
+            name that it was asked for by, see `trainers.monitor.columns`.
         overhead: measuring's part of the run's time so far.
 
     Where a measure fails later on (the training has diverged), its columns are nan and a warning says why; what fails
