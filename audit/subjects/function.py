@@ -14,7 +14,7 @@ import landscape
 from audit.operations import ALL, ALWAYS, OPERATIONS, Look, Wrong
 from audit.situation import Choice, Situation, drawn, situation
 from audit.verdict import WRONG, Verdict, line_fault
-from landscape.errors import InputError, NonDeterministicWarning
+from landscape.errors import AsymmetryWarning, InputError, NonDeterministicWarning
 
 SLACK = {"float64": 1e-9, "float32": 3e-5}
 # Where an ill-conditioned network leaves more undecided in float32, and the same draw is right in float64.
@@ -41,11 +41,12 @@ def again(kept: dict[str, Any]) -> Verdict:
     if verdict.outcome == WRONG and made.dtype != "float64":
         exact = dataclasses.replace(made, dtype="float64")
         if _compared(exact, SLACK["float64"]).outcome != WRONG:
-            return _compared(made, LOOSE)
+            return _compared(made, LOOSE, doubted=True)
     return verdict
 
 
-def _compared(made: Choice, slack: float) -> Verdict:
+def _compared(made: Choice, slack: float, *, doubted: bool = False) -> Verdict:
+    """What landscape says beside the reference; `doubted`: numbers that it says not to trust may be off."""
     verdict = Verdict(made.seed, made.network, choice=dataclasses.asdict(made))
     with warnings.catch_warnings(record=True) as heard:
         warnings.simplefilter("always")
@@ -55,6 +56,10 @@ def _compared(made: Choice, slack: float) -> Verdict:
         except Exception as error:  # the audit's own fault
             verdict.wrong(f"the audit failed: {type(error).__name__}: {str(error)[:300]}")
             return verdict
+    asymmetric = [str(w.message) for w in heard if issubclass(w.category, AsymmetryWarning)]
+    if doubted and asymmetric and verdict.outcome == WRONG:  # rounding above what curvature there is
+        verdict = Verdict(made.seed, made.network, choice=dataclasses.asdict(made))
+        verdict.refused(asymmetric[0])
     random = [str(w.message) for w in heard if issubclass(w.category, NonDeterministicWarning)]
     if random and not built.network.coupled:
         verdict.wrong(f"warned of randomness: {random[0]}")

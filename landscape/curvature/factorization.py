@@ -27,7 +27,10 @@ in float32, up to 2e-3 by central differences of smooth networks, 0.1 and more w
 
 def wrong_derivative() -> str:
     """Why products by double backward are not those of a symmetric matrix."""
-    return "by double backward: an operation of the model has a wrong second derivative"
+    return (
+        "by double backward: an operation of the model has a wrong second derivative, or rounding is above the "
+        "curvature that there is (float64 tells)"
+    )
 
 
 class _Chapter(NamedTuple):
