@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
@@ -98,4 +99,5 @@ def process_group(device: torch.device | str = "cpu") -> Iterator[int]:
     try:
         yield rank()
     finally:
+        gc.collect()  # the cycles of a DDP model hold the group, as the comment above says of a default
         torch.distributed.destroy_process_group()

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import landscape
+from landscape import processes  # before a group is made: see its imports
 
 WEIGHTS = torch.tensor([0.2, 1.0, 5.0], dtype=torch.float64)
 LOSSES = {
@@ -47,6 +48,7 @@ def shared(rank, folder):
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     numbers = {name: measured(loss, ROWS[rank::2], True) for name, loss in LOSSES.items()}
     torch.save(numbers, f"{folder}/{rank}.pt")
+    assert processes.world() == 2
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()
 

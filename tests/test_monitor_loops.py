@@ -268,27 +268,32 @@ def test_tensorboard_itself(tmp_path):
 PROCESSES = """
 import sys, torch
 import torch.nn.functional as F
-from torch.nn.parallel import DistributedDataParallel
-from own_loop_cases import batches, network, sgd
-from landscape.processes import process_group, rank
+from landscape.processes import process_group
 import landscape
-torch.set_num_threads(1)
-with process_group() as me:
-    model = network()
-    model = DistributedDataParallel(model)
+from own_loop_cases import batches, network, sgd
+from torch.nn.parallel import DistributedDataParallel
+
+def watched(me):
+    # In a function: a DDP model that lives on holds the group, and gloo's threads abort the end of the interpreter.
+    model = DistributedDataParallel(network())
     optimizer = sgd(model)
     together = sys.argv[2] == "together"
     mine = batches(4)[me::2] if together else batches(4)
     problem = landscape.Problem(model, F.cross_entropy, mine, distributed=together)
-    out = sys.argv[1]
     budget = {"share": 0.5} if sys.argv[3] == "share" else {"every": 2}
-    with landscape.Monitor(problem, measures=["gradient_norm", "lambda_max"], out=out, **budget) as monitor:
+    with landscape.Monitor(
+        problem, measures=["gradient_norm", "lambda_max"], out=sys.argv[1], **budget
+    ) as monitor:
         for step, (x, y) in enumerate(batches()):
             monitor.step(step)
             optimizer.zero_grad()
             F.cross_entropy(model(x[me::2]), y[me::2]).backward()
             optimizer.step()
     assert bool(monitor.history) == (together or me == 0)
+
+torch.set_num_threads(1)
+with process_group() as me:
+    watched(me)
 """
 
 
