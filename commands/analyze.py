@@ -119,7 +119,8 @@ def _analyze_run(
     options.show_plan(first.problem, f"{len(stages)} checkpoints", measuring.vectors_needed(wanted))
     rows = running.measure_run(first, stages, problem.subject, wanted, directory / "run.journal")
     facts = {"provenance": first.problem.provenance(), "arguments": {"every": every}}
-    table = running.as_table(rows, run.unit, stages, label=f"{run.folder.resolve().name} over its steps", **facts)
+    keys, label = [request.key for request in wanted], f"{run.folder.resolve().name} over its steps"
+    table = running.as_table(rows, run.unit, stages, keys, label=label, **facts)
     table.save(directory / "run.h5", "run")
     running.write_csv(table, run.unit, directory / "run.csv")
     write_json(directory / "summary.json", {"checkpoints": rows})

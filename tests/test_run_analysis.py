@@ -20,7 +20,7 @@ from landscape import InputError
 from trainers import train
 from trainers.rebuild import subject
 from trainers.requests import requests
-from trainers.run_checkpoints import run_of
+from trainers.run_checkpoints import Stage, run_of
 
 X = torch.randn(40, 4, generator=torch.Generator().manual_seed(0))
 Y = torch.arange(40) % 3
@@ -127,6 +127,37 @@ def test_a_checkpoint_that_is_written_over_and_over_says_its_step(tmp_path):
     assert order(folder)[1][-1] == ("last.ckpt", 25)
 
 
+def test_beside_names_with_an_epoch_a_bare_number_is_no_stage(tmp_path):
+    epochs = [f"resnet18_epoch_{i}.pth" for i in (1, 2, 10)]
+    folder = made(tmp_path / "r", *epochs, "resnet18_best.pth", "final.pt", "notes.txt", ".resnet18.pth")
+    with pytest.warns(landscape.InputWarning) as warned:
+        assert order(folder) == ("epoch", [(epochs[0], 1), (epochs[1], 2), (epochs[2], 10)])
+    (line,) = [str(w.message) for w in warned]
+    assert line == f"{folder}: left out, since no epoch is known of them: final.pt, resnet18_best.pth"
+
+
+def test_a_last_checkpoint_without_its_step_is_named(tmp_path):
+    folder = made(tmp_path / "r", "step=1.ckpt", "step=2.ckpt")
+    torch.save({"state_dict": {}}, folder / "last.ckpt")
+    with pytest.warns(landscape.InputWarning, match="left out, since no step is known of them: last.ckpt$"):
+        assert order(folder) == ("step", [("step=1.ckpt", 1), ("step=2.ckpt", 2)])
+
+
+def test_one_epoch_beside_a_bare_number_is_no_run(tmp_path):
+    folder = made(tmp_path / "r", "resnet18_epoch_1.pth", "resnet18_best.pth")
+    with pytest.raises(InputError, match="holds one checkpoint of its run: give .*resnet18_epoch_1.pth"):
+        run_of([folder])
+
+
+@pytest.mark.parametrize(
+    "names",
+    [("epoch-1.pt", "epoch-2.pt"), ("net.1.pth", "net.2.pth"), ("checkpoint-1/", "checkpoint-2/", "training_args.bin")],
+)
+def test_a_run_in_order_is_told_nothing_of(names, tmp_path, recwarn):
+    assert len(run_of([made(tmp_path / "r", *names)]).stages) == 2
+    assert not recwarn.list
+
+
 def test_two_checkpoints_of_one_step_and_a_single_one_are_refused(tmp_path):
     with pytest.raises(InputError, match=r"a-step=2.ckpt and .*b-step=2.ckpt are both of step 2"):
         run_of([made(tmp_path / "r", "a-step=2.ckpt", "b-step=2.ckpt")])
@@ -220,23 +251,47 @@ def test_a_run_of_two_networks_is_refused_in_one_line(run, tmp_path, capsys):
     )
 
 
-def test_a_checkpoint_that_diverged_leaves_a_gap(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    for step, scale in ((10, 1e38), (2, 0.1), (30, math.nan), (40, 0.2)):
+def of_scales(**scales):
+    """Checkpoints in the current directory, each network's last weights a constant; how they are analyzed."""
+    for step, scale in scales.items():
         model = network()
         nn.init.constant_(model[2].weight, scale)
-        torch.save({"state_dict": model.state_dict(), "global_step": step}, f"epoch=0-step={step}.ckpt")
+        torch.save({"state_dict": model.state_dict(), "global_step": int(step[1:])}, f"epoch=0-step={step[1:]}.ckpt")
     code = "import sys; sys.path.insert(0, {!r}); from test_run_analysis import network, batches"
     Path("made_for_run.py").write_text(code.format(str(Path(__file__).parent)))
-    files = [f"epoch=0-step={s}.ckpt" for s in (2, 10, 30, 40)]
-    options = ["--model", "made_for_run:network", "--data", "made_for_run:batches", "--out", tmp_path / "over-steps"]
+    options = ["--model", "made_for_run:network", "--data", "made_for_run:batches", "--out", "over-steps"]
+    return [*(f"epoch=0-step={step[1:]}.ckpt" for step in scales), *options]
+
+
+def test_a_checkpoint_that_diverged_leaves_a_gap(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    arguments = of_scales(_10=1e38, _2=0.1, _30=math.nan, _40=0.2, _50=3e38)
     with pytest.warns(landscape.InputWarning) as warned:
-        assert analyze(*files, *options) == 0
+        assert analyze(*arguments) == 0
     rows = table(tmp_path)
-    assert [row["step"] for row in rows] == ["2", "10", "30", "40"]
-    assert [bool(row["hessian_top_eigenvalues.1"]) for row in rows] == [True, False, False, True]
+    assert [row["step"] for row in rows] == ["2", "10", "30", "40", "50"]
+    assert [bool(row["hessian_top_eigenvalues.1"]) for row in rows] == [True, False, False, True, False]
     assert rows[2]["loss"] == ""
-    assert any("step=30.ckpt: 2.weight holds NaN or infinite weights" in str(w.message) for w in warned)
+    texts = [str(w.message) for w in warned]
+    assert any("step=30.ckpt: 2.weight holds NaN or infinite weights" in t for t in texts)
+    assert any("step=50.ckpt: the loss over the sample is nan: nothing" in t for t in texts)
+
+
+def test_a_run_without_a_finite_loss_is_refused(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    arguments = of_scales(_1=3e38, _2=-3e38)
+    with pytest.warns(landscape.InputWarning) as warned:
+        assert analyze(*arguments) == 2
+    assert sum("the loss over the sample is nan: nothing is measured there" in str(w.message) for w in warned) == 2
+    assert "the loss over the sample is nan or infinite at all 2 checkpoints" in capsys.readouterr().err
+    assert analyze(*arguments) == 2  # also by the rows that the first call has kept
+    assert not Path("over-steps/run.csv").exists()
+
+
+def test_a_measure_that_has_a_number_nowhere_is_a_column_of_nan():
+    rows = [{"checkpoint": "x", "loss": 1.0, "accuracy": None, "measures": {}} for _ in range(2)]
+    stages = [Stage(Path("x"), step, None) for step in (1, 2)]
+    assert np.isnan(running.as_table(rows, "step", stages, ["hessian_trace"])["hessian_trace"]).all()
 
 
 @pytest.mark.parametrize(

@@ -1,19 +1,21 @@
 """The checkpoints of one training run in the order of its steps, as trainers name them.
 
 Lightning's `epoch=3-step=400.ckpt`, the folders `checkpoint-500` of Hugging Face, `epoch-3.pt` beside `ckpt.pt` of this
-toolkit, `model_step_1000.pt`, `net.0004.pth`: numbers are compared as numbers.
+toolkit, `model_step_1000.pt`, `net.0004.pth`: numbers are compared as numbers. Beside names that state a step or an
+epoch a bare number is neither: `resnet18_best.pth` is no 18th checkpoint.
 """
 
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from landscape.checkpoint.folders import is_checkpoint
-from landscape.errors import InputError
+from landscape.errors import InputError, InputWarning
 
 _SUFFIXES = (".pt", ".pth", ".th", ".ckpt", ".bin", ".safetensors")
 _STEP = re.compile(r"(?:^|[^a-z])(?:global[_-]?step|steps?|checkpoint|ckpt|iter(?:ation)?)[=_-]?(\d+)", re.IGNORECASE)
@@ -22,7 +24,7 @@ _LAST_NUMBER = re.compile(r"(\d+)(?!.*\d)")
 _SHARD = re.compile(r"-\d{5}-of-\d{5}$")
 _LATEST = ("ckpt.pt", "last.ckpt")
 """What is written over and over: its step stands inside."""
-_BESIDE = ("checkpoints",)
+_WITHIN = ("checkpoints",)
 """Folders of a run that hold its checkpoints."""
 
 
@@ -76,6 +78,9 @@ def run_of(paths: Sequence[Path]) -> Run | None:
 
     Raises:
         InputError: a folder with one checkpoint, or whose checkpoints cannot be ordered.
+
+    Warns:
+        InputWarning: names the files of weights of a folder that have no place in the order.
     """
     if len(paths) == 1:
         return _of_folder(paths[0]) if paths[0].is_dir() else None
@@ -88,12 +93,12 @@ def run_of(paths: Sequence[Path]) -> Run | None:
 
 def _of_folder(folder: Path) -> Run | None:
     """None for a folder that is a checkpoint itself, unless there are checkpoints with their step in it."""
-    for directory in (folder, *(folder / name for name in _BESIDE)):
+    for directory in (folder, *(folder / name for name in _WITHIN)):
         whole = directory.is_dir() and is_checkpoint(directory)
         stages = [_named(p) for p in sorted(directory.iterdir()) if _is_stage(p, whole)] if directory.is_dir() else []
         if len(stages) > whole:
-            latest = (directory / name for name in _LATEST)
-            return _ordered(directory, [*stages, *(_read(p) for p in latest if p.is_file())])
+            latest = [_read(p) for name in _LATEST if (p := directory / name).is_file()]
+            return _ordered(directory, [*stages, *latest], _beside(directory, [*stages, *latest]))
     return None
 
 
@@ -105,6 +110,15 @@ def _is_stage(path: Path, beside_weights: bool) -> bool:
         return False
     patterns = (_STEP, _EPOCH) if path.is_dir() or beside_weights else (_STEP, _EPOCH, _LAST_NUMBER)
     return any(p.search(path.stem if path.is_file() else path.name) for p in patterns)
+
+
+def _beside(directory: Path, stages: Sequence[Stage]) -> list[Path]:
+    """The files of weights that are no stages; none beside folders, whose run keeps other files of its trainer."""
+    paths = {s.path for s in stages}
+    if any(p.is_dir() for p in paths) or is_checkpoint(directory):
+        return []
+    files = (p for p in sorted(directory.iterdir()) if p.is_file() and p not in paths and p.suffix in _SUFFIXES)
+    return [p for p in files if not (p.name.startswith(".") or _SHARD.search(p.stem))]
 
 
 def _named(path: Path) -> Stage:
@@ -124,14 +138,17 @@ def _read(path: Path) -> Stage:
     return Stage(path, step if isinstance(step, int) else None, epoch if isinstance(epoch, int) else None)
 
 
-def _ordered(folder: Path, stages: Sequence[Stage]) -> Run:
-    units = ("step", "epoch", "number")
+def _ordered(folder: Path, stages: Sequence[Stage], beside: Sequence[Path] = ()) -> Run:
+    """The run of the stages that have the unit of those whose names state most; of the others a warning tells."""
     named = [s for s in stages if s.number is not None]
-    unit = next(u for u in units if all(getattr(s, u) is not None for s in named))
+    stating = [s for s in named if s.step is not None or s.epoch is not None] or named
+    unit = next(u for u in ("step", "epoch", "number") if all(getattr(s, u) is not None for s in stating))
     held: dict[int, Stage] = {}
+    left = list(beside)
     for stage in stages:  # those with a number in their name come first
         value = getattr(stage, unit)
-        if value is None:
+        if value is None or (stage in named and stage not in stating):
+            left.append(stage.path)
             continue
         if value in held and stage.number is not None:
             raise InputError(
@@ -140,5 +157,13 @@ def _ordered(folder: Path, stages: Sequence[Stage]) -> Run:
             )
         held.setdefault(value, stage)
     if len(held) < 2:
-        raise InputError(f"{folder} holds one checkpoint of its run: give {stages[0].path}")
+        raise InputError(f"{folder} holds one checkpoint of its run: give {next(iter(held.values())).path}")
+    _tell_left_out(folder, unit, sorted(p.name for p in left))
     return Run(folder, unit, tuple(held[value] for value in sorted(held)))
+
+
+def _tell_left_out(folder: Path, unit: str, names: Sequence[str], most: int = 6) -> None:
+    if names:
+        more = f" and {len(names) - most} more" if len(names) > most else ""
+        text = f"{folder}: left out, since no {unit} is known of them: {', '.join(names[:most])}{more}"
+        warnings.warn(InputWarning(text), stacklevel=4)

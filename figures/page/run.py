@@ -52,7 +52,7 @@ def measure_run(
         journal: where rows are kept.
 
     Raises:
-        InputError: a checkpoint of another network.
+        InputError: a checkpoint of another network, or no checkpoint whose loss is finite.
     """
     measurements = Measurements(requests)
     kept, settings = Journal(journal, resume=True), digest.of_configuration(_settings(first, requests))
@@ -64,7 +64,16 @@ def measure_run(
             rows.append(kept.row(name, functools.partial(_row, first, stage, read, measurements)))
     finally:
         kept.close()
+    _require_a_loss(rows)
     return rows
+
+
+def _require_a_loss(rows: Sequence[dict[str, Any]]) -> None:
+    if all(row["loss"] is None or not math.isfinite(row["loss"]) for row in rows):
+        raise InputError(
+            f"the loss over the sample is nan or infinite at all {len(rows)} checkpoints, so that nothing can be "
+            "measured: look for NaN in the inputs and the targets, and give the loss and the dtype of the training"
+        )
 
 
 def _settings(first: Subject, requests: Sequence[Request]) -> dict[str, Any]:
@@ -94,6 +103,9 @@ def _row(first: Subject, stage: Stage, read: Callable[[Path], Subject], measurem
     row |= {"sha256": subject.sha256, "loss": float(at.loss), "accuracy": float(at.accuracy)}
     if at.loss.isfinite():
         row["measures"] = dict(_summaries(subject, measurements))
+    else:
+        text = f"{subject.path}: the loss over the sample is {float(at.loss):g}: nothing is measured there"
+        warnings.warn(InputWarning(text), stacklevel=2)
     return plain(row)
 
 
@@ -121,12 +133,18 @@ def _network(subject: Subject) -> str:
     return f"{name}, {weights}" if name else weights
 
 
-def as_table(rows: Sequence[dict[str, Any]], unit: str, stages: Sequence[Stage], **facts: Any) -> LabelledArrays:
-    """The rows as arrays over the axis `step` (or `epoch`, `number`): loss, accuracy, every number with its error."""
+def as_table(
+    rows: Sequence[dict[str, Any]], unit: str, stages: Sequence[Stage], wanted: Sequence[str] = (), **facts: Any
+) -> LabelledArrays:
+    """The rows as arrays over the axis `step` (or `epoch`, `number`): loss, accuracy, every number with its error.
+
+    Of the measures in `wanted`, one that has a number nowhere is a column of nan.
+    """
     table = LabelledArrays(**facts)
     table.axis(unit, [stage.at(unit) for stage in stages])
     table.add("checkpoint", (unit,), np.array([Path(row["checkpoint"]).name for row in rows]))
     numbers = [_numbers(row) for row in rows]
+    numbers[0] |= {key: None for key in wanted if not any(key in row["measures"] for row in rows)}
     for name in dict.fromkeys(name for row in numbers for name in row):
         values = [row.get(name) for row in numbers]
         table.add(name, (unit,), np.array([math.nan if v is None else v for v in values], dtype=float))
