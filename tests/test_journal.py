@@ -7,6 +7,7 @@ import warnings
 import pytest
 
 from landscape import InputWarning
+from landscape.errors import InputError
 from landscape.files import AppendedFile
 from landscape.results.journal import Journal
 
@@ -66,6 +67,20 @@ def test_a_line_that_was_cut_off_is_computed_again(tmp_path):
     journal.open("k")
     assert computed(journal)[0] == ["b", "c"]
     assert [json.loads(line)["name"] for line in path.read_text().splitlines()[1:]] == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_damage_that_no_kill_does_is_told_and_nothing_is_lost(tmp_path, number):
+    journal = Journal(tmp_path / "j")
+    journal.open("k")
+    computed(journal, "ab")
+    journal.close()
+    lines = (tmp_path / "j").read_bytes().splitlines(keepends=True)
+    lines[number - 1] = lines[number - 1][:8] + bytes([lines[number - 1][8] ^ 1]) + lines[number - 1][9:]
+    (tmp_path / "j").write_bytes(b"".join(lines))
+    with pytest.raises(InputError, match=rf"j is damaged at line {number}: restore it or remove it"):
+        Journal(tmp_path / "j", resume=True).open("k")
+    assert (tmp_path / "j").read_bytes() == b"".join(lines)
 
 
 def test_pieces_are_there_at_once_and_a_file_only_with_the_first(tmp_path):

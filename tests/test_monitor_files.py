@@ -129,10 +129,30 @@ def test_a_damaged_journal_is_told_and_a_cut_line_is_measured_again(tmp_path):
     content = journal.read_bytes()
     journal.write_bytes(content[:-9])
     assert [row["step"] for row in watched(tmp_path, [6], resume=True).history] == [0, 1, 2, 3, 4, 6]
-    journal.write_bytes(b"x" + content)
+    tables = [(tmp_path / f"monitor.{ending}").read_bytes() for ending in ("csv", "h5")]
+    lines = content.splitlines(keepends=True)
+    for i in (0, 1, 4, 7):  # the key, the settings, rows
+        damaged = b"".join([*lines[:i], b"x" + lines[i], *lines[i + 1 :]])
+        journal.write_bytes(damaged)
+        for resume in (True, False):
+            with pytest.raises(InputError, match=rf"monitor\.journal is damaged at line {i + 1}: restore it or remove"):
+                watched(tmp_path, resume=resume)
+        assert journal.read_bytes() == damaged
+        assert [(tmp_path / f"monitor.{ending}").read_bytes() for ending in ("csv", "h5")] == tables
+    journal.write_bytes(b"".join([lines[0], *lines[2:]]))
     with pytest.raises(InputError, match=r"monitor\.journal is damaged, or no journal of a Monitor: restore it"):
         watched(tmp_path, resume=True)
-    assert journal.read_bytes() == b"x" + content
+
+
+def test_a_first_measurement_that_failed_leaves_room_for_another(tmp_path):
+    with pytest.raises(InputError, match="k"):
+        watched(tmp_path, measures=["hessian_top_eigenvalues:k=99999999"])
+    for resume in (True, False):
+        folder = tmp_path / str(resume)
+        folder.mkdir()
+        (folder / "monitor.journal").write_bytes((tmp_path / "monitor.journal").read_bytes())
+        assert len(watched(folder, resume=resume).history) == 6
+        assert len(watched(folder, [6], resume=True).history) == 7
 
 
 def test_two_monitors_do_not_write_one_history(tmp_path):

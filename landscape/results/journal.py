@@ -8,14 +8,16 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
+from landscape.errors import InputError
 from landscape.files import AppendedFile, atomic, note_unverified
 
 
 class Journal:
     """Rows by name, kept in a file as soon as they are known; without a path in memory only.
 
-    The first line says what the rows belong to; a file of something else is begun anew. A line cut off by a kill,
-    and every line from one on whose checksum is wrong, is computed again. Numbers come back bit for bit.
+    The first line says what the rows belong to; a file of something else is begun anew. A last line that was cut off
+    by a kill is computed again; any other that is damaged is told, for a kill does no such thing. Numbers come back
+    bit for bit.
 
     Args:
         path: the file, or None.
@@ -31,22 +33,29 @@ class Journal:
         self._file: AppendedFile | None = None
         self._unverified = False
 
-    def holds(self, key: str) -> bool:
-        """Whether the file is there and its rows belong to `key`."""
-        return self._path is not None and self._lines()[:1] == [{"key": key}]
+    def stored(self, key: str) -> dict[str, Any] | None:
+        """The rows in the file, by name; None where it belongs to something else than `key`, or is no journal.
+
+        Raises:
+            InputError: a line is damaged.
+        """
+        lines = [] if self._path is None else self._lines()
+        if not lines or lines[0] != {"key": key}:
+            return None
+        rows = (line for line in lines[1:] if line.keys() == {"name", "row"})
+        return {line["name"]: line["row"] for line in rows if isinstance(line["name"], str)}
 
     def open(self, key: str) -> None:
         """Begin, or go on with, the rows that belong to `key`.
 
         Raises:
-            InputError: the file cannot be written.
+            InputError: the file cannot be written, or a line that is to be used is damaged.
         """
         if self._path is None:
             return
-        lines = self._lines() if self._resume else []
-        if lines and lines[0] == {"key": key}:
-            rows = (line for line in lines[1:] if line.keys() == {"name", "row"})
-            self.rows = {line["name"]: line["row"] for line in rows if isinstance(line["name"], str)}
+        stored = self.stored(key) if self._resume else None
+        if stored is not None:
+            self.rows = stored
             if self._unverified:
                 note_unverified(self._path)
         self._key = key
@@ -88,19 +97,29 @@ class Journal:
     def _lines(self) -> list[Any]:
         assert self._path is not None
         lines: list[Any] = []
-        for raw in self._path.read_bytes().splitlines() if self._path.is_file() else ():
-            try:
-                line = json.loads(raw)
-                checksum = line.pop(_CHECKSUM, None)
-                # The first line says whether there are checksums: release 0.1.0 wrote none.
-                self._unverified = self._unverified if lines else checksum is None
-                whole = self._unverified or checksum == _checksum(line)
-            except (ValueError, AttributeError, TypeError, RecursionError):  # cut off by a kill, or damaged
-                break
-            if not whole:
-                break
+        raws = self._path.read_bytes().splitlines(keepends=True) if self._path.is_file() else []
+        for number, raw in enumerate(raws, 1):
+            line = self._line(raw, first=number == 1)
+            if line is None:
+                if number == len(raws) and not raw.endswith(b"\n"):  # cut off by a kill
+                    break
+                raise InputError(
+                    f"{self._path} is damaged at line {number}: restore it or remove it and compute its rows anew"
+                )
             lines.append(line)
         return lines
+
+    def _line(self, raw: bytes, *, first: bool) -> dict[str, Any] | None:
+        """The content of a line; None of one that is not whole."""
+        try:
+            line = json.loads(raw)
+            checksum = line.pop(_CHECKSUM, None)
+            # The first line says whether there are checksums: release 0.1.0 wrote none.
+            self._unverified = checksum is None if first else self._unverified
+            whole = checksum == _checksum(line) or (self._unverified and (not first or line.keys() == {"key"}))
+        except (ValueError, AttributeError, TypeError, RecursionError):
+            return None
+        return line if whole else None
 
 
 _CHECKSUM = "crc32"

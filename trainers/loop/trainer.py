@@ -94,20 +94,20 @@ class Trainer:
     def run(self) -> None:
         """Train until the budget is spent."""
         with self.monitor or nullcontext():
-            self._watch()
-            self._run()
+            try:
+                self._watch()
+                self._run()
+            except (InputError, KeyboardInterrupt):
+                if self.directory is not None:  # what is wrong with the input may show in the first step
+                    self.directory.abandon()
+                raise
 
     def _run(self) -> None:
         self._announce()
         total = self.budget.total_steps(self.now.step, self._progress())
         with Bar(self.method.name, total, done=self.now.step) as bar:
             while self._progress() < 1:
-                try:
-                    self._train_epoch(bar)
-                except (InputError, KeyboardInterrupt):
-                    if self.directory is not None:  # what is wrong with the input may show in the first step
-                        self.directory.abandon()
-                    raise
+                self._train_epoch(bar)
         self._wait_for_all()
         self.model.eval()
 

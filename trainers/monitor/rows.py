@@ -44,9 +44,9 @@ class Rows:
         self._stem, self._written = stem, 0
         self._lock: Lock | None = None
         path = self._path("journal")
-        self._journal = Journal(path, resume=resume)
-        if path is not None and path.exists() and not resume:
-            raise InputError(f"{path} holds rows of an earlier run: go on with resume=True, or choose another out")
+        self._journal, self._resume = Journal(path, resume=resume), resume
+        if not resume:
+            self._stored()
 
     def open(self, first: int, settings: Mapping[str, Any]) -> None:
         """Begin the files, or take up the rows before the step `first`: training repeats the later ones.
@@ -59,16 +59,42 @@ class Rows:
             return
         self._lock = Lock(path, file=True)
         weakref.finalize(self, self._lock.release)
-        if path.exists() and not self._journal.holds(_KEY):
-            raise InputError(f"{path} is damaged, or no journal of a Monitor: restore it, or choose another out")
+        try:
+            self._take_up(first, dict(settings))
+        except InputError:
+            self._lock.release()
+            raise
+
+    def _take_up(self, first: int, settings: dict[str, Any]) -> None:
+        stored = self._stored()
+        steps = [name for name in stored if name != _SETTINGS]
+        for name, value in settings.items() if steps else ():
+            if stored[_SETTINGS].get(name) != value:
+                raise InputError(
+                    f"{self._path('journal')} holds rows of another {name}: resume with the same, or choose another out"
+                )
         self._journal.open(_KEY)
-        known = self._journal.row(_SETTINGS, lambda: dict(settings))
-        for name, value in settings.items():
-            if known.get(name) != value:
-                raise InputError(f"{path} holds rows of another {name}: resume with the same, or choose another out")
-        steps = [name for name in self._journal.rows if name != _SETTINGS]
+        if not steps:  # a first measurement that failed leaves settings alone
+            self._journal.drop([_SETTINGS])
+        self._journal.row(_SETTINGS, lambda: settings)
         self._journal.drop([name for name in steps if int(name) >= first])
-        self.held = [self._journal.rows[name] for name in steps if int(name) < first]
+        self.held = [stored[name] for name in steps if int(name) < first]
+
+    def _stored(self) -> dict[str, Any]:
+        """What the journal holds.
+
+        Raises:
+            InputError: it is damaged, or no journal of a Monitor, or holds rows that are not to be resumed.
+        """
+        path = self._path("journal")
+        if path is None or not path.exists():
+            return {}
+        stored = self._journal.stored(_KEY)
+        if stored is None or (stored and _SETTINGS not in stored):
+            raise InputError(f"{path} is damaged, or no journal of a Monitor: restore it, or choose another out")
+        if len(stored) > 1 and not self._resume:
+            raise InputError(f"{path} holds rows of an earlier run: go on with resume=True, or choose another out")
+        return stored
 
     def add(self, row: dict[str, Any]) -> None:
         """Keep a row; it is on disk when this returns."""
