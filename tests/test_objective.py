@@ -216,6 +216,17 @@ def test_accuracy_runs_over_the_targets_that_count():
     close(landscape.surface(problem, radius=0.05, grid=3).accuracy[1, 1], float(right))
 
 
+def test_accuracy_of_a_function_that_ignores_negative_labels():
+    x, y = examples(20)
+    model = classifier()
+    masked = torch.where(torch.arange(20) % 3 == 0, -1, y)
+    counts = masked >= 0
+    problem = Problem(model, lambda o, t: F.cross_entropy(o, t, ignore_index=-1), [(x, masked)])
+    right = (model(x).argmax(1) == y)[counts].double().mean()
+    close(problem.evaluate().accuracy, right)
+    close(landscape.surface(problem, radius=0.05, grid=3).accuracy[1, 1], float(right))
+
+
 def test_single_sequences_of_several_lengths_are_weighed_by_their_tokens():
     torch.manual_seed(0)
     model, (ids, _) = Language(True).double(), sentences(padded=False)

@@ -15,7 +15,7 @@ from figures.page.store import Store
 from landscape import MEASURES
 from landscape.curvature.krylov import LEAST_BEYOND
 from landscape.errors import InputError
-from landscape.problem.outputs import example_hits
+from landscape.problem.outputs import class_counts, example_hits
 from landscape.problem.problem import Problem
 from landscape.results.result import Result
 from landscape.surfaces.result import Surface
@@ -104,23 +104,21 @@ def vectors_needed(wanted: Sequence[Request]) -> int | None:
 
 
 def _examples(problem: Problem) -> dict[str, np.ndarray]:
-    """Loss of each example, and hit of each whose class counts, in one forward pass.
-
-    Empty where the loss knows no single examples.
-    """
-    losses: list[torch.Tensor] = []
+    """Loss of each example, where the loss knows single ones, and hit of each whose class counts; one forward pass."""
+    losses: list[torch.Tensor] | None = []
     hits: list[torch.Tensor | None] = []
-    try:
-        share = problem.examples / problem.weight
-        with problem.values():
-            for batch in problem.batches:
-                outputs = problem.forward(batch)
-                losses.append(problem.example_losses(outputs, batch).detach().double() * share)
-                right = example_hits(outputs, batch.target)
-                hits.append(None if right is None else right[batch.target != problem.objective.ignored])
-    except (InputError, RuntimeError, ValueError):
-        return {}
-    examples = {"loss": torch.cat(losses).cpu().numpy()}
+    share = problem.examples / problem.weight
+    with problem.values():
+        for batch in problem.batches:
+            outputs = problem.forward(batch)
+            try:
+                if losses is not None:
+                    losses.append(problem.example_losses(outputs, batch).detach().double() * share)
+            except (InputError, RuntimeError, ValueError):
+                losses = None
+            right = example_hits(outputs, batch.target)
+            hits.append(None if right is None else right[class_counts(batch.target, problem.objective.ignored)])
+    examples = {} if losses is None else {"loss": torch.cat(losses).cpu().numpy()}
     known = [h for h in hits if h is not None]
     if len(known) == len(hits):
         examples["accuracy"] = torch.cat(known).double().cpu().numpy()

@@ -17,7 +17,7 @@ from landscape.problem import structure
 from landscape.problem.batches import Batch
 from landscape.problem.loss_name import loss_name
 from landscape.problem.losses import CLASSES, TorchLoss, torch_loss
-from landscape.problem.outputs import logits_in, own_loss
+from landscape.problem.outputs import class_counts, logits_in, own_loss
 from landscape.random import forked
 
 Weight = Callable[[Any], float]
@@ -139,7 +139,7 @@ class Objective:
         target = batch.target
         if not isinstance(target, Tensor) or target.dim() != 1 or target.is_floating_point():
             return batch.size
-        return int((target != self.ignored).sum())
+        return int(class_counts(target, self.ignored).sum())
 
     def learn(self, words: str, denominator: Callable[[Batch], float]) -> None:
         """Weigh batches by what their loss was seen to divide by."""

@@ -69,13 +69,18 @@ def example_hits(outputs: Any, target: Any) -> Tensor | None:
     return logits.argmax(dim=1) == target if classes else None
 
 
-def count_hits(outputs: Any, target: Any, ignored: int) -> Tensor | None:
-    """Number of examples classified correctly, 0-dim on the device; None where that has no meaning.
+def class_counts(target: Tensor, ignored: int) -> Tensor:
+    """Whether each class index is one: not `ignored`, which a network may well name, nor negative, which none names.
 
-    Those of the class `ignored`, which a network may well name, are none.
+    A function of one's own may ignore either without saying so.
     """
+    return (target != ignored) & (target >= 0)
+
+
+def count_hits(outputs: Any, target: Any, ignored: int) -> Tensor | None:
+    """Number of examples whose class counts and is named right, 0-dim on the device; None where that has no meaning."""
     hits = example_hits(outputs, target)
-    return None if hits is None else (hits & (target != ignored)).sum()
+    return None if hits is None else (hits & class_counts(target, ignored)).sum()
 
 
 def _described(outputs: Any) -> str:
