@@ -87,6 +87,14 @@ def test_harmless_hyperparameters_are_passed_over_and_named(tmp_path):
         require_equal(loaded(build, path), trained())
 
 
+@pytest.mark.filterwarnings("ignore::landscape.CheckpointWarning")
+@pytest.mark.parametrize("within", [lambda arrays: arrays, lambda arrays: {"state_dict": arrays, "epoch": 3}])
+def test_weights_as_numpy_arrays_are_refused_by_their_right_name(within, tmp_path):
+    path = saved(within({name: tensor.numpy() for name, tensor in STATE.items()}), tmp_path / "x.pt")
+    with pytest.raises(InputError, match=r"holds NumPy arrays \(.*weight.*torch.from_numpy\(v\)"):
+        loaded(build, path)
+
+
 @pytest.mark.parametrize("legacy", [True, False])
 def test_code_is_refused_by_name_and_never_run(legacy, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -170,6 +170,20 @@ def test_a_misspelled_measure_is_wrong_input(checkpoint, capsys):
     assert "did you mean 'sam_sharpness'" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("ignored", [40, 60, 190])
+def test_the_examples_that_are_tried_have_targets_that_count(ignored):
+    x = torch.randn(200, 3, generator=torch.Generator().manual_seed(0))
+    y = torch.arange(200) % 2
+    y[:ignored] = -100
+    for size in (20, 100, 200):
+        batches = list(zip(x.split(size), y.split(size), strict=True))
+        problem = Problem(torch.nn.Linear(3, 2), torch.nn.functional.cross_entropy, batches)
+        wanted = requests(["sam_sharpness", "hessian_top_eigenvalues"], rho=(0.1,), k=1, seed=0, subsets=0)
+        made = list(estimate.estimates(problem, wanted, problem.plan(vectors=4)))
+        assert [one.obstacle for one in made] == ["", "", ""]
+        assert (problem.few_examples(8).target >= 0).any()
+
+
 # -- completion --------------------------------------------------------------------------------------------------------
 
 

@@ -80,6 +80,11 @@ def _chosen(tensors: Tensors, choice: Choice, path: str | Path) -> Tensors:
             f"{path} holds quantized weights ({tensors.packed[0]}), which have no gradient: give the network's weights "
             "from before its quantization"
         )
+    if not tensors.named and tensors.arrays:
+        raise InputError(
+            f"{path} holds NumPy arrays ({_list(tensors.arrays, 2)}), no tensors: save them again as a state dict, "
+            "torch.save({k: torch.from_numpy(v) for k, v in arrays.items()}, path)"
+        )
     if not tensors.named:
         raise InputError(f"{path} holds no state dict: save one with torch.save(model.state_dict(), path)")
     if choice.key is not None:

@@ -17,15 +17,20 @@ from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
 from landscape.errors import CheckpointWarning, InputError
 
+_ARRAYS = tuple(
+    f"numpy.{core}.{made_by}"
+    for core in ("core", "_core")
+    for made_by in ("multiarray._reconstruct", "numeric._frombuffer")
+)
 HARMLESS = (
+    *_ARRAYS,
     "argparse.Namespace",
     "types.SimpleNamespace",
     "collections.defaultdict",
     "datetime.datetime",
     "datetime.timedelta",
     *(f"{m}.{c}Path" for m in ("pathlib", "pathlib._local") for c in ("Posix", "Windows", "PurePosix", "PureWindows")),
-    *(f"numpy.{core}.multiarray.{f}" for core in ("core", "_core") for f in ("scalar", "_reconstruct")),
-    *(f"numpy.{core}.numeric._frombuffer" for core in ("core", "_core")),
+    *(f"numpy.{core}.multiarray.scalar" for core in ("core", "_core")),
     *(f"numpy.dtypes.{kind}{bits}DType" for kind in ("Int", "UInt", "Float") for bits in (8, 16, 32, 64)),
     *("numpy.dtype", "numpy.ndarray", "numpy.dtypes.BoolDType", "numpy.dtypes.StrDType"),
     *("_codecs.encode", "builtins.dict", "builtins.list", "builtins.tuple", "builtins.int", "builtins.slice"),
@@ -38,8 +43,14 @@ HARMLESS = (
 """Types of hyper-parameters that training frameworks store beside the weights."""
 
 
-class _Ignored:
-    """Stands in for a value of a listed type: takes whatever it is made of and keeps nothing."""
+class Ignored:
+    """Stands in for a value of a listed type: takes whatever it is made of and keeps nothing.
+
+    Attributes:
+        is_array: whether the value is a NumPy array.
+    """
+
+    is_array = False
 
     def __init__(self, *_: Any, **__: Any) -> None:
         pass
@@ -68,7 +79,7 @@ def with_harmless_types(path: Path, error: pickle.UnpicklingError) -> Any:
     if code:
         raise InputError(_refusal(path, code)) from error
     try:
-        with safe_globals([(type("_Ignored", (_Ignored,), {}), name) for name in HARMLESS]):
+        with safe_globals([(type("Ignored", (Ignored,), {"is_array": name in _ARRAYS}), name) for name in HARMLESS]):
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as again:
         raise InputError(_refusal(path, [n for n in _named(path, again) if n not in HARMLESS] or named)) from again

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from landscape.checkpoint.pickles import Ignored
 from landscape.errors import InputError
 
 
@@ -24,11 +25,13 @@ class Tensors:
         named: the tensors.
         container: name -> dotted name of the mapping that holds it, "" for the outermost.
         packed: names of values that only a quantized network stores.
+        arrays: names of NumPy arrays, which are passed over.
     """
 
     named: dict[str, Tensor] = field(default_factory=dict)
     container: dict[str, str] = field(default_factory=dict)
     packed: list[str] = field(default_factory=list)
+    arrays: list[str] = field(default_factory=list)
 
     @classmethod
     def of(cls, content: Any) -> Tensors:
@@ -45,6 +48,8 @@ class Tensors:
                 self.named[name], self.container[name] = value, within
             if "_packed_params" in name or (isinstance(value, Tensor) and value.is_quantized):
                 self.packed.append(name)
+            elif isinstance(value, Ignored) and value.is_array:
+                self.arrays.append(name)
             elif isinstance(value, Mapping | list | tuple):
                 self._add(value, name)
 

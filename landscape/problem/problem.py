@@ -286,9 +286,12 @@ class Problem(BatchPasses):
         return other
 
     def few_examples(self, count: int) -> Batch:
-        """The first examples of the first batch; all of it where it cannot be divided."""
-        batch = next(iter(self.batches))
-        return batch.rows(0, count) if self.undividable is None else batch
+        """The first examples some of whose targets count, of one batch; all of it where it cannot be divided."""
+        batch = next(self.weighted_batches())
+        if self.undividable is not None:
+            return batch
+        parts = (batch.rows(i, i + count) for i in range(0, batch.size, count))
+        return next((part for part in parts if self.weighed(part).weight), batch)
 
     def with_batches(self, batches: Sequence[Batch]) -> Problem:
         """The same model, loss and weights over other batches; passes are counted together."""
