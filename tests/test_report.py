@@ -71,6 +71,15 @@ def test_scale_is_shared_and_levels_lie_inside(two):
         assert all(low - 1e-9 <= v <= high + 1e-9 for v in values)
 
 
+@pytest.mark.parametrize(("low", "high"), [(0.26823, 0.26833), (0.26823, 0.26823 + 1e-9), (9.9, 10.1), (999.9, 1000.2)])
+@pytest.mark.parametrize("log", [False, True])
+def test_ticks_of_a_flat_surface_differ_and_are_where_they_say(low, high, log):
+    values, words = grids.Scale(low, high).ticks(log)
+    losses = np.power(10.0, values) if log else np.array(values)
+    assert len(set(words)) == len(words) >= 3
+    assert np.abs(losses - [float(w.replace(",", "")) for w in words]).max() < np.diff(losses).min() / 10
+
+
 def test_log_ticks_name_the_loss_not_its_logarithm():
     values, words = grids.Scale(1e-3, 10.0).ticks(True)
     assert dict(zip(words, values, strict=True))["0.01"] == pytest.approx(-2)

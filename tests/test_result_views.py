@@ -1,5 +1,6 @@
 """What a result shows of itself: a line, an HTML table, a picture, tables of pandas and xarray."""
 
+import dataclasses
 import io
 import json
 import subprocess
@@ -243,6 +244,14 @@ def test_bars_of_layers_carry_their_error(pyplot):
     ends = axes.containers[0].lines[2][0].get_segments()
     assert ends[0][:, 0] == pytest.approx([2 - 1.96 * 0.3, 2 + 1.96 * 0.3], rel=1e-3)
     assert axes.get_xlabel() == "part of the trace, which is 6 ± 0.98"
+
+
+@pytest.mark.parametrize("values", [[8.0], [-8.0], [8.0, 8.0, 8.0], [8.0, -2.0]])
+def test_eigenvalues_keep_clear_of_the_edges(values):
+    axes = dataclasses.replace(eigenvalues(), values=np.array(values), error_bounds=np.full(len(values), 1e-3)).plot()
+    low, high = axes.get_ylim()
+    assert low <= 0
+    assert min(max(values) - low, high - max(values), min(values) + 1e-9 - low if min(values) < 0 else 1) > 0.3
 
 
 def test_numbers_of_a_figure_have_no_picture_of_their_own(pyplot):

@@ -42,7 +42,10 @@ def ranks(panel: Axes, most: int) -> None:
     """The axes below eigenvalues by rank."""
     panel.set(xlabel="rank", ylabel="eigenvalue λ", xlim=(0.5, most + 0.5))
     panel.set_xticks(range(1, most + 1) if most <= 12 else range(1, most + 1, most // 6))
-    panel.set_ylim(bottom=min(0, panel.get_ylim()[0]))
+    low, high = panel.dataLim.intervaly
+    margin = 0.05 * (max(0, high) - min(0, low))  # of equal values, or a single one, matplotlib leaves next to none
+    if low <= high:  # not where all are nan
+        panel.set_ylim(min(0, low - margin), high + margin)
 
 
 def densities(panel: Axes, measured: Sequence[tuple[int, str | None, SpectralDensity]]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -111,7 +112,7 @@ class Scale:
         if not log:
             step = nice_step((high - low) / 5)
             values = [k * step for k in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
-            return values, [number(v, 3) for v in values]
+            return values, tick_labels(values)
         decades = range(math.floor(low), math.ceil(high) + 1)
         factors = (1,) if high - low > 3 else (1, 3) if high - low > 1.5 else (1, 2, 5)
         losses = [m * 10.0**d for d in decades for m in factors if self.low <= m * 10.0**d <= self.high]
@@ -119,7 +120,15 @@ class Scale:
             losses = [v for v in self.ticks(False)[0] if v > 0]
         if len(losses) > 8:
             losses = losses[:: math.ceil(len(losses) / 8)]
-        return [math.log10(v) for v in losses], [number(v, 3) for v in losses]
+        return [math.log10(v) for v in losses], tick_labels(losses)
+
+
+def tick_labels(values: Sequence[float], least: int = 3, most: int = 15) -> list[str]:
+    """The values with as many digits as leave each within a twentieth of the distance to the nearest other."""
+    gap = min((b - a for a, b in itertools.pairwise(sorted(values))), default=math.inf)
+    digits = (d for d in range(least, most) if all(abs(float(f"{v:.{d - 1}e}") - v) <= gap / 20 for v in values))
+    shown = next(digits, most)
+    return [number(v, shown) for v in values]
 
 
 def nice_step(size: float, factors: Sequence[float] = (1, 2, 2.5, 5)) -> float:
