@@ -206,3 +206,10 @@ def test_terminal_comparison_fits(two, width):
 
 def test_terminal_shows_markup_literally():
     assert "[red]x[/red]" in table.text([analysis("[red]x[/red]"), analysis("b")], width=120)
+
+
+def test_long_names_stay_apart_in_a_narrow_terminal():
+    common = "resnet18_cifar10_augmented_cosine_batch128_momentum09_decay5e-4_"
+    text = table.text([analysis(f"{common}{end}") for end in ("first", "second")], width=60)
+    assert "…" not in text
+    assert text.count("first") == text.count("second") + 1  # the difference is from the first

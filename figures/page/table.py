@@ -86,7 +86,7 @@ def _single(shown: Sequence[Row]) -> Table:
 def _compared(shown: Sequence[Row], labels: Sequence[str]) -> Table:
     """One line a measure and checkpoint: any number of checkpoints fits in a terminal, and the values stand in line."""
     table = _table()
-    table.add_column("", min_width=18)
+    table.add_column("", min_width=18, overflow="fold")  # long names differ at their ends
     table.add_column("value", justify="right")
     table.add_column(Text("Δ"), justify="right")
     for row in shown:
