@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import doctest
 import inspect
 import math
@@ -286,7 +287,9 @@ def test_what_is_not_said_has_a_default():
         ({"measures": ["trace", "trace"]}, "trace is given twice"),
         ({"measures": []}, "no measure is named: name some of lambda_max"),
         ({"every": 0}, "every must be a number of steps, at least 1, received 0"),
-        ({"every": 2.5}, r"every must be a number of steps, at least 1, received 2\.5"),
+        ({"every": 2.5}, r"every must be a whole number of steps, received 2\.5"),
+        ({"every": True}, "every must be a whole number of steps, received True"),
+        ({"share": "a"}, "share must be between 0 and 1, a part of the run's time, received 'a'"),
         ({"share": 5}, "share must be between 0 and 1, a part of the run's time, received 5"),
         ({"log": 3}, "log is a int: a SummaryWriter"),
     ],
@@ -348,3 +351,69 @@ def test_the_example_of_the_documentation_runs():
     example = doctest.DocTestParser().get_doctest(inspect.getdoc(landscape.Monitor), {}, "Monitor", None, None)
     outcome = doctest.DocTestRunner(verbose=False).run(example)
     assert (outcome.attempted, outcome.failed) == (8, 0)
+
+
+# -- plain attributes, replaced layers, kinds of steps -----------------------------------------------------------------
+
+
+class Remembering(nn.Module):
+    """Its outputs depend on what it has kept in plain attributes of every kind."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner, self.calls, self.last = network(), 0, None
+        self.mean, self.total = torch.zeros(3, dtype=torch.float64), torch.zeros(3, dtype=torch.float64)
+        self.seen, self.counts, self.shapes = [], {"calls": 0}, set()
+
+    def forward(self, x):
+        y = self.inner(x)
+        self.calls += 1
+        self.mean = 0.9 * self.mean + 0.1 * y.detach().mean(0)
+        self.total += y.detach().sum(0)
+        self.seen.append(len(x))
+        self.counts["calls"] += 1
+        self.shapes.add((self.calls, *x.shape))
+        self.last = self.extra = y.detach()
+        return y + self.mean + 0.01 * self.total + 0.1 * self.calls + len(self.seen) + self.counts["calls"]
+
+    def kept(self):
+        return {k: v for k, v in vars(self).items() if k in ("calls", "mean", "total", "seen", "counts", "shapes")}
+
+
+@pytest.mark.filterwarnings("ignore::landscape.errors.NonDeterministicWarning")
+def test_what_a_network_keeps_in_plain_attributes_is_that_of_a_training_that_nobody_watches():
+    model = Remembering()
+    problem = problem_of(model, check=False)
+    alone = copy.deepcopy(model)
+    held = {name: id(value) for name, value in model.kept().items() if name in ("total", "seen", "counts", "shapes")}
+    monitor = landscape.Monitor(problem, every=1, measures=CHEAP)
+    before = copy.deepcopy(model.kept())
+    monitor.step(0)
+    assert_same(model.kept(), before)
+    assert vars(model).keys() == vars(alone).keys()
+    assert {name: id(vars(model)[name]) for name in held} == held
+    monitor = landscape.Monitor(problem, every=1, measures=CHEAP)
+    assert_same(plain(model, watch=monitor.step), plain(alone))
+    assert_same(model.kept(), alone.kept())
+    assert model.calls > len(monitor.history) == 6
+
+
+def test_a_replaced_layer_is_told():
+    model = network()
+    monitor = landscape.Monitor(problem_of(model), every=1, measures=CHEAP)
+    monitor.step(0)
+    model[4] = nn.Linear(8, 3).double()
+    with pytest.raises(
+        InputError, match="the layer '4' was replaced since the Problem was made: make the Problem again"
+    ):
+        monitor.step(1)
+
+
+def test_a_step_is_any_whole_number():
+    monitor = landscape.Monitor(problem_of(network()), every=1, measures=["gradient_norm"])
+    for step in (np.int64(3), torch.tensor(4), 5):
+        monitor.step(step)
+    assert [(type(row["step"]), row["step"]) for row in monitor.history] == [(int, 3), (int, 4), (int, 5)]
+    for step in (0.5, "a", None, True, torch.tensor(6.0), torch.tensor([6, 7])):
+        with pytest.raises(InputError, match="^step must be a whole number of steps, received "):
+            monitor.step(step)

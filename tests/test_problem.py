@@ -337,3 +337,38 @@ def test_no_warning_on_a_machine_of_several_devices(monkeypatch):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         Problem(nn.Linear(2, 2), nn.MSELoss(), [(torch.ones(3, 2), torch.ones(3, 2))])
+
+
+def _retied(net):
+    net[2].weight = net[0].weight
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda net: net.__setitem__(2, nn.Linear(4, 4)), "the layer '2' was replaced"),
+        (lambda net: net.__setitem__(2, nn.Linear(4, 5)), "the layer '2' was replaced"),
+        (lambda net: net.__delitem__(2), "the layer '2' was removed"),
+        (lambda net: net.append(nn.Linear(4, 3)), "the parameter '3.bias' was added"),
+        (lambda net: net.append(nn.BatchNorm1d(4, affine=False)), "a BatchNorm layer was added"),
+        (lambda net: setattr(net[2], "bias", nn.Parameter(torch.zeros(1))), r"'2.bias' has the shape \(1,\)"),
+        (_retied, "the parameter '2.weight' was removed, or tied to another"),
+    ],
+)
+def test_a_network_that_was_changed_needs_a_new_problem(change, told):
+    net = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 4))
+    problem = Problem(net, nn.MSELoss(), [(torch.ones(3, 4), torch.zeros(3, 4))])
+    change(net)
+    with pytest.raises(InputError, match=f"^{told}.* since the Problem was made: make the Problem again"):
+        problem.updated()
+
+
+def test_other_tensors_in_the_same_layers_are_followed():
+    net = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 4))
+    data = [(torch.ones(3, 4), torch.zeros(3, 4))]
+    problem = Problem(net, nn.MSELoss(), data)
+    net[0].weight = nn.Parameter(torch.full((4, 4), 0.25))
+    assert torch.equal(problem.updated().gradient(), Problem(net, nn.MSELoss(), data).gradient())
+    net.load_state_dict({name: 2 * t for name, t in net.state_dict().items()}, assign=True)
+    net[1] = nn.ReLU()
+    assert torch.equal(problem.updated().gradient(), Problem(net, nn.MSELoss(), data).gradient())

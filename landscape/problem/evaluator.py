@@ -90,6 +90,8 @@ class Evaluator:
                 if parameter is not None:
                     owners.setdefault(id(parameter), []).append((module._parameters, name))
         named = dict(model.named_parameters())
+        self._names = [*named]
+        self._holders = [(n, m) for n, m in model.named_modules() if m._parameters or m._buffers]
         self._places = [owners[id(named[s.name])] for s in parameters]
         self._buffers: list[tuple[dict[str, Any], str]] = [
             (m._buffers, n) for m in model.modules() for n, b in m._buffers.items() if b is not None
@@ -101,6 +103,23 @@ class Evaluator:
         other.autocast, other.math_attention = self.autocast, self.math_attention
         other.graph_inside = self.graph_inside
         return other
+
+    def change(self, parameters: Parameters) -> str | None:
+        """In which way the model has other tensors now than those that are bound, in words; None where it has not.
+
+        Another tensor of the same shape in the same module is bound as the one before.
+        """
+        modules, named = dict(self.model.named_modules()), dict(self.model.named_parameters())
+        for name, module in self._holders:
+            if modules.get(name) is not module:
+                return f"the layer {name!r} was {'replaced' if name in modules else 'removed'}"
+        if other := sorted({*self._names} ^ {*named}):
+            return f"the parameter {other[0]!r} was {'added' if other[0] in named else 'removed, or tied to another'}"
+        for slot in parameters:
+            if (shape := named[slot.name].shape) != slot.shape:
+                return f"{slot.name!r} has the shape {tuple(shape)}, it had {tuple(slot.shape)}"
+        norms = [m for m in self.model.modules() if isinstance(m, _BATCH_NORM)]
+        return None if norms == self.batch_norms else "a BatchNorm layer was added"
 
     @contextlib.contextmanager
     def bound(self, tensors: Sequence[Tensor], statistics: Sequence[Tensor] | None = None) -> Iterator[None]:

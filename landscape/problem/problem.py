@@ -330,8 +330,13 @@ class Problem(BatchPasses):
         """The same loss at the weights that the model has by now.
 
         Raises:
-            InputError: the model has moved to another device, or changed its dtype, since the Problem was made.
+            InputError: since the Problem was made the model has moved to another device, changed its dtype, or had a
+                layer or parameter replaced by another.
         """
+        if change := self.evaluator.change(self.parameters):
+            raise InputError(
+                f"{change} since the Problem was made: make the Problem again, of the network as it is now"
+            )
         weights = self.parameters.read(self.model)
         if (weights.device, weights.dtype) != (self.weights.device, self.weights.dtype):
             raise InputError(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numbers
+import operator
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
@@ -11,6 +13,7 @@ import torch
 
 from landscape import processes
 from landscape.errors import InputError
+from landscape.problem.attributes import attributes_kept
 from landscape.problem.problem import Problem
 from landscape.random import undisturbed
 from landscape.results import digest
@@ -27,8 +30,9 @@ SECONDS = ("training_seconds", "measuring_seconds")
 class Monitor:
     """Measures L(w) around the weights that a training loop has by now, step after step.
 
-    Nothing of the training changes: weights, buffers, gradients, the optimizer, training flags, `requires_grad` and the
-    random streams of Python, NumPy and torch are bit for bit those of a loop without it. L is that of the Problem: its
+    Nothing of the training changes: weights, buffers, gradients, the optimizer, training flags, `requires_grad`, plain
+    attributes of modules (see `landscape.problem.attributes`) and the random streams of Python, NumPy and torch are bit
+    for bit those of a loop without it. L is that of the Problem: its
     batches, its loss, its BatchNorm policy; its parameters are those that were trainable when it was made.
 
     When it measures: at steps that are multiples of `every`; with a `share` at those of them where
@@ -94,9 +98,9 @@ class Monitor:
             raise InputError(
                 f"a Problem is watched, received {type(problem).__name__}: give landscape.Problem(model, loss, batches)"
             )
-        if every is not None and (not isinstance(every, int) or every < 1):
-            raise InputError(f"every must be a number of steps, at least 1, received {every!r}")
-        if share is not None and not 0 < share < 1:
+        if every is not None and (every := _whole("every", every)) < 1:
+            raise InputError(f"every must be a number of steps, at least 1, received {every}")
+        if share is not None and not (isinstance(share, numbers.Real) and 0 < share < 1):
             raise InputError(f"share must be between 0 and 1, a part of the run's time, received {share!r}")
         self.problem, self.every = problem, 1 if every is None else every
         self._overhead = Overhead(DEFAULT_SHARE if every is None and share is None else share)
@@ -129,9 +133,11 @@ class Monitor:
             The new row; None where nothing was measured.
 
         Raises:
-            InputError: steps that run backward, a first measurement that fails, a model that was moved to another
-                device after the Problem was made, a call within torch.inference_mode(), a disk that is full.
+            InputError: a step that is no whole number, steps that run backward, a first measurement that fails, a model
+                that was moved to another device or had a layer replaced after the Problem was made, a call within
+                torch.inference_mode(), a disk that is full.
         """
+        step = _whole("step", step)
         if not self._takes_part or step == self._step:
             return None
         self._overhead.trained()
@@ -139,7 +145,7 @@ class Monitor:
         if step % self.every or not self._fits():
             return None
         self._wait_for_device()
-        with self._overhead.measured(), undisturbed():
+        with self._overhead.measured(), undisturbed(), attributes_kept(self.problem.model):
             row = self._row(step)
             self._rows.add(row)
             if self._rows.unwritten:
@@ -235,6 +241,16 @@ class Monitor:
         values = self._measurements(self.problem.updated(), columns=before)
         seconds = self._overhead.training, self._overhead.measuring + self._overhead.lap()
         return {"step": step, **dict(zip(SECONDS, seconds, strict=True)), **values}
+
+
+def _whole(name: str, number: Any) -> int:
+    """A number of steps: an int, or what NumPy and torch have for one."""
+    try:
+        if isinstance(number, bool):
+            raise TypeError
+        return operator.index(number)
+    except TypeError as error:
+        raise InputError(f"{name} must be a whole number of steps, received {number!r}") from error
 
 
 def _stem(out: str | Path | None) -> Path | None:
