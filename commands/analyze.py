@@ -18,8 +18,8 @@ from commands.ranges import POSITIVE, Whole
 from landscape.errors import InputError
 
 if TYPE_CHECKING:
-    from trainers.requests import Request
-    from trainers.run_checkpoints import Run
+    from trainers.requests import MeasureRequest
+    from trainers.run_checkpoints import RunCheckpoints
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class MeasureOptions:
 
             check_points((self.grid, self.grid))
 
-    def requests(self, seed: int, subsets: int) -> list[Request]:
+    def requests(self, seed: int, subsets: int) -> list[MeasureRequest]:
         """The measures, and the surface where one is wanted."""
         from figures.page.requests import DEFAULT_MEASURES, SURFACE, surface_request
         from trainers.requests import requests
@@ -95,7 +95,7 @@ def command(
 
 
 def _analyze_run(
-    run: Run, every: int, measured: MeasureOptions, problem: ProblemOptions, output: OutputOptions
+    run: RunCheckpoints, every: int, measured: MeasureOptions, problem: ProblemOptions, output: OutputOptions
 ) -> None:
     """Every measure over the steps of a run."""
     from figures.drawing import run as drawing

@@ -14,7 +14,7 @@ from commands.options import ProblemOptions
 from landscape.errors import InputError
 
 if TYPE_CHECKING:
-    from figures.page.estimate import Estimate
+    from figures.page.estimate import CostEstimate
     from trainers.rebuild import Subject
 
 
@@ -80,7 +80,7 @@ def _cost(subject: Subject, measured: MeasureOptions, seed: int) -> bool:
     return True
 
 
-def _lines(made: Iterable[Estimate]) -> Iterable[str]:
+def _lines(made: Iterable[CostEstimate]) -> Iterable[str]:
     """A line a measure as soon as it is known, then the sum."""
     from landscape.formatting import duration, number
 

@@ -137,6 +137,7 @@ class ProblemOptions:
         """A checkpoint brought back to life as these options say."""
         import torch
 
+        from landscape.checkpoint import Selection
         from trainers.rebuild import Sample, subject
 
         return subject(
@@ -150,10 +151,7 @@ class ProblemOptions:
                 data_dir=self.data_dir,
             ),
             model=resolve_model(self.model, dict(map(parse_argument, self.model_arg))),
-            key=self.key,
-            allow_missing=self.allow_missing,
-            allow_extra=self.allow_extra,
-            rename=self.rename,
+            selection=Selection(self.key, self.allow_missing, self.allow_extra, self.rename),
             loss=resolve_loss(self.loss),
             objective=import_callable(self.objective, "--objective") if self.objective else None,
             batch_norm=self.batch_norm,

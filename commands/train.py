@@ -61,7 +61,8 @@ def method_command(entry: Entry) -> click.Command:
         if resume:
             values = _completed(directory, values)
         arguments = {name: values.pop(name) for name in names}
-        _train(entry.name, arguments, values, directory, device=device, resume=resume, monitor=monitor)
+        settings = Settings(**values)
+        _train(entry.name, arguments, settings, directory, device=device, resume=resume, monitor=monitor)
 
     parameters = [_option(o) for o in (*entry.options, *settings)]
     made = click.Command(entry.name, callback=run, params=[*parameters], help=_help(entry), short_help=entry.summary)
@@ -104,20 +105,19 @@ _FACTS = {"source": "Defaults", "cost": "Passes per step", "statistics": "BatchN
 def _train(
     name: str,
     arguments: dict[str, Any],
-    settings: dict[str, Any],
+    settings: Settings,
     out: Path,
     *,
     device: str | None,
     resume: bool,
     monitor: tuple[str, ...],
 ) -> None:
-    Settings(**settings)
     announce(out)
     from trainers import train
 
     with options.processes(device) as (here, rank):
         method = METHODS[name](**arguments)
-        run = train(method, out=out, resume=resume, device=here, monitor=monitor, **settings)
+        run = train(method, out=out, resume=resume, device=here, monitor=monitor, **vars(settings))
     if rank == 0:
         _report(run)
 

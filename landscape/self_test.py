@@ -27,7 +27,7 @@ _OF_DIFFERENCES = 1e-6
 
 
 @dataclass(frozen=True)
-class Check:
+class MachineCheck:
     """One question to the machine.
 
     Attributes:
@@ -41,12 +41,12 @@ class Check:
     text: str
 
 
-def self_test(device: torch.device) -> list[Check]:
+def self_test(device: torch.device) -> list[MachineCheck]:
     """Products with a known Hessian, second derivatives of convolution and attention, repeatability.
 
     Cost: less than a second on a CPU.
     """
-    checks: dict[str, Callable[[torch.device], Check]] = {
+    checks: dict[str, Callable[[torch.device], MachineCheck]] = {
         "products": _closed_form,
         "convolution": lambda d: _differences("convolution", _convolution(), (6, 2, 6, 6), d),
         "attention": lambda d: _differences("attention", _attention(), (6, 5, 8), d),
@@ -56,26 +56,26 @@ def self_test(device: torch.device) -> list[Check]:
         return [_tried(name, check, device) for name, check in checks.items()]
 
 
-def _tried(name: str, check: Callable[[torch.device], Check], device: torch.device) -> Check:
+def _tried(name: str, check: Callable[[torch.device], MachineCheck], device: torch.device) -> MachineCheck:
     """The answer; a failure inside torch is one too, and lack of memory is none."""
     try:
         return check(device)
     except (RuntimeError, NotImplementedError, InputError) as error:
         if is_out_of_memory(error):
             raise
-        return Check(name, False, str(error).splitlines()[0])
+        return MachineCheck(name, False, str(error).splitlines()[0])
 
 
-def _closed_form(device: torch.device) -> Check:
+def _closed_form(device: torch.device) -> MachineCheck:
     """L(W) = mean (W x - y)^2 over n examples and c outputs has the Hessian 2 / (n c) I_c (x) X^T X."""
     x, y, v = (_drawn(shape, device) for shape in ((40, 5), (40, 3), (15,)))
     problem = _problem(nn.Linear(5, 3, bias=False), nn.functional.mse_loss, [(x[:24], y[:24]), (x[24:], y[24:])])
     expected = 2 / (40 * 3) * (v.reshape(3, 5) @ (x.T @ x)).reshape(-1)
     off = _relative(problem.hvp(v), expected)
-    return Check("products", off < _ROUNDING, f"Hessian-vector products are off by {off:.1e} from the formula")
+    return MachineCheck("products", off < _ROUNDING, f"Hessian-vector products are off by {off:.1e} from the formula")
 
 
-def _differences(name: str, model: nn.Module, shape: tuple[int, ...], device: torch.device) -> Check:
+def _differences(name: str, model: nn.Module, shape: tuple[int, ...], device: torch.device) -> MachineCheck:
     """H v against (g(w + h v) - g(w - h v)) / 2h for |v| = 1, and u'Hv against v'Hu."""
     batch = (_drawn(shape, device), torch.arange(shape[0], device=device) % 3)
     problem = _problem(model, nn.functional.cross_entropy, [batch])
@@ -85,10 +85,10 @@ def _differences(name: str, model: nn.Module, shape: tuple[int, ...], device: to
     off = _relative(product, (ahead - behind) / (2 * _STEP))
     uneven = float((dot(u, product) - dot(v, problem.hvp(u))).abs() / norm(product))
     text = f"second derivatives are off by {off:.1e} from differences, asymmetric by {uneven:.1e}"
-    return Check(name, off < _OF_DIFFERENCES and uneven < _ROUNDING, text)
+    return MachineCheck(name, off < _OF_DIFFERENCES and uneven < _ROUNDING, text)
 
 
-def _repeatable(device: torch.device) -> Check:
+def _repeatable(device: torch.device) -> MachineCheck:
     """Loss, gradient and product in float32, bit for bit."""
     x = _drawn((64, 2, 6, 6), device).float()
     problem = _problem(_convolution(), nn.functional.cross_entropy, [(x, torch.arange(64, device=device) % 3)])
@@ -97,7 +97,7 @@ def _repeatable(device: torch.device) -> Check:
     names = ("loss", "gradient", "Hessian-vector product")
     differing = [n for i, n in enumerate(names) if not all(torch.equal(first[i], o[i]) for o in others)]
     text = f"the {' and the '.join(differing)} differ" if differing else "loss, gradient and product are the same bits"
-    return Check("repeatability", not differing, f"{text} in {_REPEATS} runs")
+    return MachineCheck("repeatability", not differing, f"{text} in {_REPEATS} runs")
 
 
 def _problem(model: nn.Module, loss: Callable[..., Tensor], batches: list[tuple[Tensor, Tensor]]) -> Problem:

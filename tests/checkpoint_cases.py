@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from landscape import checkpoint
-from landscape.checkpoint import Choice
+from landscape.checkpoint import Selection
 
 
 def build():
@@ -33,7 +33,7 @@ def saved(content, path):
 def loaded(make, path, **choice):
     """A new network of `make` with the weights of the file."""
     model = make()
-    checkpoint.load_weights(model, checkpoint.contents(path), path, Choice(**choice))
+    checkpoint.load_weights(model, checkpoint.contents(path), path, Selection(**choice))
     return model.eval()
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -42,3 +44,18 @@ def closure_of(optimizer, model, inputs, targets):
 
 def assert_equal_models(a, b, **tolerances):
     torch.testing.assert_close(a.state_dict(), dict(b.state_dict()), **tolerances)
+
+
+def lightning_fit(lightning, module, loader, folder, **options):
+    """Fit a LightningModule on the CPU, in silence and without files of Lightning's own."""
+    trainer = lightning.Trainer(
+        accelerator="cpu",
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=folder,
+        **options,
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        trainer.fit(module, torch.utils.data.DataLoader(loader, batch_size=None))

@@ -9,6 +9,7 @@ from torch import nn
 import landscape
 from landscape import random
 from landscape.curvature import krylov, operators
+from landscape.curvature.operators import Operator
 from landscape.curvature.products.differences import DifferenceProduct
 from landscape.errors import AsymmetryWarning, InputError
 from landscape.problem.problem import Problem
@@ -162,7 +163,9 @@ def test_what_is_not_symmetric_is_told_by_its_cause():
     kinked.step = 0.3
     with pytest.warns(AsymmetryWarning, match=r"kinks within the step \(relu\)"):
         found = krylov.lanczos(
-            kinked.product, kinked.gradient(), 2, generator=random.stream(0, "kinks"), cause=kinked.cause
+            Operator("differences", kinked.product, kinked.gradient(), cause=kinked.cause),
+            2,
+            generator=random.stream(0, "kinks"),
         )
     assert not found.converged
     smooth = operators.hessian(sharply_bent(torch.float32), hvp="differences")

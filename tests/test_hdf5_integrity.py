@@ -17,14 +17,14 @@ from torch import nn
 import landscape
 from landscape import InputError, InputWarning, Problem
 from landscape.results import hdf5, hdf5_contents, hdf5_process
-from landscape.results.arrays import Arrays
+from landscape.results.arrays import NamedArrays
 from landscape.results.result import LabelledArrays
 
 NUMBERS = np.arange(9.0).reshape(3, 3)
 
 
 def labelled(note="a note"):
-    arrays = Arrays()
+    arrays = NamedArrays()
     arrays.axis("a", [0.0, 1.0, 2.0])
     arrays.axis("method", ["sgd", "sam", "größer"])
     arrays.add("loss", ("a", "method"), NUMBERS, "nats")
@@ -267,7 +267,7 @@ def changed(group, field, value):
         values[field] = value
     elif value != "removed":
         stored[field] = value if isinstance(value, float) else json.dumps(value)
-    return hdf5.Group(stored, Arrays(values=values, axes={n: ("",) * v.ndim for n, v in values.items()}))
+    return hdf5.Group(stored, NamedArrays(values=values, axes={n: ("",) * v.ndim for n, v in values.items()}))
 
 
 @pytest.mark.parametrize(
@@ -302,7 +302,7 @@ def test_fields_that_no_result_has_are_named(groups, tmp_path, name, field, valu
 
 
 def test_labelled_arrays_fit_their_axes(tmp_path):
-    arrays = Arrays(values={"a": np.zeros(2), "loss": np.zeros(3)}, axes={"a": ("a",), "loss": ("",)})
+    arrays = NamedArrays(values={"a": np.zeros(2), "loss": np.zeros(3)}, axes={"a": ("a",), "loss": ("",)})
     group = hdf5.Group({"type": "LabelledArrays"}, arrays)
     hdf5.write(tmp_path / "a.h5", {"": hdf5.Group(), "result": group})
     assert hdf5.load(tmp_path / "a.h5").values["loss"].shape == (3,)

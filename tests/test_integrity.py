@@ -13,7 +13,7 @@ import torch
 from landscape import InputError, InputWarning, archive, checkpoint, files
 from landscape.results.journal import Journal
 from landscape.surfaces.directions.directions import Directions
-from landscape.surfaces.grid.journal import Journal as SurfaceJournal
+from landscape.surfaces.grid.journal import PointJournal as SurfaceJournal
 from trainers.loop.run_directory import read_config, read_history
 from trainers.models import build_model
 from trainers.rebuild import subject

@@ -7,6 +7,7 @@ import torch
 from landscape import random
 from landscape.curvature import krylov, stochastic
 from landscape.curvature.factorization import Factorization
+from landscape.curvature.operators import Operator
 from landscape.errors import AsymmetryWarning, InputError
 
 
@@ -29,7 +30,7 @@ def spectrum(d=200):
 def run(a, k, **kwargs):
     like = torch.empty(a.shape[0], dtype=a.dtype)
     kwargs.setdefault("generator", generator(1))
-    return krylov.lanczos(lambda v: a @ v, like, k, **kwargs)
+    return krylov.lanczos(Operator("matrix", lambda v: a @ v, like), k, **kwargs)
 
 
 def first_products(a, k, tol=1e-3, **kwargs):

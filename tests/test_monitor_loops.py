@@ -7,7 +7,6 @@ import random
 import subprocess
 import sys
 import types
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +14,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from monitor_cases import CHEAP, assert_same, dropped, plain, problem_of, snapshot
-from own_loop_cases import batches, network, sgd
+from own_loop_cases import batches, lightning_fit, network, sgd
 
 import landscape
 from landscape.errors import InputError
@@ -77,20 +76,9 @@ def test_lightning(tmp_path, manual, accumulated):
         module, logger = lit(lightning, manual), Kept()
         seeded()
         monitor = monitor_of(module)
-        trainer = lightning.Trainer(
-            max_epochs=2,
-            accelerator="cpu",
-            logger=[logger],
-            callbacks=[] if monitor is None else [monitor.lightning_callback()],
-            accumulate_grad_batches=accumulated,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            default_root_dir=tmp_path,
-        )
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            trainer.fit(module, torch.utils.data.DataLoader(batches(), batch_size=None))
+        callbacks = [] if monitor is None else [monitor.lightning_callback()]
+        options = {"max_epochs": 2, "logger": [logger], "accumulate_grad_batches": accumulated}
+        lightning_fit(lightning, module, batches(), tmp_path, callbacks=callbacks, **options)
         return snapshot(module.model, module.optimizers()), monitor, logger.rows
 
     def watching(module):
@@ -270,7 +258,7 @@ import sys, torch
 import torch.nn.functional as F
 from landscape.processes import process_group
 import landscape
-from own_loop_cases import batches, network, sgd
+from own_loop_cases import batches, lightning_fit, network, sgd
 from torch.nn.parallel import DistributedDataParallel
 
 def watched(me):

@@ -8,7 +8,16 @@ import warnings
 import pytest
 import torch
 import torch.nn.functional as F
-from own_loop_cases import BATCH_METHODS, CLOSURE_METHODS, assert_equal_models, batches, closure_of, network, sgd
+from own_loop_cases import (
+    BATCH_METHODS,
+    CLOSURE_METHODS,
+    assert_equal_models,
+    batches,
+    closure_of,
+    lightning_fit,
+    network,
+    sgd,
+)
 from torch import nn
 
 from landscape.errors import InputError
@@ -311,18 +320,7 @@ def test_lightning_manual_optimization(tmp_path):
             optimizer.step(closure=closure)
 
     module = Module()
-    trainer = lightning.Trainer(
-        max_epochs=1,
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        default_root_dir=tmp_path,
-    )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        trainer.fit(module, torch.utils.data.DataLoader(batches(), batch_size=None))
+    lightning_fit(lightning, module, batches(), tmp_path, max_epochs=1, logger=False)
     expected, _ = trained_by_task("sam", batches(), rho=0.2)
     assert_equal_models(module.model, expected, rtol=1e-12, atol=1e-14)
 

@@ -11,7 +11,7 @@ import torch
 
 from landscape import InputError
 from landscape.results import hdf5
-from landscape.results.arrays import Arrays
+from landscape.results.arrays import NamedArrays
 from landscape.results.result import LabelledArrays, Result, array
 
 
@@ -146,7 +146,7 @@ def test_files_of_the_first_release_open(tmp_path):
 
 
 def test_arrays_agree_with_their_axes():
-    arrays = Arrays()
+    arrays = NamedArrays()
     arrays.axis("method", ["sgd", "sam"])
     arrays.add("loss", ("method", "draw"), np.ones((2, 3)), "nats")
     assert (arrays.coordinates, arrays.unit("loss"), arrays.unit("method")) == (["method"], "nats", "")

@@ -17,7 +17,7 @@ from torch import nn
 
 import landscape
 from landscape import InputError, Problem
-from landscape.surfaces.grid.journal import Journal
+from landscape.surfaces.grid.journal import PointJournal
 
 ROOT = Path(__file__).parent.parent
 
@@ -221,7 +221,7 @@ def test_damaged_files_are_named(tmp_path):
 
 
 def test_journal_keeps_every_whole_record(tmp_path):
-    journal = Journal(tmp_path / "j", {"a": 1})
+    journal = PointJournal(tmp_path / "j", {"a": 1})
     from landscape.surfaces.directions.directions import Directions
 
     journal.begin({"axes": [[0.0]]}, Directions("own", (torch.ones(3),), torch.ones(3), "||w||"))
@@ -231,7 +231,7 @@ def test_journal_keeps_every_whole_record(tmp_path):
     content = (tmp_path / "j" / "points.bin").read_bytes()
     for cut in range(len(content) + 1):
         (tmp_path / "j" / "points.bin").write_bytes(content[:cut])
-        records = Journal(tmp_path / "j", {"a": 1}).records
+        records = PointJournal(tmp_path / "j", {"a": 1}).records
         assert len(records) == cut * 5 // len(content)
         for (_, i), values in records.items():
             np.testing.assert_array_equal(values, [i, np.nan, np.inf])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
 import functools
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from landscape import checkpoint
-from landscape.checkpoint import Choice, UnfitWeights
+from landscape.checkpoint import Selection, UnfitWeights
 from landscape.errors import InputError
 from landscape.problem.batches import Reader
 from landscape.problem.losses import NAMED
@@ -103,10 +104,7 @@ def subject(
     parameters: Sequence[str] = (),
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
-    key: str | None = None,
-    allow_missing: Sequence[str] = (),
-    allow_extra: Sequence[str] = (),
-    rename: Sequence[str] = (),
+    selection: Selection | None = None,
     **options: Any,
 ) -> Subject:
     """Rebuild the model of a checkpoint and state its loss over a fixed sample.
@@ -123,20 +121,18 @@ def subject(
         parameters: shell patterns; default all.
         dtype: of the analysis.
         device: where it runs.
-        key: which of the sets of weights in the file, see `landscape.checkpoint.Choice`.
-        allow_missing: shell patterns of the model's tensors that the file may lack.
-        allow_extra: shell patterns of the file's tensors that are left out.
-        rename: "OLD=NEW", parts of names in the file and what the model calls them.
-        options: fields of `sample` by name (data, split, samples, ...).
+        selection: which of the sets of weights in the file, and what of it may be left; default all of the one.
+        options: fields of `sample` (data, split, samples, ...) and of `selection` (key, rename, ...) by name.
 
     Raises:
         InputError: the file is unreadable or not ours, tensors do not fit the model, a non-finite weight, bad sizes.
     """
-    sample, path = replace(sample or Sample(), **options), Path(path)
+    chosen = {f.name: options.pop(f.name) for f in dataclasses.fields(Selection) if f.name in options}
+    selection, path = replace(selection or Selection(), **chosen), Path(path)
+    sample = replace(sample or Sample(), **options)
     if model is not None and sample.data is None:
         raise InputError(f"{path} is analyzed with --model: give its data too, --data NAME or module:callable")
     content = checkpoint.read(path) if model is None else checkpoint.contents(path)
-    choice = Choice(key, allow_missing, allow_extra, rename)
     source = content if model is None else None
     if model is None:
         with _fields(path, "data"):
@@ -149,7 +145,7 @@ def subject(
         network = model.network(data) if isinstance(model, BuiltIn) else _called(model)
     made_with = model.options if isinstance(model, BuiltIn) else ""
     with _naming_the_options(made_with):
-        network = _loaded(path, network, content, choice, dtype).to(device).eval()
+        network = _loaded(path, network, content, selection, dtype).to(device).eval()
     if objective is not None and loss is not None:
         raise InputError("--objective computes the loss by itself: give it without --loss")
     batches = batches_of(data, sample, network, whole=objective is not None)
@@ -268,7 +264,7 @@ def _called(build: Callable[[], nn.Module]) -> nn.Module:
     return network
 
 
-def _loaded(path: Path, network: nn.Module, content: Any, choice: Choice, dtype: torch.dtype) -> nn.Module:
+def _loaded(path: Path, network: nn.Module, content: Any, selection: Selection, dtype: torch.dtype) -> nn.Module:
     """The network in the analysis' dtype with the file's weights, which are rounded once and no more."""
     tensors = [*network.named_parameters(), *network.named_buffers()]
     imaginary = next((name for name, tensor in tensors if tensor.is_complex()), None)
@@ -277,10 +273,10 @@ def _loaded(path: Path, network: nn.Module, content: Any, choice: Choice, dtype:
             f"the model's {imaginary!r} is complex: weights must be real (store it as real and imaginary parts, "
             "torch.view_as_real)"
         )
-    if checkpoint.is_ours(content) and choice.key is None:
-        choice = replace(choice, key="model.state")
+    if checkpoint.is_ours(content) and selection.key is None:
+        selection = replace(selection, key="model.state")
     network = network.to(dtype)
-    checkpoint.load_weights(network, content, path, choice)
+    checkpoint.load_weights(network, content, path, selection)
     return network
 
 

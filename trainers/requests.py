@@ -15,7 +15,7 @@ NO_ALIASES: Mapping[str, str] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
-class Request:
+class MeasureRequest:
     """One measure with its arguments; `key` names its result."""
 
     key: str
@@ -25,7 +25,7 @@ class Request:
 
 def requests(
     texts: Sequence[str], rho: Sequence[float] = (), *, aliases: Mapping[str, str] = NO_ALIASES, **common: Any
-) -> list[Request]:
+) -> list[MeasureRequest]:
     """Measures as the command line names them, `NAME` or `NAME:rho=0.5,scaling=filterwise`.
 
     Args:
@@ -37,7 +37,7 @@ def requests(
     Raises:
         InputError: an unknown measure, an argument that it does not have, a measure that is named twice in one way.
     """
-    requests: dict[str, Request] = {}
+    requests: dict[str, MeasureRequest] = {}
     for text in texts:
         name, stated = parse_name(text)
         measure, brought = parse_name(aliases.get(name, name))
@@ -48,5 +48,5 @@ def requests(
         key = name if name not in requests else text
         if key in requests:
             raise InputError(f"--measure {text} is given twice: give it once")
-        requests[key] = Request(key, measure, checked_arguments(entry, {**arguments, **brought, **stated}))
+        requests[key] = MeasureRequest(key, measure, checked_arguments(entry, {**arguments, **brought, **stated}))
     return list(requests.values())

@@ -52,7 +52,7 @@ class Stage:
 
 
 @dataclass(frozen=True)
-class Run:
+class RunCheckpoints:
     """The checkpoints of a run in their order.
 
     Attributes:
@@ -71,7 +71,7 @@ class Run:
         return kept if kept[-1] == self.stages[-1] else (*kept, self.stages[-1])
 
 
-def run_of(paths: Sequence[Path]) -> Run | None:
+def run_of(paths: Sequence[Path]) -> RunCheckpoints | None:
     """The run that a folder holds, or whose checkpoints were listed; None where the paths are to be compared.
 
     Files are a run where they lie in one folder and each has a step or an epoch in its name.
@@ -91,7 +91,7 @@ def run_of(paths: Sequence[Path]) -> Run | None:
     return _ordered(paths[0].parent, stages)
 
 
-def _of_folder(folder: Path) -> Run | None:
+def _of_folder(folder: Path) -> RunCheckpoints | None:
     """None for a folder that is a checkpoint itself, unless there are checkpoints with their step in it."""
     for directory in (folder, *(folder / name for name in _WITHIN)):
         whole = directory.is_dir() and is_checkpoint(directory)
@@ -138,7 +138,7 @@ def _read(path: Path) -> Stage:
     return Stage(path, step if isinstance(step, int) else None, epoch if isinstance(epoch, int) else None)
 
 
-def _ordered(folder: Path, stages: Sequence[Stage], beside: Sequence[Path] = ()) -> Run:
+def _ordered(folder: Path, stages: Sequence[Stage], beside: Sequence[Path] = ()) -> RunCheckpoints:
     """The run of the stages that have the unit of those whose names state most; of the others a warning tells."""
     named = [s for s in stages if s.number is not None]
     stating = [s for s in named if s.step is not None or s.epoch is not None] or named
@@ -159,7 +159,7 @@ def _ordered(folder: Path, stages: Sequence[Stage], beside: Sequence[Path] = ())
     if len(held) < 2:
         raise InputError(f"{folder} holds one checkpoint of its run: give {next(iter(held.values())).path}")
     _tell_left_out(folder, unit, sorted(p.name for p in left))
-    return Run(folder, unit, tuple(held[value] for value in sorted(held)))
+    return RunCheckpoints(folder, unit, tuple(held[value] for value in sorted(held)))
 
 
 def _tell_left_out(folder: Path, unit: str, names: Sequence[str], most: int = 6) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor
 from audit.verdict import Verdict
 from landscape import random
 from landscape.curvature import krylov
+from landscape.curvature.operators import Operator
 
 TOL = 1e-3
 DIMENSIONS = (5, 12, 30, 60, 120, 200, 600)
@@ -48,7 +49,7 @@ def again(kept: dict[str, Any]) -> Verdict:
     right = extremes(np.linalg.eigvalsh(a.double().numpy()), k, which)
     verdict = Verdict(kept["seed"], kept["kind"], choice=kept)
     start = random.stream(kept["seed"], "spectrum")
-    result = krylov.lanczos(lambda v: a @ v, a[0], k, which=which, tol=TOL, generator=start)
+    result = krylov.lanczos(Operator("matrix", lambda v: a @ v, a[0]), k, which=which, tol=TOL, generator=start)
     # Of two with nearly the same magnitude "LM" may take either.
     values, truth = (np.abs(x) if which == "LM" else x for x in (result.values, right))
     # 1.01: one within tol of the last that is wanted may stand in for it.

@@ -15,7 +15,7 @@ from figures.page.requests import SURFACE
 from landscape import MEASURES
 from landscape.errors import InputError
 from landscape.problem.problem import Problem
-from trainers.requests import Request
+from trainers.requests import MeasureRequest
 
 if TYPE_CHECKING:
     from landscape.problem.memory import Plan
@@ -25,7 +25,7 @@ FEW = 64
 
 
 @dataclass(frozen=True)
-class Estimate:
+class CostEstimate:
     """What one measure will cost.
 
     Attributes:
@@ -41,7 +41,7 @@ class Estimate:
     obstacle: str = ""
 
 
-def estimates(problem: Problem, wanted: Sequence[Request], plan: Plan | None) -> Iterator[Estimate]:
+def estimates(problem: Problem, wanted: Sequence[MeasureRequest], plan: Plan | None) -> Iterator[CostEstimate]:
     """The cost of the loss itself and of every wanted measure, one after the other.
 
     Args:
@@ -58,14 +58,14 @@ def estimates(problem: Problem, wanted: Sequence[Request], plan: Plan | None) ->
         try:
             yield _estimate(request.key, _passes(few, request), seconds)
         except InputError as error:
-            yield Estimate(request.key, {}, math.nan, str(error))
+            yield CostEstimate(request.key, {}, math.nan, str(error))
 
 
-def _estimate(key: str, passes: Mapping[str, float], seconds: Mapping[str, float]) -> Estimate:
-    return Estimate(key, passes, sum(seconds[k] * n for k, n in passes.items()))
+def _estimate(key: str, passes: Mapping[str, float], seconds: Mapping[str, float]) -> CostEstimate:
+    return CostEstimate(key, passes, sum(seconds[k] * n for k, n in passes.items()))
 
 
-def _passes(few: Problem, request: Request) -> dict[str, float]:
+def _passes(few: Problem, request: MeasureRequest) -> dict[str, float]:
     if request.measure == SURFACE:
         return {"forward": float(request.arguments["grid"] ** 2)}
     return {k: n for k, n in MEASURES[request.measure](few, **request.arguments).cost.items() if n}

@@ -30,7 +30,7 @@ _AXES = {
 
 
 @dataclass(frozen=True)
-class Check:
+class Remark:
     """One question about the picture: `good` says whether the answer is reassuring."""
 
     good: bool
@@ -61,7 +61,7 @@ class Grid:
     unit: str
     center: float
     caption: str
-    checks: tuple[Check, ...] = ()
+    checks: tuple[Remark, ...] = ()
     marks: np.ndarray | None = None
     maps: dict[str, np.ndarray] = field(default_factory=dict)
 
@@ -190,13 +190,13 @@ def shared_scale(drawn: Sequence[Grid]) -> Scale:
     return Scale(low, high, float(np.median(centers)) if centers else math.nan)
 
 
-def _checks(surface: Surface | Profiles) -> Iterator[Check]:
+def _checks(surface: Surface | Profiles) -> Iterator[Remark]:
     """What the surface says of itself, and how much of it is there."""
     pending = int(np.size(surface.done) - np.sum(surface.done))
     blank = int(np.sum(~np.isfinite(surface.loss))) - pending
     if pending:
-        yield Check(False, f"{pending} of {np.size(surface.done):,} points are not computed yet: finish with --resume")
+        yield Remark(False, f"{pending} of {np.size(surface.done):,} points are not computed yet: finish with --resume")
     if blank > 0:
-        yield Check(False, f"{blank} points have a loss of nan or infinity and are left blank")
+        yield Remark(False, f"{blank} points have a loss of nan or infinity and are left blank")
     for check in surface.checks:
-        yield Check(bool(check["ok"]), str(check["text"]))
+        yield Remark(bool(check["ok"]), str(check["text"]))

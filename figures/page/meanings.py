@@ -37,10 +37,10 @@ def said(name: str, summary: Mapping[str, Any], loss: float) -> str:
 
 
 def title(key: str, summary: Mapping[str, Any], arguments: Mapping[str, Any], *, several: bool = False) -> str:
-    """Title of a plot of the result called `key`; it names the options where the key does."""
+    """Title of a plot of the result called `key`, with every option that differs from its default."""
     words = meaning(key.split(":")[0], summary)
     label = words.several if several else words.label
-    differing = setting(key, summary, arguments, without=("rho",)) if ":" in key else ""
+    differing = setting(key, summary, arguments, without=("rho",))
     return f"{label}, {differing}" if differing else label
 
 

@@ -20,7 +20,7 @@ from landscape.problem.problem import Problem
 from landscape.results.result import Result
 from landscape.surfaces.result import Surface
 from trainers.rebuild import Subject
-from trainers.requests import Request
+from trainers.requests import MeasureRequest
 
 SUBSETS, SUBSET_EXAMPLES = 8, 32
 KEPT_VECTOR_ENTRIES = 10_000_000
@@ -31,7 +31,7 @@ def analyze(
     subject: Subject,
     label: str,
     store: Store,
-    wanted: Sequence[Request],
+    wanted: Sequence[MeasureRequest],
     *,
     prefix: str = "",
     command: str = "",
@@ -95,7 +95,7 @@ def subsets_for(problems: Sequence[Problem]) -> int:
     return SUBSETS if large and all(p.batches.whole() is not None for p in problems) else 0
 
 
-def vectors_needed(wanted: Sequence[Request]) -> int | None:
+def vectors_needed(wanted: Sequence[MeasureRequest]) -> int | None:
     """Vectors of the smallest basis that the wanted curvature works in; None where no Hessian product is wanted."""
     curvature = [r for r in wanted if r.measure != SURFACE and "chunk_size" in r.arguments]
     if not any(r.arguments.get("hvp", "double-backward") == "double-backward" for r in curvature):
@@ -125,7 +125,7 @@ def _examples(problem: Problem) -> dict[str, np.ndarray]:
     return examples
 
 
-def _compute(request: Request, problem: Problem, store: Store, name: str) -> Result:
+def _compute(request: MeasureRequest, problem: Problem, store: Store, name: str) -> Result:
     if request.measure == SURFACE:
         # Its points are journaled beside the file as they are finished: a killed analysis goes on within the surface.
         store.claim()

@@ -10,7 +10,7 @@ import numpy as np
 
 from figures.page.curves import curve
 from figures.page.rows import alike
-from figures.page.specification import Arrays, Plot, band, error_bars, linear_log, rounded, slug, text
+from figures.page.specification import Plot, SharedArrays, band, error_bars, linear_log, rounded, slug, text
 from figures.page.surface_plots import surface_plots
 from landscape.formatting import number
 from landscape.measures.spectral_density import SpectralDensity
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 def plots(analyses: Sequence[Analysis]) -> tuple[list[Plot], dict[str, Any]]:
     """Every plot for which there is data, and the arrays that they share."""
-    arrays = Arrays()
+    arrays = SharedArrays()
     drawn = [
         *surface_plots(analyses, arrays),
         *_sharpness(analyses),
@@ -100,7 +100,7 @@ def _eigenvalues(analyses: Sequence[Analysis]) -> Iterator[Plot]:
             )  # fmt: skip
 
 
-def _densities(analyses: Sequence[Analysis], arrays: Arrays) -> Iterator[Plot]:
+def _densities(analyses: Sequence[Analysis], arrays: SharedArrays) -> Iterator[Plot]:
     for key, label, title, _, members in alike(analyses):
         measured = [(i, a, a.measures[key]) for i, a in members]
         spectra = [(i, a, s) for i, a, s in measured if isinstance(s, SpectralDensity)]

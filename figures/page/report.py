@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import landscape
-from figures.page.grids import Check, grids
+from figures.page.grids import Remark, grids
 from figures.page.invariance_table import invariance_tables
 from figures.page.plots import plots
 from figures.page.rows import Differences, Row, notes, rows
@@ -51,7 +51,7 @@ class Section:
     lead: str
     rows: list[list[Plot]]
     modes: list[str]
-    checks: list[tuple[str, tuple[Check, ...]]]
+    checks: list[tuple[str, tuple[Remark, ...]]]
 
 
 def write(

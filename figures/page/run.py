@@ -25,7 +25,7 @@ from landscape.statistics import Z
 from trainers.monitor.columns import columns_of
 from trainers.monitor.measurements import Measurements
 from trainers.rebuild import Subject
-from trainers.requests import Request
+from trainers.requests import MeasureRequest
 from trainers.run_checkpoints import Stage
 from trainers.subject_checks import Diverged
 
@@ -36,7 +36,7 @@ def measure_run(
     first: Subject,
     stages: Sequence[Stage],
     read: Callable[[Path], Subject],
-    requests: Sequence[Request],
+    requests: Sequence[MeasureRequest],
     journal: Path,
 ) -> list[dict[str, Any]]:
     """One row a checkpoint, in their order; rows that an earlier call has kept are not computed again.
@@ -76,7 +76,7 @@ def _require_a_loss(rows: Sequence[dict[str, Any]]) -> None:
         )
 
 
-def _settings(first: Subject, requests: Sequence[Request]) -> dict[str, Any]:
+def _settings(first: Subject, requests: Sequence[MeasureRequest]) -> dict[str, Any]:
     """What decides the numbers besides a checkpoint; the code of --model shows in the loss alone."""
     facts = first.problem.provenance()
     return plain(

@@ -58,7 +58,7 @@ class Plot:
 
 
 @dataclass
-class Arrays:
+class SharedArrays:
     """Arrays by name, stored once for all plots."""
 
     held: dict[str, Any] = field(default_factory=dict)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from figures.page.grids import Grid, Scale, grids, shared_scale
-from figures.page.specification import Arrays, Plot, Scene, linear_log, log10, rounded, slug, text
+from figures.page.specification import Plot, Scene, SharedArrays, linear_log, log10, rounded, slug, text
 from landscape.formatting import number
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ _HEIGHT = {"linear": "@z{}", "log": "@log{}", "rise": "@rise{}"}
 """What a mode draws: the loss, its logarithm, or how far it lies above the trained weights' own."""
 
 
-def surface_plots(analyses: Sequence[Analysis], arrays: Arrays) -> Iterator[Plot]:
+def surface_plots(analyses: Sequence[Analysis], arrays: SharedArrays) -> Iterator[Plot]:
     """3-D pictures, contours and cuts of every surface, on one scale."""
     drawn = grids(analyses)
     planes = [g for g in drawn if g.loss.ndim == 2]
@@ -138,7 +138,7 @@ def _trajectory(grid: Grid) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
-def _maps(planes: Sequence[Grid], arrays: Arrays) -> Iterator[Plot]:
+def _maps(planes: Sequence[Grid], arrays: SharedArrays) -> Iterator[Plot]:
     """What was computed at every point besides the loss, one color scale over all checkpoints."""
     for title in dict.fromkeys(t for g in planes for t in g.maps):
         held = [(i, g, g.maps[title]) for i, g in enumerate(planes) if title in g.maps]

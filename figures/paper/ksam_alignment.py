@@ -72,7 +72,7 @@ def cosines(
 
 
 @register("ksam-alignment", source="K-SAM paper, the alignment of the top-K gradient")
-class Alignment(Figure):
+class GradientAlignment(Figure):
     """Cosine of the top-K and of a random-K gradient with the batch's, over K and training, for 10 and 200 classes."""
 
     title = "Does the top-K gradient stand for the batch?"

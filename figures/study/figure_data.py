@@ -13,7 +13,7 @@ import numpy as np
 from landscape.errors import InputError
 from landscape.files import atomic
 from landscape.results import hdf5
-from landscape.results.arrays import Arrays
+from landscape.results.arrays import NamedArrays
 from landscape.results.export import write_tidy
 from landscape.results.result import LabelledArrays, plain
 
@@ -21,7 +21,7 @@ GROUP = "numbers"
 
 
 @dataclass(frozen=True, kw_only=True)
-class FigureData(Arrays):
+class FigureData(NamedArrays):
     """The arrays of a figure; `facts` are what a caption has to say."""
 
     facts: dict[str, Any] = field(default_factory=dict)
@@ -53,7 +53,7 @@ def save_arrays(path: str | Path, arrays: Mapping[str, Any], facts: Mapping[str,
     """Keep what a computation returned: name -> number or array; the file appears whole."""
     values = {name: np.asarray(value) for name, value in arrays.items()}
     axes = {name: ("",) * value.ndim for name, value in values.items()}
-    hdf5.write(path, {"": hdf5.Group({"facts": json.dumps(plain(dict(facts)))}, Arrays(values=values, axes=axes))})
+    hdf5.write(path, {"": hdf5.Group({"facts": json.dumps(plain(dict(facts)))}, NamedArrays(values=values, axes=axes))})
 
 
 def load_facts(path: str | Path) -> dict[str, Any]:

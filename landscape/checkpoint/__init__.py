@@ -6,13 +6,13 @@ to import. Which of a file's tensors are the network's is decided by the network
 
 from landscape.checkpoint.contents import contents
 from landscape.checkpoint.format import FORMAT, REQUIRED, VERSION, is_ours, read, write
-from landscape.checkpoint.loading import Choice, UnfitWeights, load_weights
+from landscape.checkpoint.loading import Selection, UnfitWeights, load_weights
 
 __all__ = [
     "FORMAT",
     "REQUIRED",
     "VERSION",
-    "Choice",
+    "Selection",
     "UnfitWeights",
     "contents",
     "is_ours",

@@ -27,7 +27,7 @@ class UnfitWeights(InputError):
 
 
 @dataclass(frozen=True)
-class Choice:
+class Selection:
     """What is read of a file, and what of it may be left.
 
     Attributes:
@@ -44,7 +44,7 @@ class Choice:
     rename: Sequence[str] = ()
 
 
-def load_weights(network: nn.Module, content: Any, path: str | Path, choice: Choice | None = None) -> None:
+def load_weights(network: nn.Module, content: Any, path: str | Path, selection: Selection | None = None) -> None:
     """Load the weights in `content` (see `contents`) into the network.
 
     A tensor that is one with another of the network (a tie), a count of batches and an integer or boolean buffer need
@@ -55,12 +55,12 @@ def load_weights(network: nn.Module, content: Any, path: str | Path, choice: Cho
         UnfitWeights: tensors are missing, left over or of other shapes.
         InputError: several sets of weights fit, tensors are quantized or complex.
     """
-    choice = choice or Choice()
+    selection = selection or Selection()
     needed = {n: t for n, t in network.state_dict(keep_vars=True).items() if isinstance(t, Tensor)}
-    tensors = _chosen(Tensors.of(content), choice, path)
+    tensors = _chosen(Tensors.of(content), selection, path)
     tensors, base = with_adapter_names(tensors, needed, path)
     ties = _ties(needed)
-    optional = base | _optional(network, needed, choice)
+    optional = base | _optional(network, needed, selection)
     reading = _reading(tensors, needed, [ties[n] for n in needed if n not in optional], path)
     used = {n: tensors.named[f] for n in needed if (f := reading.in_file(n)) in tensors.named}
     _require_values(needed, used, ties, path)
@@ -68,13 +68,13 @@ def load_weights(network: nn.Module, content: Any, path: str | Path, choice: Cho
     missing, extra = _load(network, {n: tensors.named[f] for n, f in mapped.items()}, path)
     missing = [n for n in missing if n in needed and not any(tie in used for tie in ties[n])]
     lacking = [n for n in missing if n not in optional]
-    left = [mapped[n] for n in extra if not _is_stale(network, n, tensors.named[mapped[n]], mapped[n], choice)]
+    left = [mapped[n] for n in extra if not _is_stale(network, n, tensors.named[mapped[n]], mapped[n], selection)]
     if lacking or left:
         raise UnfitWeights(_unfit(path, needed, lacking, tensors, left))
     _tell(path, [mapped[n] for n in extra] + _beside(tensors, reading), [n for n in missing if n not in base], base)
 
 
-def _chosen(tensors: Tensors, choice: Choice, path: str | Path) -> Tensors:
+def _chosen(tensors: Tensors, selection: Selection, path: str | Path) -> Tensors:
     if tensors.packed:
         raise InputError(
             f"{path} holds quantized weights ({tensors.packed[0]}), which have no gradient: give the network's weights "
@@ -87,12 +87,12 @@ def _chosen(tensors: Tensors, choice: Choice, path: str | Path) -> Tensors:
         )
     if not tensors.named:
         raise InputError(f"{path} holds no state dict: save one with torch.save(model.state_dict(), path)")
-    if choice.key is not None:
-        within = tensors.below(choice.key)
+    if selection.key is not None:
+        within = tensors.below(selection.key)
         if not within.named:
-            raise InputError(f"{path} has no tensors under --key {choice.key!r}: it holds {tensors.summary()}")
+            raise InputError(f"{path} has no tensors under --key {selection.key!r}: it holds {tensors.summary()}")
         tensors = within
-    return tensors.renamed(choice.rename)
+    return tensors.renamed(selection.rename)
 
 
 def _ties(needed: Mapping[str, Tensor]) -> dict[str, tuple[str, ...]]:
@@ -103,7 +103,7 @@ def _ties(needed: Mapping[str, Tensor]) -> dict[str, tuple[str, ...]]:
     return {name: tuple(names[id(tensor)]) for name, tensor in needed.items()}
 
 
-def _optional(network: nn.Module, needed: Mapping[str, Tensor], choice: Choice) -> set[str]:
+def _optional(network: nn.Module, needed: Mapping[str, Tensor], selection: Selection) -> set[str]:
     """Names that a file may lack: no part in evaluation, computed by the network, or left by the user."""
     declared = [re.compile(p) for p in getattr(network, "_keys_to_ignore_on_load_missing", None) or ()]
     optional = set()
@@ -111,7 +111,7 @@ def _optional(network: nn.Module, needed: Mapping[str, Tensor], choice: Choice) 
         buffer = not isinstance(tensor, nn.Parameter)
         counts = buffer and not (tensor.is_floating_point() or tensor.is_complex())
         computed = buffer and any(p.search(name) for p in declared)
-        if counts or computed or _matches(name, choice.allow_missing):
+        if counts or computed or _matches(name, selection.allow_missing):
             optional.add(name)
     return optional
 
@@ -188,7 +188,7 @@ def _load(network: nn.Module, mapped: dict[str, Tensor], path: str | Path) -> tu
     return list(result.missing_keys), list(result.unexpected_keys)
 
 
-def _is_stale(network: nn.Module, name: str, tensor: Tensor, in_file: str, choice: Choice) -> bool:
+def _is_stale(network: nn.Module, name: str, tensor: Tensor, in_file: str, selection: Selection) -> bool:
     """Whether a tensor without a place may be left out: the network computes it, or the user leaves it."""
     declared = getattr(network, "_keys_to_ignore_on_load_unexpected", None) or ()
     return (
@@ -196,8 +196,8 @@ def _is_stale(network: nn.Module, name: str, tensor: Tensor, in_file: str, choic
         or not (tensor.is_floating_point() or tensor.is_complex())
         or name.rpartition(".")[2] in STALE
         or any(re.search(p, name) for p in declared)
-        or _matches(name, choice.allow_extra)
-        or _matches(in_file, choice.allow_extra)
+        or _matches(name, selection.allow_extra)
+        or _matches(in_file, selection.allow_extra)
     )
 
 

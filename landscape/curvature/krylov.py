@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from landscape.curvature.factorization import Factorization, Matvec, wrong_derivative
+from landscape.curvature.factorization import Factorization
 from landscape.curvature.missed import Search, mixed
 from landscape.curvature.wanted import ENDS, Eigenpairs, Request
 from landscape.errors import InputError
 from landscape.problem.memory import free_memory
 from landscape.progress import Bar
+
+if TYPE_CHECKING:
+    from landscape.curvature.operators import Operator
 
 _SHARE_OF_FREE = 0.25
 LEAST_BEYOND = 8
@@ -20,8 +23,7 @@ LEAST_BEYOND = 8
 
 
 def lanczos(
-    matvec: Matvec,
-    like: Tensor,
+    operator: Operator,
     k: int,
     *,
     which: str = "LA",
@@ -33,7 +35,6 @@ def lanczos(
     max_products: int = 500,
     capacity: int | None = None,
     verify: bool = False,
-    cause: Callable[[], str] = wrong_derivative,
 ) -> Eigenpairs:
     """Extreme eigenpairs of a symmetric operator by Lanczos with full reorthogonalization (Gram-Schmidt twice).
 
@@ -51,8 +52,7 @@ def lanczos(
     end. The result says the probability.
 
     Args:
-        matvec: v -> A v.
-        like: a vector with A's length, dtype and device.
+        operator: A.
         k: pairs; for "BE" at each end.
         which: "LA" largest, "SA" smallest, "LM" largest in magnitude, "BE" both ends.
         tol: residual allowed, relative to |lambda| ("value") or to the largest |lambda| ("spectrum").
@@ -65,12 +65,11 @@ def lanczos(
         max_products: products allowed, the look included; then the pairs are returned with converged=False.
         capacity: basis vectors allowed; None is what fits in a quarter of the free memory.
         verify: look for missed eigenvalues until a probability below 1e-5, in any case.
-        cause: why the products may not be those of a symmetric matrix, in words.
 
     Raises:
         InputError: an argument out of range, or a product that is not finite.
     """
-    d = like.numel()
+    like, d = operator.like, operator.dimension
     _check(k, d, which, tol, relative_to, max_products, capacity)
     room = min(capacity or _room(like, k, which), d)
     request = Request(k, which, tol, relative_to, torch.finfo(like.dtype).eps, max_products, room)
@@ -79,9 +78,9 @@ def lanczos(
     elif hint is not None:
         start = mixed(hint, like, generator, 1.0)
     with Bar("Lanczos", None) as bar:
-        state = Factorization(matvec, like, generator, start, cause=cause)
+        state = Factorization(operator.matvec, like, generator, start, cause=operator.cause)
         pairs, others = request.first(state, bar)
-        search = Search(request, matvec, like, generator, state.scale, bar, cause)
+        search = Search(request, operator, generator, state.scale, bar)
         return search.completed(pairs, others, verify or state.exhausted)
 
 

@@ -8,8 +8,8 @@ vector; what it has not found, it has overlooked with a probability that its own
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -18,10 +18,13 @@ from torch import Tensor
 from landscape import random
 from landscape.ball.vectors import dot, norm
 from landscape.curvature.basis import Basis
-from landscape.curvature.factorization import Factorization, Matvec
+from landscape.curvature.factorization import Factorization
 from landscape.curvature.wanted import Eigenpairs, Fence, Request, wanted
 from landscape.errors import InputError
 from landscape.progress import Bar
+
+if TYPE_CHECKING:
+    from landscape.curvature.operators import Operator
 
 USUAL = 0.2
 """Probability of missing one at which a look ends: above a network's bulk after 1 to 4 products. A fixed number of
@@ -38,21 +41,17 @@ class Search:
 
     Args:
         request: what is wanted.
-        matvec: v -> A v.
-        like: a vector with A's length, dtype and device.
+        operator: A.
         generator: draws start vectors.
         scale: ||A|| as far as known.
         bar: shows the products.
-        cause: why the products may not be those of a symmetric matrix.
     """
 
     request: Request
-    matvec: Matvec
-    like: Tensor
+    operator: Operator
     generator: torch.Generator
     scale: float
     bar: Bar
-    cause: Callable[[], str]
 
     def completed(self, pairs: Eigenpairs, others: Tensor, thorough: bool) -> Eigenpairs:
         """The pairs with what they miss, looked for until a look sees nothing.
@@ -62,15 +61,15 @@ class Search:
             others: (m, d) vectors that are known not to be wanted.
             thorough: look until the probability of missing one is below `CHANCE` instead of `USUAL`.
         """
-        enough = CHANCE if thorough or self.like.numel() <= SMALL else USUAL
+        enough = CHANCE if thorough or self.operator.dimension <= SMALL else USUAL
         while pairs.converged:
             locked = self._basis(pairs.vectors, others)
-            if locked.size == self.like.numel():
+            if locked.size == self.operator.dimension:
                 return replace(pairs, missed_probability=0.0)
             if self._left(pairs) < 1:
                 return replace(pairs, converged=False)
             state = self._process(locked)
-            fences = self.request.fences(pairs.values, self.scale, self.like.numel())
+            fences = self.request.fences(pairs.values, self.scale, self.operator.dimension)
             chance = self._look(state, fences, enough, self._left(pairs))
             pairs = replace(pairs, products=pairs.products + state.products)
             if chance is not None:
@@ -84,10 +83,11 @@ class Search:
         return self.request.max_products - pairs.products
 
     def _process(self, locked: Basis, start: Tensor | None = None) -> Factorization:
-        return Factorization(self.matvec, self.like, self.generator, start, locked, self.scale, self.cause)
+        operator = self.operator
+        return Factorization(operator.matvec, operator.like, self.generator, start, locked, self.scale, operator.cause)
 
     def _basis(self, vectors: Tensor, others: Tensor) -> Basis:
-        basis = Basis(self.like)
+        basis = Basis(self.operator.like)
         for i, vector in enumerate([*vectors, *others]):
             rest = vector.clone()
             basis.orthogonalize(rest)
@@ -152,7 +152,7 @@ class Search:
         index = wanted(values, self.request.k, self.request.which)
         rest = np.setdiff1d(np.arange(len(values)), index)
         both = torch.cat([pairs.vectors, extra.vectors]).double()
-        rows = [(torch.from_numpy(q[:, i].T.copy()).to(both) @ both).to(self.like) for i in (index, rest)]
+        rows = [(torch.from_numpy(q[:, i].T.copy()).to(both) @ both).to(self.operator.like) for i in (index, rest)]
         merged = replace(
             pairs,
             values=values[index],
@@ -170,7 +170,7 @@ class Search:
         failing = np.flatnonzero(residuals > allowed)[: self._left(pairs)]
         for i in failing:
             v = pairs.vectors[i]
-            product = self.matvec(v)
+            product = self.operator.matvec(v)
             values[i] = float(dot(v, product) / dot(v, v))
             residuals[i] = float(norm(product - values[i] * v)) + self.request.rounding(self.scale) / 2
             self.bar.advance()

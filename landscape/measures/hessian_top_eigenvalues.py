@@ -147,8 +147,7 @@ def top_eigenvalues(
 def extreme_pairs(operator: operators.Operator, k: int, seed: int, **lanczos: Any) -> TopEigenvalues:
     """Eigenpairs of an operator; `lanczos` are arguments of `landscape.curvature.krylov.lanczos`."""
     generator = random.stream(seed, "lanczos")
-    lanczos |= {"hint": operator.hint(), "cause": operator.cause, "generator": generator}
-    pairs = krylov.lanczos(operator.matvec, operator.like, k, **lanczos)
+    pairs = krylov.lanczos(operator, k, hint=operator.hint(), generator=generator, **lanczos)
     missed = pairs.missed_probability
     return TopEigenvalues(
         values=pairs.values,

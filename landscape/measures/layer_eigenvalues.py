@@ -112,8 +112,7 @@ def layer_eigenvalues(
     for row, (name, positions) in enumerate(track(layers.items(), "layers", total=len(layers))):
         block = operators.block(graph, positions)
         pairs = krylov.lanczos(
-            block.matvec,
-            block.like,
+            block,
             count := min(k, block.dimension),
             tol=tol,
             hint=block.hint(),

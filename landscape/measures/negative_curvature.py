@@ -103,8 +103,7 @@ def extreme_eigenvalues(
     """
     operator = operators.hessian(problem, w, chunk_size=chunk_size)
     pairs = krylov.lanczos(
-        operator.matvec,
-        operator.like,
+        operator,
         1,
         which="BE",
         tol=tol,

@@ -10,7 +10,7 @@ import numpy as np
 
 
 @dataclass(frozen=True, kw_only=True)
-class Arrays:
+class NamedArrays:
     """Arrays by name, each with the names of its axes and its unit.
 
     An axis is an array of its own name: its coordinates, numbers or text.

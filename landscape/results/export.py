@@ -14,7 +14,7 @@ import numpy as np
 
 from landscape.errors import InputError, unknown
 from landscape.files import atomic
-from landscape.results.arrays import Arrays
+from landscape.results.arrays import NamedArrays
 from landscape.results.hdf5 import load
 from landscape.results.result import LabelledArrays, Result, plain
 
@@ -48,7 +48,7 @@ def export(file: str | Path, to: str, out: str | Path | None = None) -> list[Pat
     return written
 
 
-def write_tidy(stream: Any, arrays: Arrays) -> None:
+def write_tidy(stream: Any, arrays: NamedArrays) -> None:
     """Write a tidy table: quantity, a column for every axis, value, unit; a row for every number."""
     writer = csv.writer(stream)
     writer.writerow(arrays.tidy_columns)
@@ -76,7 +76,7 @@ def _csv(results: Mapping[str, Result], stem: Path) -> Iterator[Path]:
             yield path
 
 
-def _write_table(stream: Any, axes: tuple[str, ...], columns: Mapping[str, np.ndarray], arrays: Arrays) -> None:
+def _write_table(stream: Any, axes: tuple[str, ...], columns: Mapping[str, np.ndarray], arrays: NamedArrays) -> None:
     writer = csv.writer(stream)
     coordinates = [a for a in axes if a not in columns]
     writer.writerow([*coordinates, *columns])

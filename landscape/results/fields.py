@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from landscape.results.arrays import Arrays
+from landscape.results.arrays import NamedArrays
 from landscape.results.result import LabelledArrays, Result
 
 
@@ -48,7 +48,7 @@ def _required(field: dataclasses.Field) -> bool:
 
 
 def _require_labelled(arrays: Mapping[str, np.ndarray], axes: Mapping[str, tuple[str, ...]]) -> None:
-    checked = Arrays()
+    checked = NamedArrays()
     for name in sorted(arrays, key=lambda n: axes[n] != (n,)):  # coordinates first
         checked.add(name, axes[name], arrays[name])
 

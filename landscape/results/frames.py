@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from landscape.errors import InputError
-from landscape.results.arrays import Arrays
+from landscape.results.arrays import NamedArrays
 from landscape.results.result import LabelledArrays, Result, plain
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def _columns(result: Result, axes: tuple[str, ...]) -> dict[str, Any]:
     return coordinates | {name: values.reshape(-1) for name, values in columns.items() if (name,) != axes}
 
 
-def _coordinates(result: Result, arrays: Arrays, axis: str, size: int) -> np.ndarray:
+def _coordinates(result: Result, arrays: NamedArrays, axis: str, size: int) -> np.ndarray:
     if axis in arrays.coordinates:
         return arrays[axis]
     return np.asarray(_labels(result, axis) or range(size))
@@ -94,19 +94,19 @@ def _labels(result: Result, axis: str) -> list[str] | None:
     return names if isinstance(names, list) else None
 
 
-def _with_ends(arrays: Arrays) -> Arrays:
+def _with_ends(arrays: NamedArrays) -> NamedArrays:
     """The arrays with `low` and `high` in place of an interval over (bound, ...)."""
     axes = arrays.axes.get("interval", ())
     if axes[:1] != ("bound",) or len(axes) == 1:
         return arrays
-    split = Arrays(values=dict(arrays.values), axes=dict(arrays.axes), units=dict(arrays.units))
+    split = NamedArrays(values=dict(arrays.values), axes=dict(arrays.axes), units=dict(arrays.units))
     split.remove("interval")
     for name, end in zip(_ENDS, arrays["interval"], strict=True):
         split.add(name, axes[1:], end)
     return split
 
 
-def _unit(arrays: Arrays, name: str) -> dict[str, str]:
+def _unit(arrays: NamedArrays, name: str) -> dict[str, str]:
     return {"units": arrays.unit(name)} if arrays.unit(name) else {}
 
 

@@ -19,7 +19,7 @@ from landscape.errors import InputError
 from landscape.files import note_unverified, write_bytes
 from landscape.formatting import printable
 from landscape.results import digest
-from landscape.results.arrays import Arrays
+from landscape.results.arrays import NamedArrays
 from landscape.results.fields import completed
 from landscape.results.result import Result, plain
 
@@ -36,7 +36,7 @@ class Group:
     """A group of a file: its attributes as they are stored, and its arrays."""
 
     attributes: dict[str, Any] = field(default_factory=dict)
-    arrays: Arrays = field(default_factory=Arrays)
+    arrays: NamedArrays = field(default_factory=NamedArrays)
 
 
 def save(path: str | Path, results: Mapping[str, Result], attributes: Mapping[str, Any] | None = None) -> None:
@@ -152,7 +152,7 @@ def write(path: str | Path, groups: Mapping[str, Group]) -> None:
     _written.add(seal)
 
 
-def _write_arrays(group: Any, arrays: Arrays) -> None:
+def _write_arrays(group: Any, arrays: NamedArrays) -> None:
     """Datasets with dimension scales, their units as attributes."""
     import h5py
 
@@ -218,8 +218,8 @@ def _groups(path: Path, image: bytes, trusted: bool) -> dict[str, Group]:
     return {name: Group(part["attributes"], _arrays(part["arrays"])) for name, part in read.items()}
 
 
-def _arrays(parts: Mapping[str, tuple[np.ndarray, list[str], str | None]]) -> Arrays:
-    arrays = Arrays()
+def _arrays(parts: Mapping[str, tuple[np.ndarray, list[str], str | None]]) -> NamedArrays:
+    arrays = NamedArrays()
     for name, (values, labels, unit) in parts.items():
         text = values.dtype.kind == "U"
         arrays.values[name] = (

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import torch
 
-from landscape.results.arrays import Arrays
+from landscape.results.arrays import NamedArrays
 
 if TYPE_CHECKING:
     import pandas
@@ -127,9 +127,9 @@ class Result:
         label = {"label": self.label} if self.label else {}
         return plain({**label, **self.arguments, **values, "cost": self.cost, "seconds": self.seconds})
 
-    def named_arrays(self) -> Arrays:
+    def named_arrays(self) -> NamedArrays:
         """Every array that was computed."""
-        arrays = Arrays()
+        arrays = NamedArrays()
         for f in dataclasses.fields(self):
             value = getattr(self, f.name)
             if "axes" in f.metadata and value is not None:
@@ -139,12 +139,12 @@ class Result:
         return arrays
 
     @classmethod
-    def main_array(cls, arrays: Arrays) -> str:
+    def main_array(cls, arrays: NamedArrays) -> str:
         """Name of the array that a result is about: its `values`, else the first that is more than coordinates."""
         return "values" if "values" in arrays.values else next(n for n, a in arrays.axes.items() if a != (n,))
 
     @classmethod
-    def fields_of(cls, arrays: Arrays) -> dict[str, Any]:
+    def fields_of(cls, arrays: NamedArrays) -> dict[str, Any]:
         """Field -> value of those that hold arrays: the inverse of `named_arrays`."""
         return {f.name: arrays[f.name] for f in dataclasses.fields(cls) if f.name in arrays.values}
 
@@ -163,19 +163,19 @@ _BOOKKEEPING = frozenset(f.name for f in dataclasses.fields(Result))
 
 
 @dataclass(frozen=True, kw_only=True)
-class LabelledArrays(Result, Arrays):
+class LabelledArrays(Result, NamedArrays):
     """A result whose arrays are not known beforehand: the numbers behind a figure or a table."""
 
     values: dict[str, np.ndarray] = array(default_factory=dict)
     axes: dict[str, tuple[str, ...]] = array(default_factory=dict)
     units: dict[str, str] = array(default_factory=dict)
 
-    def named_arrays(self) -> Arrays:
+    def named_arrays(self) -> NamedArrays:
         """The arrays, with their units."""
-        return Arrays(values=self.values, axes=self.axes, units=self.units)
+        return NamedArrays(values=self.values, axes=self.axes, units=self.units)
 
     @classmethod
-    def fields_of(cls, arrays: Arrays) -> dict[str, Any]:
+    def fields_of(cls, arrays: NamedArrays) -> dict[str, Any]:
         """The fields of a result of this kind from its stored arrays: all are held as they are."""
         return {f.name: getattr(arrays, f.name) for f in dataclasses.fields(arrays)}
 

@@ -26,7 +26,7 @@ _EXAMPLES = 16
 
 
 @dataclass(frozen=True)
-class Group:
+class UnitGroup:
     """Units that can trade places.
 
     Attributes:
@@ -136,7 +136,7 @@ def align(first: Problem, second: Problem, *, seed: int = 0) -> Alignment:
     return Alignment(weights, buffers, facts)
 
 
-def permutable(problem: Problem, seed: int = 0) -> tuple[list[Group], list[str]]:
+def permutable(problem: Problem, seed: int = 0) -> tuple[list[UnitGroup], list[str]]:
     """Groups of units that can trade places, each confirmed by the outputs; and the names of those that were not.
 
     A convolution before BatchNorm has a rescaling of its own; its units are those of the BatchNorm, so that the two
@@ -155,7 +155,7 @@ def permutable(problem: Problem, seed: int = 0) -> tuple[list[Group], list[str]]
     return kept, rejected
 
 
-def _units(units: Sequence[Any]) -> list[Group]:
+def _units(units: Sequence[Any]) -> list[UnitGroup]:
     """One group a block; units whose parts have another shape than their neighbors' are left out."""
     blocks: dict[str, list[dict[tuple[str, int], tuple[int, ...]]]] = {}
     for unit in units:
@@ -166,13 +166,13 @@ def _units(units: Sequence[Any]) -> list[Group]:
         alike = {k: len(v) for k, v in members[0].items()}
         same = [m for m in members if {k: len(v) for k, v in m.items()} == alike]
         if len(same) > 1:
-            groups.append(Group(name, {k: np.array([m[k] for m in same]) for k in alike}))
+            groups.append(UnitGroup(name, {k: np.array([m[k] for m in same]) for k in alike}))
     return groups
 
 
-def _joined(groups: list[Group]) -> list[Group]:
+def _joined(groups: list[UnitGroup]) -> list[UnitGroup]:
     """Groups that scale different tensors of one module along its channels are one group."""
-    joined: list[Group] = []
+    joined: list[UnitGroup] = []
     for group in groups:
         while (other := next((g for g in joined if _same_units(g, group)), None)) is not None:
             joined.remove(other)
@@ -181,22 +181,22 @@ def _joined(groups: list[Group]) -> list[Group]:
     return joined
 
 
-def _channels(group: Group) -> dict[str, np.ndarray]:
+def _channels(group: UnitGroup) -> dict[str, np.ndarray]:
     """Module -> channel of each unit, for modules of which a unit has one entry of a tensor's first axis."""
     return {n.rpartition(".")[0]: i[:, 0] for (n, a), i in group.places.items() if a == 0 and i.shape[1] == 1}
 
 
-def _same_units(one: Group, two: Group) -> bool:
+def _same_units(one: UnitGroup, two: UnitGroup) -> bool:
     a, b = _channels(one), _channels(two)
     return any(set(a[m]) == set(b[m]) for m in a if m in b)
 
 
-def _merged(one: Group, two: Group) -> Group:
+def _merged(one: UnitGroup, two: UnitGroup) -> UnitGroup:
     a, b = _channels(one), _channels(two)
     module = next(m for m in a if m in b and set(a[m]) == set(b[m]))
     position = {int(c): i for i, c in enumerate(b[module])}
     order = np.array([position[int(c)] for c in a[module]])
-    return Group(one.name, {**{k: v[order] for k, v in two.places.items()}, **one.places})
+    return UnitGroup(one.name, {**{k: v[order] for k, v in two.places.items()}, **one.places})
 
 
 # -- tensors and outputs ---------------------------------------------------------------------------------------------

@@ -30,7 +30,7 @@ _NEGATIVE = 0.05
 
 
 @dataclass(frozen=True)
-class Check:
+class PictureCheck:
     """What one check of a picture says.
 
     Attributes:
@@ -63,9 +63,9 @@ def check(surface: Surface, problem: Problem, evaluation: GridEvaluation) -> lis
     return [asdict(c) for c in checks]
 
 
-def _deterministic(surface: Surface, problem: Problem, evaluation: GridEvaluation) -> Iterator[Check]:
+def _deterministic(surface: Surface, problem: Problem, evaluation: GridEvaluation) -> Iterator[PictureCheck]:
     for note in problem.random_causes:
-        yield Check("determinism", False, note)
+        yield PictureCheck("determinism", False, note)
     index = surface.center
     if index is None:
         return
@@ -75,10 +75,10 @@ def _deterministic(surface: Surface, problem: Problem, evaluation: GridEvaluatio
     difference = abs(again - before) / max(abs(before), 1e-12)
     if not difference <= REPEATED:  # nan is equal to nothing
         text = f"the loss at the center changed by {difference:.1g} (relative) when it was evaluated again"
-        yield Check("determinism", False, text, difference)
+        yield PictureCheck("determinism", False, text, difference)
     elif not problem.random_causes:
         text = f"the loss at the center is the same when evaluated again, to {REPEATED:g} (relative)"
-        yield Check("determinism", True, text, difference)
+        yield PictureCheck("determinism", True, text, difference)
 
 
 def sampling_error(problem: Problem, evaluation: GridEvaluation, point: tuple[float, ...]) -> float:
@@ -94,10 +94,10 @@ def sampling_error(problem: Problem, evaluation: GridEvaluation, point: tuple[fl
     return float(differences.std() / math.sqrt(problem.examples)) if differences.numel() > 1 else math.nan
 
 
-def _range(surface: Surface, problem: Problem, evaluation: GridEvaluation) -> Iterator[Check]:
+def _range(surface: Surface, problem: Problem, evaluation: GridEvaluation) -> Iterator[PictureCheck]:
     finite = np.isfinite(surface.loss)
     if not finite.any():
-        yield Check("range", False, "no point has a finite loss: choose a smaller radius")
+        yield PictureCheck("range", False, "no point has a finite loss: choose a smaller radius")
         return
     loss = np.where(finite, surface.loss, np.nan)
     relief = float(np.nanmax(loss) - np.nanmin(loss))
@@ -105,22 +105,24 @@ def _range(surface: Surface, problem: Problem, evaluation: GridEvaluation) -> It
     highest = _point(surface, np.nanargmax(loss))
     error = sampling_error(problem, evaluation, highest)
     if relief <= rounding:
-        yield Check("range", False, "the loss varies by no more than rounding: choose a larger radius", relief)
+        yield PictureCheck("range", False, "the loss varies by no more than rounding: choose a larger radius", relief)
     elif relief < 2 * error:
         text = (
             f"the relief {relief:.2g} is within two standard errors of sampling, {2 * error:.2g}: choose a larger "
             "radius or more samples"
         )
-        yield Check("range", False, text, relief / error)
+        yield PictureCheck("range", False, text, relief / error)
     elif math.isfinite(error) and error > 0:
         text = f"the relief {relief:.3g} (highest loss minus lowest) is {relief / error:.0f} times its sampling error"
-        yield Check("range", True, text, relief / error)
+        yield PictureCheck("range", True, text, relief / error)
 
 
-def _saturation(surface: Surface, problem: Problem) -> Iterator[Check]:
+def _saturation(surface: Surface, problem: Problem) -> Iterator[PictureCheck]:
     lost = float(1 - np.isfinite(surface.loss).mean())
     if lost > 0.1:
-        yield Check("saturation", False, f"{lost:.0%} of the points have no finite loss: choose a smaller radius", lost)
+        yield PictureCheck(
+            "saturation", False, f"{lost:.0%} of the points have no finite loss: choose a smaller radius", lost
+        )
         return
     chance = chance_accuracy(problem)
     known = surface.accuracy[np.isfinite(surface.accuracy)]
@@ -129,13 +131,15 @@ def _saturation(surface: Surface, problem: Problem) -> Iterator[Check]:
         share = float((known <= better).mean())
         if share > SATURATED:
             text = f"{share:.0%} of the points guess (accuracy <= {better:.4g}): choose a smaller radius"
-            yield Check("saturation", False, text, share)
+            yield PictureCheck("saturation", False, text, share)
             return
     share = plateau(surface.loss)
     if share > SATURATED:
-        yield Check("saturation", False, f"{share:.0%} of the points lie on a plateau: choose a smaller radius", share)
+        yield PictureCheck(
+            "saturation", False, f"{share:.0%} of the points lie on a plateau: choose a smaller radius", share
+        )
     else:
-        yield Check("saturation", True, f"no more than {SATURATED:.0%} of the points lie on a plateau", share)
+        yield PictureCheck("saturation", True, f"no more than {SATURATED:.0%} of the points lie on a plateau", share)
 
 
 def plateau(loss: np.ndarray) -> float:
@@ -169,13 +173,13 @@ def _padded(counts: torch.Tensor, length: int) -> torch.Tensor:
     return torch.nn.functional.pad(counts, (0, length - len(counts)))
 
 
-def _minimum(surface: Surface, problem: Problem, evaluation: GridEvaluation) -> Iterator[Check]:
+def _minimum(surface: Surface, problem: Problem, evaluation: GridEvaluation) -> Iterator[PictureCheck]:
     index = surface.center
     if index is None:
-        yield Check("minimum", False, "the trained weights are not on the grid")
+        yield PictureCheck("minimum", False, "the trained weights are not on the grid")
         return
     if not math.isfinite(surface.center_loss):
-        yield Check("minimum", False, f"the loss at the center is not finite ({surface.center_loss})")
+        yield PictureCheck("minimum", False, f"the loss at the center is not finite ({surface.center_loss})")
         return
     loss = np.where(np.isfinite(surface.loss), surface.loss, np.inf)
     lowest = int(np.argmin(loss))
@@ -183,19 +187,19 @@ def _minimum(surface: Surface, problem: Problem, evaluation: GridEvaluation) -> 
     point = _point(surface, lowest)
     rounding = 20 * torch.finfo(problem.weights.dtype).eps * max(abs(surface.center_loss), 1e-12)
     if not below > rounding:
-        yield Check("minimum", True, "the center is the lowest point of the picture", 0.0)
+        yield PictureCheck("minimum", True, "the center is the lowest point of the picture", 0.0)
         return
     error = sampling_error(problem, evaluation, point)
     if below < 2 * error:
         text = f"the lowest point is within two standard errors of sampling, {2 * error:.2g}, of the center"
-        yield Check("minimum", True, text, below)
+        yield PictureCheck("minimum", True, text, below)
         return
     where = ", ".join(f"{c:.3g}" for c in point)
     text = f"the center is not the minimum: the loss at ({where}) is lower by {below:.2g}"
-    yield Check("minimum", False, text, below)
+    yield PictureCheck("minimum", False, text, below)
 
 
-def _curvature(surface: Surface, problem: Problem, evaluation: GridEvaluation) -> Iterator[Check]:
+def _curvature(surface: Surface, problem: Problem, evaluation: GridEvaluation) -> Iterator[PictureCheck]:
     """Hidden is what the eigenvalues say and the picture does not show: not half of lambda_min in any direction."""
     if surface.lambda_min is None or surface.lambda_max is None:
         return
@@ -210,11 +214,11 @@ def _curvature(surface: Surface, problem: Problem, evaluation: GridEvaluation) -
     if not negative.any():
         where = "every point" if known.all() else "every point where they are known"
         text = f"no negative curvature to hide: lambda_min >= -{_NEGATIVE} lambda_max at {where}"
-        yield Check("curvature", True, text, worst)
+        yield PictureCheck("curvature", True, text, worst)
         return
     if not hidden.any():
         text = f"the picture shows the negative curvature that there is (lambda_min/lambda_max down to -{worst:.2g})"
-        yield Check("curvature", True, text, worst)
+        yield PictureCheck("curvature", True, text, worst)
         return
     share, most, center = hidden.sum() / known.sum(), ratio[hidden].max(), surface.center
     held = center is not None and lowest[center] < 0 and _along(problem, evaluation) <= lowest[center] / 2
@@ -222,19 +226,19 @@ def _curvature(surface: Surface, problem: Problem, evaluation: GridEvaluation) -
         text = (
             "the steps of the picture are too coarse for the negative curvature that its directions have at the center"
         )
-        yield Check("curvature", False, f"{text}: choose a smaller radius or more points", worst)
+        yield PictureCheck("curvature", False, f"{text}: choose a smaller radius or more points", worst)
     elif held:
         text = (
             f"the picture shows the negative curvature at the center; at {share:.0%} of the points lambda_min < "
             f"-{_NEGATIVE} lambda_max lies in directions outside of it (worst ratio {most:.2g})"
         )
-        yield Check("curvature", False, text, worst)
+        yield PictureCheck("curvature", False, text, worst)
     else:
         text = (
             f"the picture hides negative curvature: lambda_min < -{_NEGATIVE} lambda_max at {share:.0%} of the points "
             f"and no direction of it shows half of that (worst ratio {most:.2g})"
         )
-        yield Check("curvature", False, text, worst)
+        yield PictureCheck("curvature", False, text, worst)
 
 
 def _along(problem: Problem, evaluation: GridEvaluation) -> float:
@@ -253,28 +257,30 @@ def _along(problem: Problem, evaluation: GridEvaluation) -> float:
     return float(lowest_curvature((hessian + hessian.T) / 2, evaluation.gram()))
 
 
-def _cosine(surface: Surface) -> Iterator[Check]:
+def _cosine(surface: Surface) -> Iterator[PictureCheck]:
     cosine = surface.facts.get("cosine")
     if cosine is None:
         return
     if abs(cosine) > _COSINE:
         text = f"the directions are not orthogonal (cosine {cosine:.2g}): distances in the picture are distorted"
-        yield Check("cosine", False, text, cosine)
+        yield PictureCheck("cosine", False, text, cosine)
     else:
-        yield Check("cosine", True, f"the directions are orthogonal, |cosine| <= {_COSINE:g}", cosine)
+        yield PictureCheck("cosine", True, f"the directions are orthogonal, |cosine| <= {_COSINE:g}", cosine)
 
 
-def _batch_norm(surface: Surface, problem: Problem) -> Iterator[Check]:
+def _batch_norm(surface: Surface, problem: Problem) -> Iterator[PictureCheck]:
     if not problem.evaluator.evaluation_mode and any(m.training for m in problem.model.modules()):
-        yield Check("mode", False, "the network is in training mode: dropout and batch statistics are part of L(w)")
+        yield PictureCheck(
+            "mode", False, "the network is in training mode: dropout and batch statistics are part of L(w)"
+        )
     if problem.evaluator.batch_norms and problem.batch_norm == "frozen":
         # At another checkpoint the center's statistics are simply wrong; near the center they are a choice.
         if surface.marks is not None:
             text = "other checkpoints are drawn with the center's BatchNorm statistics: use the policy recalibrate"
-            yield Check("batch_norm", False, text)
+            yield PictureCheck("batch_norm", False, text)
         else:
             text = "BatchNorm statistics of the trained weights are used everywhere (policy frozen)"
-            yield Check("batch_norm", True, text)
+            yield PictureCheck("batch_norm", True, text)
 
 
 def _point(surface: Surface, flat_index: int | np.integer) -> tuple[float, ...]:

@@ -14,7 +14,7 @@ from landscape.problem.problem import Problem
 from landscape.results import digest, hdf5
 from landscape.results.result import plain
 from landscape.surfaces.directions.directions import Directions
-from landscape.surfaces.grid.journal import Journal, refuse_other
+from landscape.surfaces.grid.journal import PointJournal, refuse_other
 from landscape.surfaces.result import Surface
 
 
@@ -62,7 +62,7 @@ def identity_of(
 
 def opened(
     file: Path, name: str, identity: Mapping[str, Any], *, resume: bool = True, replace_other: bool = False
-) -> Surface | Journal:
+) -> Surface | PointJournal:
     """The finished surface that the file holds under `name`, or the journal beside it, which may be new.
 
     Args:
@@ -81,11 +81,11 @@ def opened(
         shutil.rmtree(directory, ignore_errors=True)  # of a run that was killed while it removed it
         return finished
     try:
-        return Journal(directory, identity, resume=resume)
+        return PointJournal(directory, identity, resume=resume)
     except InputError:
         if not replace_other:
             raise
-        return Journal(directory, identity, resume=False)
+        return PointJournal(directory, identity, resume=False)
 
 
 def _finished(file: Path, name: str, identity: Mapping[str, Any], resume: bool, replace_other: bool) -> Surface | None:

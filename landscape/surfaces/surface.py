@@ -23,7 +23,7 @@ from landscape.surfaces.directions.directions import Directions
 from landscape.surfaces.directions.directions import directions as draw
 from landscape.surfaces.grid import quantities
 from landscape.surfaces.grid.evaluation import Choice, GridEvaluation
-from landscape.surfaces.grid.journal import Journal
+from landscape.surfaces.grid.journal import PointJournal
 from landscape.surfaces.grid.precision import precision_errors
 from landscape.surfaces.grid.quantities import Quantity
 from landscape.surfaces.grid.tiles import Tiles
@@ -114,7 +114,7 @@ def surface(
     ready = directions if isinstance(directions, Directions) else None
     identity = processes.agree(stored.identity_of(problems, arguments, ready, checkpoints, optimizer))
     with nullcontext() if file is None else locked(file, file=True):
-        journal: Journal | None = None
+        journal: PointJournal | None = None
         save: Callable[[Surface], None] = _nowhere
         if file is not None:
             path, options = Path(file), {"resume": resume, "replace_other": replace_other}
@@ -146,7 +146,7 @@ def _computed(
     header: Mapping[str, Any],
     arguments: Mapping[str, Any],
     identity: Mapping[str, Any],
-    journal: Journal | None,
+    journal: PointJournal | None,
     save: Callable[[Surface], None],
 ) -> Surface:
     """Compute everything that is missing, check the picture, save it."""

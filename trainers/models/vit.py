@@ -28,7 +28,7 @@ class Attention(nn.Module):
         return self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
 
 
-class Block(nn.Module):
+class TransformerBlock(nn.Module):
     """Pre-norm transformer block: x + attention(norm(x)), then x + mlp(norm(x))."""
 
     def __init__(self, dim: int, heads: int, mlp: int) -> None:
@@ -63,7 +63,7 @@ class VisionTransformer(nn.Module):
         self.flatten = nn.Flatten(2)
         self.cls = nn.Parameter(torch.empty(1, 1, dim))
         self.position = nn.Parameter(torch.empty(1, tokens + 1, dim))
-        self.blocks = nn.Sequential(*(Block(dim, heads, mlp) for _ in range(depth)))
+        self.blocks = nn.Sequential(*(TransformerBlock(dim, heads, mlp) for _ in range(depth)))
         self.norm = nn.LayerNorm(dim, eps=1e-6)
         self.head = nn.Linear(dim, classes)
         self._initialize()

@@ -14,7 +14,7 @@ from landscape.problem.problem import Problem
 from landscape.results.result import Result, plain
 from trainers.monitor.columns import numbers
 from trainers.names import parse_name
-from trainers.requests import Request, requests
+from trainers.requests import MeasureRequest, requests
 
 ALIASES = {"lambda_max": "hessian_top_eigenvalues:k=1", "sharpness": "sam_sharpness", "trace": "hessian_trace"}
 """Short names of what is watched most -> the measures."""
@@ -38,7 +38,7 @@ class Measurements:
         InputError: one that needs more than the Problem at one set of weights.
     """
 
-    def __init__(self, requests: Sequence[Request]) -> None:
+    def __init__(self, requests: Sequence[MeasureRequest]) -> None:
         for request in requests:
             _require_weights_alone(request)
         self.requests = requests
@@ -76,10 +76,10 @@ class Measurements:
                     units[column] = str(facts.get("unit", ""))
         return units
 
-    def _numbers(self, problem: Problem, request: Request) -> dict[str, float]:
+    def _numbers(self, problem: Problem, request: MeasureRequest) -> dict[str, float]:
         return numbers(request.key, self.result(problem, request), MEASURES.entry(request.measure))
 
-    def result(self, problem: Problem, request: Request) -> Result:
+    def result(self, problem: Problem, request: MeasureRequest) -> Result:
         """One measure, taken once more."""
         measure = MEASURES[request.measure]
         start = {"start": self._vectors[request.key]} if request.key in self._vectors else {}
@@ -91,7 +91,7 @@ class Measurements:
         return result
 
 
-def named(names: Sequence[str]) -> list[Request]:
+def named(names: Sequence[str]) -> list[MeasureRequest]:
     """Measures as on the command line, or of `ALIASES`.
 
     Raises:
@@ -105,7 +105,7 @@ def named(names: Sequence[str]) -> list[Request]:
     return requests(names, aliases=ALIASES)
 
 
-def _require_weights_alone(request: Request) -> None:
+def _require_weights_alone(request: MeasureRequest) -> None:
     _, *rest = inspect.signature(MEASURES[request.measure]).parameters.values()
     needed = [p.name for p in rest if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
     if needed:

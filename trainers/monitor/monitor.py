@@ -21,7 +21,7 @@ from landscape.results.result import LabelledArrays
 from trainers.monitor.logs import log_of, logged
 from trainers.monitor.measurements import DEFAULT_MEASURES, Measurements, named
 from trainers.monitor.overhead import Overhead
-from trainers.monitor.rows import Rows, as_arrays
+from trainers.monitor.rows import MeasuredRows, as_arrays
 
 DEFAULT_SHARE = 0.05
 SECONDS = ("training_seconds", "measuring_seconds")
@@ -107,7 +107,7 @@ class Monitor:
         self._measurements = Measurements(named([measures] if isinstance(measures, str) else measures))
         self._takes_part = problem.distributed or processes.rank() == 0
         self._writes = processes.rank() == 0
-        self._rows = Rows(_stem(out) if self._writes else None, resume=resume)
+        self._rows = MeasuredRows(_stem(out) if self._writes else None, resume=resume)
         self._log = log_of(log)
         self._step: int | None = None
 

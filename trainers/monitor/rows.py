@@ -22,7 +22,7 @@ _HUNDREDTH = 100
 """The tables may lack one row in so many until they are closed: writing them takes the longer, the longer they are."""
 
 
-class Rows:
+class MeasuredRows:
     """One row a measured step, in the order of the steps.
 
     Files: `.journal` gets every row as it comes, with its checksum, and is what resuming reads; `.csv` and `.h5` are

@@ -11,14 +11,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from landscape.invariance.rescaling.rules import RULES, named, opaque, rule
-from landscape.invariance.rescaling.trace import NO_FACTOR, Trace, plain_name, tensors_of
+from landscape.invariance.rescaling.trace import NO_FACTOR, ObservedRun, plain_name, tensors_of
 from landscape.invariance.rescaling.units import ANY, compact
 
 __all__ = ["RULES"]
 
 
 @rule("linear")
-def linear(trace: Trace, func: Any, args: tuple, kwargs: dict, out: Any) -> Any:
+def linear(trace: ObservedRun, func: Any, args: tuple, kwargs: dict, out: Any) -> Any:
     """W_ij scales by tau_out(i) / tau_in(j), the bias by tau_out: every output is a new unit."""
     arguments = named(func, args, kwargs, "input weight bias")
     weight, bias = arguments["weight"], arguments.get("bias")
@@ -32,7 +32,7 @@ def linear(trace: Trace, func: Any, args: tuple, kwargs: dict, out: Any) -> Any:
 
 
 @rule("conv1d", "conv2d", "conv3d")
-def convolution(trace: Trace, func: Any, args: tuple, kwargs: dict, out: Any) -> Any:
+def convolution(trace: ObservedRun, func: Any, args: tuple, kwargs: dict, out: Any) -> Any:
     """As a linear layer, a unit an output channel; a group reads its own run of input channels."""
     arguments = named(func, args, kwargs, "input weight bias stride padding dilation groups")
     weight, groups = arguments["weight"], arguments.get("groups") or 1
@@ -50,7 +50,7 @@ def convolution(trace: Trace, func: Any, args: tuple, kwargs: dict, out: Any) ->
 
 
 @rule("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
-def transposed_convolution(trace: Trace, func: Any, args: tuple, kwargs: dict, out: Any) -> Any:
+def transposed_convolution(trace: ObservedRun, func: Any, args: tuple, kwargs: dict, out: Any) -> Any:
     """The weight's first axis is the input channel, the second the output channel within its group."""
     arguments = named(func, args, kwargs, "input weight bias stride padding output_padding groups dilation")
     weight, groups = arguments["weight"], arguments.get("groups") or 1
@@ -70,7 +70,7 @@ def transposed_convolution(trace: Trace, func: Any, args: tuple, kwargs: dict, o
 
 
 @rule("embedding")
-def embedding(trace: Trace, func: Any, args: tuple, kwargs: dict, out: Any) -> Any:
+def embedding(trace: ObservedRun, func: Any, args: tuple, kwargs: dict, out: Any) -> Any:
     """Every feature of the table is a unit."""
     arguments = named(func, args, kwargs, "input weight padding_idx max_norm")
     if not trace.is_parameter(arguments["weight"]) or arguments.get("max_norm") is not None:
@@ -81,7 +81,7 @@ def embedding(trace: Trace, func: Any, args: tuple, kwargs: dict, out: Any) -> A
 
 
 @rule("batch_norm")
-def batch_norm(trace: Trace, func: Any, args: tuple, kwargs: dict, out: Any) -> Any:
+def batch_norm(trace: ObservedRun, func: Any, args: tuple, kwargs: dict, out: Any) -> Any:
     """With running statistics those absorb the factor of the input; scale and shift make a new unit a channel.
 
     running_mean' = c running_mean and running_var' = c^2 (running_var + eps) - eps keep the function exactly. Batch
@@ -101,7 +101,7 @@ def batch_norm(trace: Trace, func: Any, args: tuple, kwargs: dict, out: Any) -> 
 
 
 @rule("group_norm")
-def group_norm(trace: Trace, func: Any, args: tuple, kwargs: dict, out: Any) -> Any:
+def group_norm(trace: ObservedRun, func: Any, args: tuple, kwargs: dict, out: Any) -> Any:
     """The path ends (eps); scale and shift make a new unit a channel."""
     arguments = named(func, args, kwargs, "input num_groups weight bias eps")
     if func is not F.group_norm:
@@ -111,7 +111,7 @@ def group_norm(trace: Trace, func: Any, args: tuple, kwargs: dict, out: Any) -> 
 
 
 @rule("instance_norm")
-def instance_norm(trace: Trace, func: Any, args: tuple, kwargs: dict, out: Any) -> Any:
+def instance_norm(trace: ObservedRun, func: Any, args: tuple, kwargs: dict, out: Any) -> Any:
     """As GroupNorm."""
     arguments = named(func, args, kwargs, "input running_mean running_var weight bias use_input_stats momentum eps")
     if func is not F.instance_norm:
@@ -121,7 +121,7 @@ def instance_norm(trace: Trace, func: Any, args: tuple, kwargs: dict, out: Any) 
 
 
 @rule("layer_norm", "rms_norm")
-def layer_norm(trace: Trace, func: Any, args: tuple, kwargs: dict, out: Any) -> Any:
+def layer_norm(trace: ObservedRun, func: Any, args: tuple, kwargs: dict, out: Any) -> Any:
     """The path ends (eps); scale and shift make a new unit an entry of the normalized shape."""
     arguments = named(func, args, kwargs, "input normalized_shape weight bias eps")
     if plain_name(func) == "rms_norm":
@@ -131,7 +131,7 @@ def layer_norm(trace: Trace, func: Any, args: tuple, kwargs: dict, out: Any) -> 
 
 
 @rule("matmul", "rmatmul", "bmm", "mm")
-def matmul(trace: Trace, func: Any, args: tuple, kwargs: dict, out: Any) -> Any:
+def matmul(trace: ObservedRun, func: Any, args: tuple, kwargs: dict, out: Any) -> Any:
     """X W for a parameter W is a linear layer; A x for an A without factors mixes tied rows; else the pair cancels."""
     arguments = named(func, args, kwargs, "input other")
     a, b = arguments["input"], arguments["other"]
@@ -148,7 +148,7 @@ def matmul(trace: Trace, func: Any, args: tuple, kwargs: dict, out: Any) -> Any:
 
 
 @rule("einsum")
-def einsum(trace: Trace, func: Any, args: tuple, kwargs: dict, out: Any) -> Any:
+def einsum(trace: ObservedRun, func: Any, args: tuple, kwargs: dict, out: Any) -> Any:
     """Of two operands, as a matrix product: one without factors mixes the other's entries; else the pair cancels."""
     equation, *rest = args
     operands = list(rest[0]) if len(rest) == 1 and isinstance(rest[0], list | tuple) else rest
@@ -168,7 +168,7 @@ def einsum(trace: Trace, func: Any, args: tuple, kwargs: dict, out: Any) -> Any:
 
 
 @rule("scaled_dot_product_attention")
-def attention(trace: Trace, func: Any, args: tuple, kwargs: dict, out: Any) -> Any:
+def attention(trace: ObservedRun, func: Any, args: tuple, kwargs: dict, out: Any) -> Any:
     """Queries times tau, keys over tau, for each dimension of each head; values pass to the output."""
     arguments = named(func, args, kwargs, "query key value attn_mask")
     q, k, v = (trace.labels(arguments[n]) for n in ("query", "key", "value"))
@@ -180,7 +180,7 @@ def attention(trace: Trace, func: Any, args: tuple, kwargs: dict, out: Any) -> A
 
 
 @rule("multi_head_attention_forward")
-def multi_head_attention(trace: Trace, func: Any, args: tuple, kwargs: dict, out: Any) -> Any:
+def multi_head_attention(trace: ObservedRun, func: Any, args: tuple, kwargs: dict, out: Any) -> Any:
     """nn.MultiheadAttention: three projections (packed or separate), attention, the output projection."""
     bound = inspect.signature(func).bind(*args, **kwargs)
     bound.apply_defaults()
@@ -208,13 +208,13 @@ def multi_head_attention(trace: Trace, func: Any, args: tuple, kwargs: dict, out
 # -- parts of rules ------------------------------------------------------------------------------------------------
 
 
-def _channels(trace: Trace, labels: Tensor, places: int) -> Tensor:
+def _channels(trace: ObservedRun, labels: Tensor, places: int) -> Tensor:
     """One label a channel of (..., channels, *places): the places and the examples of a channel are tied."""
     channel = labels.dim() - places - 1
     return trace.units.reduce(labels, [d for d in range(labels.dim()) if d != channel]).reshape(-1)
 
 
-def _computed(trace: Trace, labels: Tensor, inputs: Tensor, bias: Tensor | None) -> Tensor:
+def _computed(trace: ObservedRun, labels: Tensor, inputs: Tensor, bias: Tensor | None) -> Tensor:
     """Outputs (out,) of a weight (out, in, ...) that the network computes: all that one output sums carries one factor.
 
     Where the weight's factors are the same along its inputs, the inputs are tied and their factor passes.
@@ -237,7 +237,7 @@ def _computed(trace: Trace, labels: Tensor, inputs: Tensor, bias: Tensor | None)
     return outputs
 
 
-def _affine(trace: Trace, arguments: dict[str, Any], channel: int | None, out: Tensor) -> Tensor:
+def _affine(trace: ObservedRun, arguments: dict[str, Any], channel: int | None, out: Tensor) -> Tensor:
     """Scale and shift of a normalization layer are the incoming parameters of a new unit; none without them."""
     weight, bias = arguments.get("weight"), arguments.get("bias")
     if weight is None or not trace.is_parameter(weight):
@@ -249,7 +249,7 @@ def _affine(trace: Trace, arguments: dict[str, Any], channel: int | None, out: T
     return (made if channel is None else made.view(-1, *[1] * (out.dim() - channel - 1))).expand(out.shape)
 
 
-def _spread(trace: Trace, labels: Tensor, term: str, wanted: str, shape: Sequence[int] | None) -> Tensor:
+def _spread(trace: ObservedRun, labels: Tensor, term: str, wanted: str, shape: Sequence[int] | None) -> Tensor:
     """Labels of an operand with the indices `term`, tied along all but the `wanted` ones and put in their order."""
     kept = trace.units.reduce(labels, [d for d, i in enumerate(term) if i not in wanted])
     there = [i for i in wanted if i in term]
@@ -260,12 +260,12 @@ def _spread(trace: Trace, labels: Tensor, term: str, wanted: str, shape: Sequenc
     return kept[tuple(slice(None) if i in term else None for i in wanted)].expand(shape)
 
 
-def _cancel(trace: Trace, q: Tensor, k: Tensor) -> None:
+def _cancel(trace: ObservedRun, q: Tensor, k: Tensor) -> None:
     """Tie k to 1 / q, so that their products carry no factor."""
     trace.units.tie(torch.where(k == ANY, ANY, -k), q)
 
 
-def _contract(trace: Trace, a: Tensor, b: Tensor, shape: Sequence[int]) -> Tensor:
+def _contract(trace: ObservedRun, a: Tensor, b: Tensor, shape: Sequence[int]) -> Tensor:
     """A (.., i, k) times B (.., k, j): the factors of a_ik b_kj may not depend on k."""
     units = trace.units
     if units.fixed(a):

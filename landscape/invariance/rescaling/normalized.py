@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from landscape.invariance.rescaling.rules import RULES, named, opaque, rule
-from landscape.invariance.rescaling.trace import NO_FACTOR, Trace
+from landscape.invariance.rescaling.trace import NO_FACTOR, ObservedRun
 
 __all__ = ["RULES"]
 
 
 @rule("weight_norm")
-def weight_norm(trace: Trace, func: Any, args: tuple, kwargs: dict, out: Any) -> Any:
+def weight_norm(trace: ObservedRun, func: Any, args: tuple, kwargs: dict, out: Any) -> Any:
     """W = g v / ||v||: every slice of v has a free factor that nothing else sees, W has the factors of g.
 
     Both forms, `torch.nn.utils.weight_norm` and the parametrization, call this function.
@@ -26,7 +26,7 @@ def weight_norm(trace: Trace, func: Any, args: tuple, kwargs: dict, out: Any) ->
 
 
 @rule("normalize")
-def normalize(trace: Trace, func: Any, args: tuple, kwargs: dict, out: Any) -> Any:
+def normalize(trace: ObservedRun, func: Any, args: tuple, kwargs: dict, out: Any) -> Any:
     """X / max(||x||, eps) takes the factor of a slice away: its entries are tied, what comes out has none."""
     arguments = named(func, args, kwargs, "input p dim eps")
     labels, dim = trace.labels(arguments["input"]), arguments.get("dim", 1)
@@ -35,7 +35,7 @@ def normalize(trace: Trace, func: Any, args: tuple, kwargs: dict, out: Any) -> A
 
 
 @rule("cosine_similarity")
-def cosine(trace: Trace, func: Any, args: tuple, kwargs: dict, out: Any) -> Any:
+def cosine(trace: ObservedRun, func: Any, args: tuple, kwargs: dict, out: Any) -> Any:
     """As the product of two normalized vectors."""
     arguments = named(func, args, kwargs, "x1 x2 dim eps")
     for name in ("x1", "x2"):
@@ -44,7 +44,7 @@ def cosine(trace: Trace, func: Any, args: tuple, kwargs: dict, out: Any) -> Any:
 
 
 @rule("norm", "linalg_norm", "linalg_vector_norm")
-def norm(trace: Trace, func: Any, args: tuple, kwargs: dict, out: Any) -> Any:
+def norm(trace: ObservedRun, func: Any, args: tuple, kwargs: dict, out: Any) -> Any:
     """||c x|| = c ||x|| for every order but 0: the entries of a slice are tied, their norm carries their factor."""
     linear_algebra = "linalg" in getattr(func, "__name__", "")
     arguments = named(func, args, kwargs, "input ord dim" if linear_algebra else "input p dim")

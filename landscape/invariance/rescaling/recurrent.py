@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from landscape.invariance.rescaling.rules import RULES, opaque, rule
-from landscape.invariance.rescaling.trace import Trace, plain_name, tensors_of
+from landscape.invariance.rescaling.trace import ObservedRun, plain_name, tensors_of
 
 __all__ = ["RULES"]
 
 
 @rule("rnn_relu")
-def recurrent(trace: Trace, func: Any, args: tuple, kwargs: dict, out: Any) -> Any:
+def recurrent(trace: ObservedRun, func: Any, args: tuple, kwargs: dict, out: Any) -> Any:
     """nn.RNN: h_t = relu(W x_t + b + U h_(t-1) + c), layer upon layer; U_ij scales by tau_i / tau_j."""
     # Padded: (input, hx, weights, has_biases, layers, ...); packed: (data, batch_sizes, hx, weights, ...).
     state, weights, has_biases, layers = args[2:6] if isinstance(args[3], list | tuple) else args[1:5]
@@ -41,7 +41,7 @@ def recurrent(trace: Trace, func: Any, args: tuple, kwargs: dict, out: Any) -> A
 
 
 @rule("rnn_relu_cell")
-def cell(trace: Trace, func: Any, args: tuple, kwargs: dict, out: Any) -> Any:
+def cell(trace: ObservedRun, func: Any, args: tuple, kwargs: dict, out: Any) -> Any:
     """nn.RNNCell: one step."""
     x, state, *weights = args
     weights = [w for w in weights if w is not None]
@@ -53,7 +53,7 @@ def cell(trace: Trace, func: Any, args: tuple, kwargs: dict, out: Any) -> Any:
 
 
 @rule("pack_padded_sequence", "pad_packed_sequence")
-def packed(trace: Trace, func: Any, args: tuple, kwargs: dict, out: Any) -> Any:
+def packed(trace: ObservedRun, func: Any, args: tuple, kwargs: dict, out: Any) -> Any:
     """The steps and examples of a feature carry one factor, packed or padded by zeros; their numbers have none."""
     padding = plain_name(func) == "pad_packed_sequence"
     if padding and args[3]:
@@ -64,7 +64,7 @@ def packed(trace: Trace, func: Any, args: tuple, kwargs: dict, out: Any) -> Any:
     return [kept.reshape(shape).expand(out[0].shape), None]
 
 
-def _use(trace: Trace, weights: Sequence[Tensor], hidden: Tensor, inputs: Tensor, before: Tensor) -> None:
+def _use(trace: ObservedRun, weights: Sequence[Tensor], hidden: Tensor, inputs: Tensor, before: Tensor) -> None:
     """The weights (input to hidden, hidden to hidden) and biases of a cell."""
     trace.use(weights[0], (hidden[:, None], 1), (inputs[None, :], -1))
     trace.use(weights[1], (hidden[:, None], 1), (before[None, :], -1))

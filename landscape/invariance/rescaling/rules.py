@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from landscape.invariance.rescaling.trace import NO_FACTOR, Rule, Trace, host, plain_name, tensors_of
+from landscape.invariance.rescaling.trace import NO_FACTOR, ObservedRun, Rule, host, plain_name, tensors_of
 from landscape.invariance.rescaling.units import ANY, elementwise
 
 RULES: dict[str, Rule] = {}
@@ -30,7 +30,7 @@ def rule(*names: str) -> Callable[[Rule], Rule]:
     return mark
 
 
-def opaque(trace: Trace, func: Any, args: tuple, kwargs: dict, out: Any) -> Any:
+def opaque(trace: ObservedRun, func: Any, args: tuple, kwargs: dict, out: Any) -> Any:
     """End the path."""
     trace.end((args, kwargs))
     return NO_FACTOR
@@ -43,26 +43,26 @@ def opaque(trace: Trace, func: Any, args: tuple, kwargs: dict, out: Any) -> Any:
     "feature_alpha_dropout", "abs", "absolute", "neg", "negative", "positive", "clone", "contiguous", "detach", ".data"
 )
 @rule("to", "type", "float", "double", "half", "bfloat16", "cpu", "cuda", "type_as", "requires_grad")
-def homogeneous(trace: Trace, func: Any, args: tuple, kwargs: dict, out: Any) -> Any:
+def homogeneous(trace: ObservedRun, func: Any, args: tuple, kwargs: dict, out: Any) -> Any:
     """f(c x) = c f(x) for c > 0, entry by entry."""
     return trace.labels(_first(args, kwargs))
 
 
 @rule("zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_full")
-def constant(trace: Trace, func: Any, args: tuple, kwargs: dict, out: Any) -> Any:
+def constant(trace: ObservedRun, func: Any, args: tuple, kwargs: dict, out: Any) -> Any:
     """A constant in the shape of a tensor reads nothing of it; zeros fit every factor."""
     return torch.where(out.detach().cpu() == 0, ANY, 0)
 
 
 @rule("prelu")
-def prelu(trace: Trace, func: Any, args: tuple, kwargs: dict, out: Any) -> Any:
+def prelu(trace: ObservedRun, func: Any, args: tuple, kwargs: dict, out: Any) -> Any:
     """PReLU passes; its slope is not rescaled."""
     trace.end(named(func, args, kwargs, "input weight")["weight"])
     return trace.labels(_first(args, kwargs))
 
 
 @rule("clamp", "clip", "clamp_min", "threshold")
-def clamp(trace: Trace, func: Any, args: tuple, kwargs: dict, out: Any) -> Any:
+def clamp(trace: ObservedRun, func: Any, args: tuple, kwargs: dict, out: Any) -> Any:
     """A clamp at 0 from below is ReLU; any other bound ends the path."""
     names = {"clamp_min": "input min max", "threshold": "input min value"}.get(plain_name(func), "input min max")
     arguments = named(func, args, kwargs, names)
@@ -79,7 +79,7 @@ def clamp(trace: Trace, func: Any, args: tuple, kwargs: dict, out: Any) -> Any:
 @rule("index_select", "getitem", "gather", "take_along_dim", "unfold", "diagonal", "view_as", "expand_as", "reshape_as")
 @rule("cat", "concat", "concatenate", "stack", "hstack", "vstack", "dstack", "broadcast_to")
 @rule("channel_shuffle", "pixel_shuffle", "pixel_unshuffle")
-def shape(trace: Trace, func: Any, args: tuple, kwargs: dict, out: Any) -> Any:
+def shape(trace: ObservedRun, func: Any, args: tuple, kwargs: dict, out: Any) -> Any:
     """Labels are cut, joined and moved as the tensor's entries are: the same function acts on them."""
     if func is F.unfold:
         return opaque(trace, func, args, kwargs, out)
@@ -89,7 +89,7 @@ def shape(trace: Trace, func: Any, args: tuple, kwargs: dict, out: Any) -> Any:
 
 
 @rule("pad")
-def pad(trace: Trace, func: Any, args: tuple, kwargs: dict, out: Any) -> Any:
+def pad(trace: ObservedRun, func: Any, args: tuple, kwargs: dict, out: Any) -> Any:
     """Padding by zeros fits every factor; by another constant the path ends."""
     arguments = named(func, args, kwargs, "input pad mode value")
     mode, value, labels = arguments.get("mode") or "constant", arguments.get("value"), trace.labels(arguments["input"])
@@ -100,7 +100,7 @@ def pad(trace: Trace, func: Any, args: tuple, kwargs: dict, out: Any) -> Any:
 
 
 @rule("add", "iadd", "radd", "sub", "isub", "rsub", "subtract", "maximum", "minimum")
-def add(trace: Trace, func: Any, args: tuple, kwargs: dict, out: Any) -> Any:
+def add(trace: ObservedRun, func: Any, args: tuple, kwargs: dict, out: Any) -> Any:
     """Terms of a sum carry one factor: a residual addition ties the units of its branches."""
     arguments = named(func, args, kwargs, "input other")
     a, b = trace.labels(arguments["input"]), trace.labels(arguments["other"])
@@ -108,7 +108,7 @@ def add(trace: Trace, func: Any, args: tuple, kwargs: dict, out: Any) -> Any:
 
 
 @rule("where")
-def where(trace: Trace, func: Any, args: tuple, kwargs: dict, out: Any) -> Any:
+def where(trace: ObservedRun, func: Any, args: tuple, kwargs: dict, out: Any) -> Any:
     """Both choices carry one factor."""
     arguments = named(func, args, kwargs, "condition input other")
     if len(arguments) < 3:
@@ -117,21 +117,21 @@ def where(trace: Trace, func: Any, args: tuple, kwargs: dict, out: Any) -> Any:
 
 
 @rule("masked_fill")
-def masked_fill(trace: Trace, func: Any, args: tuple, kwargs: dict, out: Any) -> Any:
+def masked_fill(trace: ObservedRun, func: Any, args: tuple, kwargs: dict, out: Any) -> Any:
     """As a choice between the tensor and the value."""
     arguments = named(func, args, kwargs, "input mask value")
     return _joined(trace, trace.labels(arguments["input"]), trace.labels(arguments["value"]))
 
 
 @rule("mul", "imul", "rmul", "multiply")
-def multiply(trace: Trace, func: Any, args: tuple, kwargs: dict, out: Any) -> Any:
+def multiply(trace: ObservedRun, func: Any, args: tuple, kwargs: dict, out: Any) -> Any:
     """Factors multiply: gates, learned scales, constants."""
     arguments = named(func, args, kwargs, "input other")
     return trace.units.product(trace.labels(arguments["input"]), trace.labels(arguments["other"]))
 
 
 @rule("div", "idiv", "truediv", "itruediv", "divide", "true_divide", "rdiv", "rtruediv")
-def divide(trace: Trace, func: Any, args: tuple, kwargs: dict, out: Any) -> Any:
+def divide(trace: ObservedRun, func: Any, args: tuple, kwargs: dict, out: Any) -> Any:
     """Factors divide."""
     arguments = named(func, args, kwargs, "input other")
     if kwargs.get("rounding_mode"):
@@ -143,7 +143,7 @@ def divide(trace: Trace, func: Any, args: tuple, kwargs: dict, out: Any) -> Any:
 
 
 @rule("square", "sqrt", "rsqrt", "reciprocal", "pow")
-def power(trace: Trace, func: Any, args: tuple, kwargs: dict, out: Any) -> Any:
+def power(trace: ObservedRun, func: Any, args: tuple, kwargs: dict, out: Any) -> Any:
     """(c x)^a = c^a x^a for a number a, whole or half; any other exponent ends the path."""
     arguments = named(func, args, kwargs, "input exponent")
     plain = {"square": 2, "sqrt": 0.5, "rsqrt": -0.5, "reciprocal": -1}
@@ -162,7 +162,7 @@ def power(trace: Trace, func: Any, args: tuple, kwargs: dict, out: Any) -> Any:
 
 
 @rule("cumsum", "topk", "sort")
-def ordered(trace: Trace, func: Any, args: tuple, kwargs: dict, out: Any) -> Any:
+def ordered(trace: ObservedRun, func: Any, args: tuple, kwargs: dict, out: Any) -> Any:
     """Entries along a dimension that are summed up or sorted carry one factor."""
     names = "input k dim" if plain_name(func) == "topk" else "input dim"
     arguments = named(func, args, kwargs, names)
@@ -175,7 +175,7 @@ def ordered(trace: Trace, func: Any, args: tuple, kwargs: dict, out: Any) -> Any
 
 
 @rule("gt", "ge", "lt", "le", "eq", "ne", "greater", "less", "sign", "signbit")
-def sign(trace: Trace, func: Any, args: tuple, kwargs: dict, out: Any) -> Any:
+def sign(trace: ObservedRun, func: Any, args: tuple, kwargs: dict, out: Any) -> Any:
     """The sign of an entry does not change with a positive factor; other comparisons end the path."""
     other = args[1] if len(args) > 1 else kwargs.get("other", 0)
     zero = isinstance(other, int | float) and other == 0
@@ -183,7 +183,7 @@ def sign(trace: Trace, func: Any, args: tuple, kwargs: dict, out: Any) -> Any:
 
 
 @rule("glu")
-def gated_linear_unit(trace: Trace, func: Any, args: tuple, kwargs: dict, out: Any) -> Any:
+def gated_linear_unit(trace: ObservedRun, func: Any, args: tuple, kwargs: dict, out: Any) -> Any:
     """The product a sigmoid(b) of the two halves: b ends its path, a passes."""
     arguments = named(func, args, kwargs, "input dim")
     first, second = trace.labels(arguments["input"]).chunk(2, arguments.get("dim", -1))
@@ -192,7 +192,7 @@ def gated_linear_unit(trace: Trace, func: Any, args: tuple, kwargs: dict, out: A
 
 
 @rule("mean", "sum", "nanmean", "nansum", "amax", "amin", "max", "min", "median")
-def statistic(trace: Trace, func: Any, args: tuple, kwargs: dict, out: Any) -> Any:
+def statistic(trace: ObservedRun, func: Any, args: tuple, kwargs: dict, out: Any) -> Any:
     """Entries that are averaged, summed or compared carry one factor, and so does what comes out."""
     arguments = named(func, args, kwargs, "input dim keepdim")
     labels, dim = trace.labels(arguments["input"]), arguments.get("dim", kwargs.get("axis"))
@@ -207,7 +207,7 @@ def statistic(trace: Trace, func: Any, args: tuple, kwargs: dict, out: Any) -> A
 @rule(*(f"{kind}_pool{n}d" for n in (1, 2, 3) for kind in ("max", "avg", "lp", "adaptive_avg", "adaptive_max")))
 @rule(*(f"max_pool{n}d_with_indices" for n in (1, 2, 3)), *(f"adaptive_max_pool{n}d_with_indices" for n in (1, 2, 3)))
 @rule("interpolate", "upsample")
-def pool(trace: Trace, func: Any, args: tuple, kwargs: dict, out: Any) -> Any:
+def pool(trace: ObservedRun, func: Any, args: tuple, kwargs: dict, out: Any) -> Any:
     """The places of a channel carry one factor, before and after (interpolation keeps it as pooling does)."""
     labels, outputs = trace.labels(_first(args, kwargs)), tensors_of(out)
     digits = [c for c in plain_name(func) if c.isdigit()]
@@ -230,6 +230,6 @@ def _first(args: tuple, kwargs: dict) -> Any:
     return args[0] if args else kwargs["input"]
 
 
-def _joined(trace: Trace, a: Tensor, b: Tensor) -> Tensor:
+def _joined(trace: ObservedRun, a: Tensor, b: Tensor) -> Tensor:
     trace.units.tie(a, b)
     return elementwise(lambda x, y: torch.where(x == ANY, y, x), a, b)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from landscape.errors import InputError
 from landscape.invariance.rescaling import layers, normalized, recurrent
 from landscape.invariance.rescaling.symmetries import Block, Symmetries
-from landscape.invariance.rescaling.trace import HINTS, Trace, Use, tensors_of
+from landscape.invariance.rescaling.trace import HINTS, ObservedRun, Use, tensors_of
 from landscape.problem.batches import Batch
 from landscape.problem.evaluator import POLICIES, copied
 from landscape.problem.parameters import Parameters
@@ -78,18 +78,18 @@ def find(
     example = _example(example_input, layout.read(double))
     if not bool(torch.isfinite(layout.read(double)).all()):
         raise InputError("the weights hold nan or inf: rescaling and comparing outputs would be meaningless")
-    trace = Trace(double, hints, {**layers.RULES, **normalized.RULES, **recurrent.RULES})
+    trace = ObservedRun(double, hints, {**layers.RULES, **normalized.RULES, **recurrent.RULES})
     few = example.rows(0, 2) if example.sliceable else example
     trace.run(few.args, few.kwargs)
     symmetries = _verified(_assemble(trace, layout, double), double, example, tolerance)
     buffers = dict(model.named_buffers())
-    return replace(symmetries, _buffers={name: buffers[name].detach().clone() for name in symmetries._buffers})
+    return replace(symmetries, buffers={name: buffers[name].detach().clone() for name in symmetries.buffers})
 
 
 # -- from the trace to the group -----------------------------------------------------------------------------------
 
 
-def _assemble(trace: Trace, layout: Parameters, model: nn.Module) -> Symmetries:
+def _assemble(trace: ObservedRun, layout: Parameters, model: nn.Module) -> Symmetries:
     shapes = {n: t.shape for n, t in [*model.named_parameters(remove_duplicate=False), *model.named_buffers()]}
     inside, buffers = set(layout.names), dict(model.named_buffers())
     uses = {name: use for name, use in trace.uses.items() if use.factors}
@@ -162,7 +162,7 @@ def _verified(symmetries: Symmetries, model: nn.Module, example: Batch, toleranc
             blocks=tuple(replace(b, units=tuple(position[n] for n in b.units)) for b in good),
             rejected=tuple(bad),
             residual=residual(numbers) if numbers else 0.0,
-            _matrix=symmetries._matrix[:, numbers],
+            matrix=symmetries.matrix[:, numbers],
         )
         if kept.residual > tolerance:
             raise InputError(
@@ -185,7 +185,7 @@ def _residual(
     finally:
         symmetries.parameters.write(model, w)
         for name in moved.buffers:
-            buffers[name].copy_(symmetries._buffers[name])
+            buffers[name].copy_(symmetries.buffers[name])
     worst = 0.0
     for new, old in zip(outputs, reference, strict=True):
         scale = old.abs().max().clamp(min=torch.finfo(torch.float64).tiny)

@@ -83,6 +83,9 @@ class Symmetries:
         rejected: what the trace found but the network did not confirm.
         notes: parts of the network that ended paths because they could not be followed.
         residual: max |f' - f| / max |f| with every unit rescaled at once.
+        uses: parameter or buffer -> how the network uses it.
+        matrix: (labels, dimension): the logarithm of each label's factor is this times log tau.
+        buffers: the moved ones as they were when the symmetries were found.
     """
 
     parameters: Parameters
@@ -90,14 +93,14 @@ class Symmetries:
     rejected: tuple[Block, ...]
     notes: tuple[str, ...]
     residual: float
-    _uses: Mapping[str, Use]
-    _matrix: csr_matrix
-    _buffers: Mapping[str, Tensor]
+    uses: Mapping[str, Use]
+    matrix: csr_matrix
+    buffers: Mapping[str, Tensor]
 
     @property
     def dimension(self) -> int:
         """Dimension of the group: the number of free factors tau."""
-        return self._matrix.shape[1]
+        return self.matrix.shape[1]
 
     def sample(self, generator: torch.Generator, low: float = 0.5, high: float = 1.5) -> Tensor:
         """Factors tau (dimension,), float64, uniform in [low, high).
@@ -114,7 +117,7 @@ class Symmetries:
         logs = self._logs(tau)
         pieces = []
         for slot in self.parameters:
-            use = self._uses.get(slot.name)
+            use = self.uses.get(slot.name)
             kept = use is None or (weights_only and slot.kind == "bias")
             log = torch.zeros(()) if kept or use is None else _exponent(use, logs)
             pieces.append(torch.exp(log.double()).expand(slot.shape).reshape(-1))
@@ -135,8 +138,8 @@ class Symmetries:
         if tau.shape != (self.dimension,) or not bool((tau > 0).all()):
             raise InputError(f"tau: {self.dimension} positive factors are needed, received shape {tuple(tau.shape)}")
         scales = self.scales(tau, weights_only=weights_only).to(w.device)
-        before, logs = self._buffers if buffers is None else buffers, self._logs(tau)
-        moved = {n: _buffer(before[n], u, logs) for n, u in self._uses.items() if n in self._buffers}
+        before, logs = self.buffers if buffers is None else buffers, self._logs(tau)
+        moved = {n: _buffer(before[n], u, logs) for n, u in self.uses.items() if n in self.buffers}
         return Rescaled((w.double() * scales).to(w.dtype), moved)
 
     @cached_property
@@ -144,8 +147,8 @@ class Symmetries:
         """Every unit with the tensors and axes that it touches."""
         owner = {number: block.name for block in self.blocks for number in block.units}
         touches: dict[int, list[Touch]] = {number: [] for number in range(self.dimension)}
-        for name, use in self._uses.items():
-            for number, touch in _touches(name, use, self._matrix):
+        for name, use in self.uses.items():
+            for number, touch in _touches(name, use, self.matrix):
                 touches[number].append(touch)
         return tuple(Unit(n, owner[n], tuple(t)) for n, t in touches.items())
 
@@ -182,7 +185,7 @@ class Symmetries:
         return "\n".join([*lines, total, *self.notes])
 
     def _logs(self, tau: Tensor) -> Tensor:
-        return torch.from_numpy(self._matrix @ np.log(tau.detach().cpu().double().numpy()))
+        return torch.from_numpy(self.matrix @ np.log(tau.detach().cpu().double().numpy()))
 
 
 def _exponent(use: Use, logs: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ ESCAPES = {"__bool__", "item", "tolist", "numpy", "__int__", "__float__", "__ind
 ESCAPES |= {"equal", "allclose", "is_nonzero", "__contains__"}
 _LARGEST_RAW = 1_000_000
 NO_FACTOR = torch.zeros((), dtype=torch.int64)
-Rule = Callable[["Trace", Any, tuple, dict, Any], Any]
+Rule = Callable[["ObservedRun", Any, tuple, dict, Any], Any]
 
 
 @dataclass
@@ -59,7 +59,7 @@ class _Known:
     labels: Tensor
 
 
-class Trace(TorchFunctionMode):
+class ObservedRun(TorchFunctionMode):
     """One run of a model under observation.
 
     Args:

@@ -36,7 +36,7 @@ def hessian(problem: Problem, *, count: int, seed: int, which: str = "LA") -> Di
     operator, generator = operator_of(problem), random.stream(seed, "surface eigenvectors")
     wanted = 1 if which == "BE" else count
     options: dict[str, Any] = {"which": which, "tol": _TOLERANCE, "relative_to": "spectrum", "generator": generator}
-    pairs = lanczos(operator.matvec, operator.like, wanted, **options)
+    pairs = lanczos(operator, wanted, **options)
     vectors = scaled_to(orthogonalized([_signed(v) for v in pairs.vectors[:count]]), norm(problem.weights))
     facts = {
         "eigenvalues": [float(v) for v in pairs.values[:count]],

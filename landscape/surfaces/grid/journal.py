@@ -28,7 +28,7 @@ _SYNC_SECONDS = 2.0
 Records = dict[tuple[int, int], np.ndarray]
 
 
-class Journal:
+class PointJournal:
     """Points of one surface on their way.
 
     Attributes:

@@ -75,7 +75,7 @@ def curvature(problem: Problem, evaluation: GridEvaluation, seed: int) -> Quanti
         generator = random.stream(seed, "curvature of a point")
         options = {"which": "BE", "tol": TOLERANCE, "relative_to": "spectrum", "generator": generator}
         try:
-            pairs = lanczos(operator.matvec, operator.like, 1, **options)  # type: ignore[arg-type]
+            pairs = lanczos(operator, 1, **options)  # type: ignore[arg-type]
         except InputError:
             return [float("nan")] * 3
         return [float(min(pairs.values)), float(max(pairs.values)), float(max(pairs.residuals))]

@@ -12,7 +12,7 @@ from landscape import processes
 from landscape.problem.problem import Problem
 from landscape.progress import Bar
 from landscape.surfaces.grid.evaluation import Point
-from landscape.surfaces.grid.journal import Journal, Records
+from landscape.surfaces.grid.journal import PointJournal, Records
 from landscape.surfaces.grid.quantities import Quantity
 
 _COSTS = ("forward", "backward", "hvp", "seconds")
@@ -33,7 +33,7 @@ class Tiles:
         journal: holds tiles of an earlier run (the same in every process) and keeps new ones; None keeps nothing.
     """
 
-    def __init__(self, points: Sequence[Point], problem: Problem, journal: Journal | None = None) -> None:
+    def __init__(self, points: Sequence[Point], problem: Problem, journal: PointJournal | None = None) -> None:
         self.points, self._problem, self._journal = points, problem, journal
         self._records: Records = dict(journal.records) if journal else {}
         self._shared = processes.world() > 1 and not problem.distributed
