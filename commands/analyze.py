@@ -80,8 +80,8 @@ def command(
 
     Writes analysis.h5, summary.json, report.html and figures/ to one directory. The checkpoints of a run (its folder,
     or files of one folder with their step or epoch in the name) give every measure over the steps: run.csv, run.h5,
-    summary.json and figures/run. What an earlier call of the same checkpoint computed with the same settings is
-    reused, also after an interruption.
+    summary.json, report.html and figures/run. What an earlier call of the same checkpoint computed with the same
+    settings is reused, also after an interruption.
     """
     from trainers.run_checkpoints import run_of
 
@@ -99,7 +99,7 @@ def _analyze_run(
 ) -> None:
     """Every measure over the steps of a run."""
     from figures.drawing import run as drawing
-    from figures.page import measuring
+    from figures.page import measuring, run_report
     from figures.page import run as running
     from figures.page.requests import SURFACE
     from landscape.files import write_json
@@ -125,7 +125,10 @@ def _analyze_run(
     running.write_csv(table, run.unit, directory / "run.csv")
     write_json(directory / "summary.json", {"checkpoints": rows})
     drawing.write(table, rows, run.unit, directory / "figures")
-    output.show({"checkpoints": rows}, running.text(table, run.unit), f"figure: {directory / 'figures' / 'run.pdf'}")
+    again = shlex.join(["landscape", *sys.argv[1:]])
+    report = run_report.write(table, rows, run.unit, directory / "report.html", command=again, facts=first.metadata)
+    said = [running.text(table, run.unit), *running.products(rows)]
+    output.show({"checkpoints": rows}, *said, f"figure: {directory / 'figures' / 'run.pdf'}", f"report: {report}")
 
 
 def _compare(

@@ -1,5 +1,8 @@
 """Small analyses made of real results with known numbers, for the tests of tables, figures and the report."""
 
+import html.parser
+import json
+
 import numpy as np
 
 from figures.page.analysis import Analysis
@@ -91,3 +94,31 @@ def analysis(label="run", scale=1.0, **changes):
         "provenance": {"batch_norm": "frozen", "dtype": "float32", "examples": 128, "torch": "2.13.0"},
     }
     return Analysis(**{**given, **changes})
+
+
+class Page(html.parser.HTMLParser):
+    """Texts and tags of a page."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.texts, self.scripts, self.current = [], [], [], None
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+        self.current = tag
+        if tag == "script":
+            self.scripts.append([dict(attributes), ""])
+
+    def handle_endtag(self, tag):
+        self.current = None
+
+    def handle_data(self, text):
+        if self.current == "script":
+            self.scripts[-1][1] += text
+        else:
+            self.texts.append(text)
+
+    @property
+    def data(self):
+        return json.loads(next(text for attributes, text in self.scripts if attributes.get("id") == "data"))

@@ -14,7 +14,6 @@ from torch import nn
 
 import cli
 import landscape
-from figures.drawing import run as drawing
 from figures.page import run as running
 from landscape import InputError
 from trainers import train
@@ -191,7 +190,9 @@ def test_numbers_over_the_steps_are_those_of_each_checkpoint(run, capsys):
     summary = json.loads((run / "over-steps" / "summary.json").read_text())["checkpoints"]
     assert summary[2]["measures"]["hessian_top_eigenvalues"]["values"][0] == stored["hessian_top_eigenvalues.1"][2]
     assert (run / "over-steps" / "figures" / "run.png").stat().st_size > 5000
-    assert capsys.readouterr().out.splitlines()[1].split()[0] == "1"
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].split()[0] == "1"
+    assert lines[-1] == f"report: {run / 'over-steps' / 'report.html'}"
 
 
 def test_eigenvectors_start_from_those_of_the_checkpoint_before(run, monkeypatch):
@@ -206,6 +207,40 @@ def test_eigenvectors_start_from_those_of_the_checkpoint_before(run, monkeypatch
     monkeypatch.setattr("trainers.monitor.measurements.MEASURES", {"hessian_top_eigenvalues": watched})
     running.measure_run(read(stages[0].path), stages, read, wanted, run / "run.journal")
     assert starts == [None, (2, 32), (2, 32), (2, 32)]
+
+
+def test_what_the_start_vectors_save_is_measured_in_the_middle(run, capsys):
+    """`hvps_from_random` is what the same call without `start` takes, at the one checkpoint that is compared."""
+    assert analyze(run, "--every", 2) == 0
+    spent = {
+        Path(row["checkpoint"]).name: row["measures"]["hessian_top_eigenvalues"]
+        for row in json.loads((run / "over-steps" / "summary.json").read_text())["checkpoints"]
+    }
+    assert [name for name, one in spent.items() if "hvps_from_random" in one] == ["epoch-7.pt"]
+    cold = landscape.top_eigenvalues(subject(run / "epoch-7.pt", samples=60).problem, k=2).hvps
+    warm = spent["epoch-7.pt"]["hvps"]
+    assert spent["epoch-7.pt"]["hvps_from_random"] == cold
+    total = sum(one["hvps"] for one in spent.values())
+    saved = f"{cold - warm} saved" if cold > warm else "none saved"
+    line = (
+        f"Largest Hessian eigenvalues: {total} Hessian-vector products at 6 checkpoints; epoch-7.pt took {warm} from "
+        f"the vectors of the checkpoint before, {cold} from random ones: {saved}"
+    )
+    assert line in capsys.readouterr().out.splitlines()
+    assert f"{line}." in (run / "over-steps" / "report.html").read_text()
+
+
+def test_products_saved_are_those_of_the_compared_checkpoint():
+    def row(name, hvps, **more):
+        return {"checkpoint": f"r/{name}", "measures": {"negative_curvature": {"hvps": hvps, **more}}}
+
+    lines = [running.products([row("a", 20), row("b", 14, hvps_from_random=cold), row("c", 16)]) for cold in (19, 12)]
+    assert [line for (line,) in lines] == [
+        "Ends of the Hessian's spectrum: 50 Hessian-vector products at 3 checkpoints; b took 14 from the vectors of "
+        f"the checkpoint before, {cold} from random ones: {saved} saved"
+        for cold, saved in ((19, "5"), (12, "none"))
+    ]
+    assert running.products([{"checkpoint": "a", "measures": {"sam_sharpness": {"value": 1.0}}}]) == []
 
 
 def test_what_is_measured_is_not_measured_again(run, monkeypatch):
@@ -311,32 +346,3 @@ def test_what_a_run_cannot_have_is_refused_before_any_work(options, message, run
 def test_every_is_for_runs(run, capsys):
     assert analyze(run / "ckpt.pt", "--every", 2) == 2
     assert "--every thins out the checkpoints of a run" in capsys.readouterr().err
-
-
-# -- how it is drawn ---------------------------------------------------------------------------------------------------
-
-
-def test_the_figure_has_a_panel_a_measure_with_its_error(run, styled):
-    row = {"sha256": "ab", "checkpoint": "x"}
-    rows = [
-        {
-            **row, "step": s, "epoch": None, "loss": 1.0 / s, "accuracy": None,
-            "measures": {
-                "hessian_trace": {"label": "Hessian trace", "value": 2.0 * s, "stderr": 0.5},
-                "hessian_top_eigenvalues": {"values": [3.0, 2.0], "error_bounds": [0.1, 0.2], "hvps": 9},
-            },
-        }
-        for s in (1, 10, 100)
-    ]  # fmt: skip
-    rows[1]["measures"].pop("hessian_trace")
-    stages = run_of([made(run.parent / "r", *(f"step={s}.pt" for s in (1, 10, 100)))]).stages
-    table = running.as_table(rows, "step", stages)
-    assert math.isnan(table["hessian_trace"][1])
-    loss, trace, top = drawing.draw(table, drawing.titles(rows), "step").axes
-    np.testing.assert_allclose(trace.get_lines()[0].get_xydata(), [[1, 2], [10, math.nan], [100, 200]])
-    assert [a.get_title("left") for a in (loss, trace, top)] == ["Loss", "Hessian trace", "Largest Hessian eigenvalues"]
-    assert [a.get_yscale() for a in (loss, trace, top)] == ["log", "log", "linear"]
-    band = trace.collections[0].get_paths()[0].vertices[:, 1]
-    assert band.min() == pytest.approx(2 - 1.96 * 0.5, rel=1e-3)
-    assert len(top.get_lines()) == 2
-    assert top.get_xlabel() == "step"

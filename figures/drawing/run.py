@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from figures.drawing import style
-from figures.page.meanings import title
-from figures.page.run import half_width, shown
+from figures.page.run import half_width, panels, titles
 from landscape.results.result import LabelledArrays
 
 if TYPE_CHECKING:
@@ -29,11 +28,6 @@ def write(table: LabelledArrays, rows: Sequence[Mapping[str, Any]], unit: str, d
     return style.save(draw(table, titles(rows), unit), directory / "run", facts, title="run")
 
 
-def titles(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """Measure -> what was computed, in words."""
-    return {key: title(key, one, {}, several="values" in one) for row in rows for key, one in row["measures"].items()}
-
-
 def draw(table: LabelledArrays, titles: Mapping[str, str], unit: str) -> Figure:
     """The loss, the accuracy where there is one, and every measure with its error.
 
@@ -44,14 +38,11 @@ def draw(table: LabelledArrays, titles: Mapping[str, str], unit: str) -> Figure:
     """
     import matplotlib.pyplot as plt
 
-    names = shown(table, unit)
-    panels = {"loss": ["loss"], "accuracy": ["accuracy"] if np.isfinite(table["accuracy"]).any() else []}
-    panels |= {key: [n for n in names if n == key or n.startswith(f"{key}.")] for key in titles}
-    panels = {key: columns for key, columns in panels.items() if columns}
+    drawn = panels(table, unit, titles)
     with style.use():
-        size = (style.COLUMN, 0.35 + 1.15 * len(panels))
-        figure, axes = plt.subplots(len(panels), 1, figsize=size, sharex=True, squeeze=False, layout="constrained")
-        for panel, (key, columns) in zip(axes[:, 0], panels.items(), strict=True):
+        size = (style.COLUMN, 0.35 + 1.15 * len(drawn))
+        figure, axes = plt.subplots(len(drawn), 1, figsize=size, sharex=True, squeeze=False, layout="constrained")
+        for panel, (key, columns) in zip(axes[:, 0], drawn.items(), strict=True):
             _panel(panel, table, unit, columns)
             panel.set_title({"loss": "Loss", "accuracy": "Accuracy"}.get(key, titles.get(key, key)))
         axes[-1, 0].set_xlabel(unit)

@@ -175,7 +175,7 @@
     const compare = (a, b) => {
       const [x, y] = [value(a), value(b)];
       if (x === "" || y === "") return (x === "") - (y === "");
-      const order = column === 0 ? x.localeCompare(y) : Number(x) - Number(y);
+      const order = column === 0 ? x.localeCompare(y, undefined, { numeric: true }) : Number(x) - Number(y);
       return next === "descending" ? -order : order;
     };
     table.tBodies[0].append(...(next === "none" ? original : [...original].sort(compare)));

@@ -1,30 +1,19 @@
-"""report.html: one self-contained page about one checkpoint or several, that works offline.
-
-Nothing in the page is trusted but our own scripts: every text of a checkpoint is escaped, by the template, by the
-embedding of the JSON and by the labels of the plots; and the page's content security policy allows three scripts by
-their hash and no request at all.
-"""
+"""report.html: one self-contained page about one checkpoint or several, that works offline."""
 
 from __future__ import annotations
 
-import base64
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import landscape
+from figures.page import frame
 from figures.page.grids import Remark, grids
 from figures.page.invariance_table import invariance_tables
 from figures.page.plots import plots
 from figures.page.rows import Differences, Row, notes, rows
 from figures.page.specification import Plot
-from landscape.files import atomic
 from landscape.formatting import count, duration, number, percent
-from landscape.results import digest
-from landscape.results.result import plain
 
 if TYPE_CHECKING:
     from figures.page.analysis import Analysis
@@ -65,23 +54,11 @@ def write(
         command: what to type to make it again.
         differences: intervals of the differences computed elsewhere; see `figures.page.rows.Differences`.
     """
-    path = Path(path)
-    page = render(analyses, command=command, differences=differences)
-    with atomic(path) as temporary:
-        # No newline translation: the scripts' hashes are of these very characters.
-        temporary.write_text(page, encoding="utf-8", newline="\n")
-    return path
+    return frame.write(render(analyses, command=command, differences=differences), path)
 
 
 def render(analyses: Sequence[Analysis], *, command: str = "", differences: Differences | None = None) -> str:
     """The page as text."""
-    import jinja2
-    from markupsafe import Markup
-
-    here = resources.files("figures.page")
-    source = {name: (here / name).read_text(encoding="utf-8") for name in ("report.html", "report.css", "report.js")}
-    early = (here / "theme.js").read_text(encoding="utf-8")
-    plotly = (resources.files("plotly") / "package_data" / "plotly.min.js").read_text(encoding="utf-8")
     table = rows(analyses, differences)
     drawn, arrays = plots(analyses)
     tables = invariance_tables(analyses)
@@ -89,15 +66,13 @@ def render(analyses: Sequence[Analysis], *, command: str = "", differences: Diff
     names = [Section("summary", "Summary", "", [], [], []), *sections]
     if tables:
         names.append(Section("invariance", "Invariance", "", [], [], []))
-    data = {
-        "plots": {p.id: {"id": p.id, "group": p.group or p.id, "modes": p.modes} for p in drawn},
-        "scenes": next(([asdict(s) for s in p.choices] for p in drawn if p.choices), []),
-        "arrays": arrays,
-        "summary": {"checkpoints": [a.summary() for a in analyses], "command": command},
-        "table": _table(table, analyses),
-    }
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    return environment.from_string(source["report.html"]).render(
+    return frame.render(
+        "report.html",
+        drawn,
+        arrays=arrays,
+        summary={"checkpoints": [a.summary() for a in analyses], "command": command},
+        table=_table(table, analyses),
+        scenes=next(([asdict(s) for s in p.choices] for p in drawn if p.choices), []),
         title=_title(analyses),
         subtitle=_subtitle(analyses),
         tiles=_tiles(analyses[0]) if len(analyses) == 1 else [],
@@ -107,24 +82,7 @@ def render(analyses: Sequence[Analysis], *, command: str = "", differences: Diff
         sections=[*names, Section("provenance", "Provenance", "", [], [], [])],
         invariance=tables,
         command=command,
-        version=landscape.__version__,
-        css=Markup(source["report.css"]),
-        early=Markup(early),
-        plotly=Markup(plotly),
-        script=Markup(source["report.js"]),
-        script_hashes=[Markup(_hash(s)) for s in (early, plotly, source["report.js"])],
-        data=Markup(embedded(data)),
     )
-
-
-def embedded(data: Any) -> str:
-    """JSON that may stand inside a <script> element: no tag, comment or line separator can end it."""
-    text = json.dumps(plain(data), ensure_ascii=True, allow_nan=False, separators=(",", ":"))
-    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
-
-
-def _hash(script: str) -> str:
-    return "'sha256-" + base64.b64encode(bytes.fromhex(digest.of_parts([script]))).decode() + "'"
 
 
 def _sections(drawn: Sequence[Plot], analyses: Sequence[Analysis]) -> list[Section]:
@@ -201,7 +159,9 @@ def _tiles(a: Analysis) -> list[dict[str, str]]:
 def _checkpoint(a: Analysis) -> dict[str, Any]:
     """What the template shows of one checkpoint, all of it text."""
     facts = [("checkpoint", a.checkpoint), ("SHA-256", a.sha256)]
-    facts += [(name, value) for name, value in _flat({**a.metadata, **a.provenance}) if value not in ("", a.sha256)]
+    facts += [
+        (name, value) for name, value in frame.facts({**a.metadata, **a.provenance}) if value not in ("", a.sha256)
+    ]
     results = dict(a.measures) if a.surface is None else {**a.measures, "surface": a.surface}
     return {
         "label": a.label,
@@ -214,17 +174,6 @@ def _checkpoint(a: Analysis) -> dict[str, Any]:
         "facts": facts,
         "costs": [_cost(name, result) for name, result in results.items()],
     }
-
-
-def _flat(facts: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    for key, value in facts.items():
-        name = f"{prefix}{str(key).replace('_', ' ')}"
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{name}: ")
-        elif isinstance(value, list | tuple):
-            yield name, ", ".join(str(v) for v in value)
-        elif value is not None:
-            yield name, f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 def _cost(name: str, result: Any) -> dict[str, str]:

@@ -7,12 +7,13 @@ import functools
 import io
 import math
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from figures.page.meanings import title
 from landscape import MEASURES
 from landscape.errors import InputError, InputWarning
 from landscape.files import write_bytes
@@ -41,8 +42,9 @@ def measure_run(
 ) -> list[dict[str, Any]]:
     """One row a checkpoint, in their order; rows that an earlier call has kept are not computed again.
 
-    Eigenvectors start from those of the checkpoint before. A checkpoint whose loss is not finite, or a measure that
-    fails there, has no number.
+    Eigenvectors start from those of the checkpoint before; in the middle of the run they are computed from random ones
+    too, so that what this saves is measured (`hvps_from_random` beside `hvps`). A checkpoint whose loss is not finite,
+    or a measure that fails there, has no number.
 
     Args:
         first: the first checkpoint, brought back to life.
@@ -59,9 +61,10 @@ def measure_run(
     kept.open(_JOURNAL)
     rows = []
     try:
-        for stage in track(stages, "checkpoints"):
+        for i, stage in enumerate(track(stages, "checkpoints")):
             name = f"{stage.path.name} {digest.of_path(stage.path)} {settings}"
-            rows.append(kept.row(name, functools.partial(_row, first, stage, read, measurements)))
+            compared = i == len(stages) // 2
+            rows.append(kept.row(name, functools.partial(_row, first, stage, read, measurements, compared)))
     finally:
         kept.close()
     _require_a_loss(rows)
@@ -89,7 +92,9 @@ def _settings(first: Subject, requests: Sequence[MeasureRequest]) -> dict[str, A
     )
 
 
-def _row(first: Subject, stage: Stage, read: Callable[[Path], Subject], measurements: Measurements) -> dict[str, Any]:
+def _row(
+    first: Subject, stage: Stage, read: Callable[[Path], Subject], measurements: Measurements, compared: bool
+) -> dict[str, Any]:
     row: dict[str, Any] = {"checkpoint": str(stage.path), "step": stage.step, "epoch": stage.epoch}
     row |= {"samples": first.problem.examples, "parameters": first.problem.dimension}
     row |= {"loss": None, "accuracy": None, "measures": {}}
@@ -102,17 +107,22 @@ def _row(first: Subject, stage: Stage, read: Callable[[Path], Subject], measurem
     at = subject.problem.evaluate()
     row |= {"sha256": subject.sha256, "loss": float(at.loss), "accuracy": float(at.accuracy)}
     if at.loss.isfinite():
-        row["measures"] = dict(_summaries(subject, measurements))
+        row["measures"] = dict(_summaries(subject, measurements, compared))
     else:
         text = f"{subject.path}: the loss over the sample is {float(at.loss):g}: nothing is measured there"
         warnings.warn(InputWarning(text), stacklevel=2)
     return plain(row)
 
 
-def _summaries(subject: Subject, measurements: Measurements) -> Iterator[tuple[str, Any]]:
+def _summaries(subject: Subject, measurements: Measurements, compared: bool) -> Iterator[tuple[str, Any]]:
     for request in measurements.requests:
         try:
-            yield request.key, measurements.result(subject.problem, request).summary()
+            start = measurements.start(request)
+            summary = measurements.result(subject.problem, request).summary()
+            if compared and start:
+                from_random = MEASURES[request.measure](subject.problem, **request.arguments)
+                summary["hvps_from_random"] = from_random.summary()["hvps"]
+            yield request.key, summary
         except InputError as error:
             warnings.warn(InputWarning(f"{subject.path}: {request.key} has no number: {error}"), stacklevel=2)
 
@@ -187,6 +197,38 @@ def shown(table: LabelledArrays, unit: str) -> list[str]:
     """Names of the values, without what says how sure they are or what they cost."""
     about = (".stderr", ".error_bound", ".low", ".high", ".hvps")
     return [n for n in table.values if n not in (unit, "checkpoint") and not n.endswith(about)]
+
+
+def titles(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """Measure -> what was computed, in words."""
+    return {key: title(key, one, {}, several="values" in one) for row in rows for key, one in row["measures"].items()}
+
+
+def panels(table: LabelledArrays, unit: str, titles: Mapping[str, str]) -> dict[str, list[str]]:
+    """What is drawn in one panel -> names of its values: the loss, the accuracy where there is one, every measure."""
+    names = shown(table, unit)
+    drawn = {"loss": ["loss"], "accuracy": ["accuracy"] if np.isfinite(table["accuracy"]).any() else []}
+    drawn |= {key: [n for n in names if n == key or n.startswith(f"{key}.")] for key in titles}
+    return {key: columns for key, columns in drawn.items() if columns}
+
+
+def products(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A line a measure of eigenvalues: its Hessian-vector products, and what its start vectors saved where measured."""
+    lines = []
+    for key, words in titles(rows).items():
+        spent = [(row, one["hvps"]) for row in rows if "hvps" in (one := row["measures"].get(key, {}))]
+        if not spent:
+            continue
+        line = f"{words}: {sum(n for _, n in spent)} Hessian-vector products at {len(spent)} checkpoints"
+        for row, warm in spent:
+            if (cold := row["measures"][key].get("hvps_from_random")) is not None:
+                name = Path(row["checkpoint"]).name
+                saved = f"{cold - warm} saved" if cold > warm else "none saved"
+                line += (
+                    f"; {name} took {warm} from the vectors of the checkpoint before, {cold} from random ones: {saved}"
+                )
+        lines.append(line)
+    return lines
 
 
 def half_width(table: LabelledArrays, name: str) -> np.ndarray | None:

@@ -79,11 +79,14 @@ class Measurements:
     def _numbers(self, problem: Problem, request: MeasureRequest) -> dict[str, float]:
         return numbers(request.key, self.result(problem, request), MEASURES.entry(request.measure))
 
+    def start(self, request: MeasureRequest) -> dict[str, Any]:
+        """The argument `start` of a measure that was taken before: its eigenvectors; else none."""
+        return {"start": self._vectors[request.key]} if request.key in self._vectors else {}
+
     def result(self, problem: Problem, request: MeasureRequest) -> Result:
         """One measure, taken once more."""
         measure = MEASURES[request.measure]
-        start = {"start": self._vectors[request.key]} if request.key in self._vectors else {}
-        result = measure(problem, **request.arguments, **start)
+        result = measure(problem, **request.arguments, **self.start(request))
         self.provenance = result.provenance
         vectors = getattr(result, "vectors", None)
         if vectors is not None and "start" in inspect.signature(measure).parameters:
