@@ -13,12 +13,15 @@ def command() -> None:
 
 
 @command.command("list")
-def list_() -> None:
+@click.option("--options", "with_options", is_flag=True, help="Show each data set's options and their defaults.")
+def list_(with_options: bool) -> None:
     """Name every data set, a line each."""
     from trainers.data import DATA
 
     for entry in DATA.entries.values():
         click.echo(f"{entry.name:16} {entry.summary}")
+        for option in entry.options if with_options else ():
+            click.echo(f"    {option.name}={option.default!r:12} {option.help}")
 
 
 @command.command("fetch")

@@ -99,7 +99,16 @@ class ProblemOptions:
     model_arg: tuple[str, ...] = option(
         "What the network is made with; repeatable.", multiple=True, metavar="KEY=VALUE"
     )
-    data: str | None = option("A built-in data set, npz:FILE, or module:callable that returns batches.")
+    data: str | None = option(
+        "A built-in data set, npz:FILE, hdf5:FILE, pt:FILE, images:FOLDER, or module:callable that returns batches.",
+        metavar="NAME",
+    )
+    data_arg: tuple[str, ...] = option(
+        "Options of the data set, see `landscape data list --options`, or of the callable; repeatable. All take "
+        "normalization=imagenet (cifar10, half, ...), or mean= and std=.",
+        multiple=True,
+        metavar="KEY=VALUE",
+    )
     loss: str | None = option(
         "cross-entropy, mse, bce, nll, own (what the model returns), or module:callable, called as loss(outputs, "
         "targets) with what the model returned; default cross-entropy of class labels.",
@@ -140,10 +149,12 @@ class ProblemOptions:
         from landscape.checkpoint import Selection
         from trainers.rebuild import Sample, subject
 
+        data_arguments = dict(map(parse_argument, self.data_arg))
         return subject(
             path,
             Sample(
-                data=resolve_data(self.data),
+                data=resolve_data(self.data, data_arguments),
+                data_arguments=data_arguments,
                 split=self.split,
                 samples=self.samples,
                 batch_size=self.batch_size,

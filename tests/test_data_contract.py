@@ -4,27 +4,25 @@ from __future__ import annotations
 
 import json
 
-import numpy as np
 import pytest
 import torch
+from data_form_cases import WRITE
 from torch import Tensor
 
 from landscape.errors import InputError
 from trainers.data import DATA
 from trainers.datasets import Data, load_data
+from trainers.names import FILE_PREFIXES
 
 
 @pytest.fixture(scope="module", params=list(DATA))
 def data(request, tmp_path_factory) -> Data:
-    """The set in its small configuration; npz reads a file of random features, downloads are skipped where absent."""
+    """The set in its small configuration; files are written here, downloads are skipped where absent."""
     name, entry = request.param, DATA.entry(request.param)
-    if name == "npz":
-        rng = np.random.default_rng(0)
-        arrays = {f"x_{part}": rng.normal(2, 3, (n, 4)) for part, n in (("train", 60), ("test", 20))}
-        arrays |= {f"y_{part}": rng.integers(3, size=n) for part, n in (("train", 60), ("test", 20))}
-        path = tmp_path_factory.mktemp("npz") / "arrays.npz"
-        np.savez(path, **arrays)
-        name = f"npz:{path}"
+    if "file" in entry.facts:
+        path = tmp_path_factory.mktemp("files") / "arrays"
+        WRITE[name](path)
+        name = f"{name}:{path}"
     try:
         return load_data(name, **entry.facts.get("small", {}))
     except InputError as error:
@@ -90,4 +88,8 @@ def test_training_and_test_examples_are_not_the_same(data):
 def test_it_says_what_it_is(data):
     entry = DATA.entry(data.name.partition(":")[0])
     assert entry.summary
-    assert set(entry.facts) <= {"small", "download"}
+    assert set(entry.facts) <= {"small", "download", "file"}
+
+
+def test_the_prefixes_of_files_are_those_of_the_registry():
+    assert set(FILE_PREFIXES) == {f"{entry.name}:" for entry in DATA.entries.values() if "file" in entry.facts}

@@ -15,7 +15,7 @@ from landscape.random import stream
 from trainers.data import DATA, Arrays, Source, data_directory
 from trainers.data.batches import FixedBatches
 from trainers.data.fingerprint import fingerprint
-from trainers.data.standardization import moments, standardized
+from trainers.data.standardization import NORMALIZING, moments, normalization, require_unit_range, standardized
 from trainers.names import checked_arguments, parse_name
 
 STANDARDIZED_BYTES = 64 << 20
@@ -91,6 +91,11 @@ class Data:
         """Number of examples of the split."""
         return len(self._split(split)[1])
 
+    def require(self, split: str) -> None:
+        """Raise InputError where the split has no examples: a file of arrays may hold one of both."""
+        if not self.size(split):
+            raise InputError(f"{self.name} has no {split} examples: give a file that has some, or another --split")
+
     def inputs(self, indices: Tensor | slice, split: str = "train") -> Tensor:
         """Standardized float32 inputs of the chosen examples, on :attr:`device`."""
         stored, _ = self._split(split)
@@ -106,7 +111,7 @@ class Data:
 
     def batches(self, split: str, batch_size: int, indices: Tensor | None = None) -> FixedBatches:
         """Batches ``(inputs, targets)`` in fixed order, of all examples of the split or of those named."""
-        self._split(split)
+        self.require(split)
         return FixedBatches(self, split, batch_size, indices)
 
     def to(self, device: torch.device | str, budget: int | None = None) -> Data:
@@ -134,13 +139,16 @@ def load_data(
     """The dataset `name`, on the CPU.
 
     Args:
-        name: one of ``DATA``, with or without arguments (``toy2d:variance=15``), or ``npz:FILE``.
+        name: one of ``DATA``, with or without arguments (``toy2d:variance=15``), or ``npz:FILE``, ``hdf5:FILE``,
+            ``pt:FILE``, ``images:FOLDER``.
         data_dir: where official files are looked for (there and in a folder of the dataset's name); default
             $LANDSCAPE_DATA, then ~/.cache/landscape.
         seed: seed of what is drawn: synthetic examples and label noise.
         label_noise: share of the training labels that are changed to another class, drawn uniformly. A larger share
             changes the labels that a smaller one changes, and more.
-        arguments: the dataset's own options.
+        arguments: the dataset's own options; and for all of them what examples are normalized with, in place of the
+            training set's moments: `normalization`, a name of ``NORMALIZATIONS``, or `mean` and `std`, one number or
+            one a channel, of values in [0, 1].
 
     Raises:
         InputError: for an unknown name or argument, or a file that is missing, corrupt or not admissible.
@@ -149,18 +157,23 @@ def load_data(
         raise InputError(f"label noise {label_noise}: it is a share of the training labels, from 0 to 1")
     entry = DATA.entry(name.strip().partition(":")[0])
     name, written = parse_name(name)
-    path = name.removeprefix("npz").removeprefix(":")
-    file = str(Path(path).expanduser().absolute()) if entry.name == "npz" and path else ""
-    options = checked_arguments(entry, {**written, **arguments})
+    path = name.partition(":")[2] if entry.facts.get("file") else ""
+    file = str(Path(path).expanduser().absolute()) if path else ""
+    written |= arguments
+    fixed = {key: written.pop(key) for key in NORMALIZING if written.get(key) is not None}
+    options = checked_arguments(entry, {k: v for k, v in written.items() if k not in NORMALIZING})
     source = Source(name, data_directory(data_dir), seed, file)
     arrays = DATA[entry.name](source, **options)
     if label_noise:
         labels = flip_labels(arrays.y_train, arrays.classes, label_noise, seed)
         arrays = dataclasses.replace(arrays, y_train=labels)
-    options |= {"seed": seed, "label_noise": label_noise}
+    if entry.facts.get("file"):
+        options = {o.name: options[o.name] for o in entry.options if options[o.name] != o.default}
+    options |= {"seed": seed, "label_noise": label_noise, **fixed}
     if data_dir is not None and entry.facts.get("download"):
         options["data_dir"] = str(Path(data_dir).expanduser().absolute())
-    return _prepare(f"npz:{file}" if file else name, options, arrays)
+    chosen = normalization(arrays, **fixed)
+    return _prepare(f"{entry.name}:{file}" if file else name, options, arrays, chosen)
 
 
 def flip_labels(labels: Tensor, classes: int, share: float, seed: int) -> Tensor:
@@ -176,13 +189,24 @@ def flip_labels(labels: Tensor, classes: int, share: float, seed: int) -> Tensor
     return flipped
 
 
-def _prepare(name: str, arguments: dict[str, Any], arrays: Arrays) -> Data:
-    if arrays.moments is not None:
+def _prepare(name: str, arguments: dict[str, Any], arrays: Arrays, chosen: tuple[Tensor, Tensor] | None) -> Data:
+    if chosen is not None:
+        mean, std = chosen
+        if mean.any() or (std != 1).any():
+            for key, x in (("x_train", arrays.x_train), ("x_test", arrays.x_test)):
+                require_unit_range(name, key, x)
+    elif arrays.moments is not None:
         shape = (arrays.x_train.shape[1], 1, 1)
         mean, std = (torch.full(shape, moment) for moment in arrays.moments)
     else:
+        if not len(arrays.x_train):
+            raise InputError(
+                f"{name} holds no training examples, whose mean and deviation examples are normalized with: say both, "
+                "--data-arg normalization=imagenet or --data-arg mean=... --data-arg std=..."
+            )
         mean, std = moments(name, "x_train", arrays.x_train)
-        moments(name, "x_test", arrays.x_test)
+        if len(arrays.x_test):
+            moments(name, "x_test", arrays.x_test)
     sha256 = fingerprint(arrays.x_train, arrays.y_train, arrays.x_test, arrays.y_test)
     stored = [arrays.x_train, arrays.x_test]
     small = all(isinstance(x, Tensor) and 4 * x.numel() <= STANDARDIZED_BYTES for x in stored)

@@ -14,14 +14,14 @@ from typing import Any
 from landscape.errors import InputError
 from landscape.registry import Entry, Option
 
-FILE_PREFIXES = ("npz:",)
+FILE_PREFIXES = ("npz:", "hdf5:", "pt:", "images:")
 """Names that go on with a path: everything after the prefix belongs to the name, commas and equal signs too."""
 
 _WORDS = {"true": True, "false": False, "none": None}
 
 
 def parse_name(text: str) -> tuple[str, dict[str, Any]]:
-    """``name:key=value,...`` -> name and arguments; ``npz:PATH`` comes back whole.
+    """``name:key=value,...`` -> name and arguments; ``npz:PATH`` and its kin come back whole.
 
     Raises:
         InputError: for an argument that is not ``key=value``, given twice, or an empty name.

@@ -12,7 +12,7 @@ import dataclasses
 import functools
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +68,9 @@ class Sample:
     """The examples that a loss is stated over.
 
     Attributes:
-        data: a built-in data set, `npz:FILE`, or a callable that returns batches; default: what the checkpoint names.
+        data: a built-in data set, `npz:FILE` and its kin, or a callable that returns batches; default: what the
+            checkpoint names.
+        data_arguments: options of a data set that has a name, see `trainers.datasets.load_data`.
         split: "train" (without augmentation) or "test".
         samples: examples, drawn without replacement by the seed; default 4,096 or all. A callable's batches are taken
             in order until there are as many.
@@ -81,6 +83,7 @@ class Sample:
     """
 
     data: str | Callable[[], Iterable[Any]] | None = None
+    data_arguments: Mapping[str, Any] = field(default_factory=dict)
     split: str = "train"
     samples: int | None = None
     batch_size: int | None = None
@@ -174,7 +177,8 @@ def problem_from(
     *,
     model: str | nn.Module | Callable[..., nn.Module] | None = None,
     model_arguments: Mapping[str, Any] | None = None,
-    data: str | Iterable[Any] | Callable[[], Iterable[Any]] | None = None,
+    data: str | Iterable[Any] | Callable[..., Iterable[Any]] | None = None,
+    data_arguments: Mapping[str, Any] | None = None,
     loss: str | Callable[[Any, Any], Tensor] | None = None,
     objective: str | Callable[[nn.Module, Any], Any] | None = None,
     dtype: str | torch.dtype = torch.float32,
@@ -188,7 +192,9 @@ def problem_from(
         model: a built-in network, torchvision:NAME, timm:NAME, hf:FOLDER, module:callable, or the callable itself; a
             network that is there already stays as it is, its copy gets the weights.
         model_arguments: what the network is made with.
-        data: a built-in data set, npz:FILE, module:callable, a callable that returns batches, or the batches.
+        data: a built-in data set, npz:FILE, hdf5:FILE, pt:FILE, images:FOLDER, module:callable, a callable that returns
+            batches, or the batches.
+        data_arguments: of the data set, or of module:callable.
         loss: a name, module:callable or a function of (outputs, targets), see `subject`.
         objective: module:callable or a function of (model, batch), in place of a loss.
         dtype: of the analysis, or its name.
@@ -206,7 +212,8 @@ def problem_from(
     return subject(
         path,
         model=resolve_model(model, model_arguments),
-        data=resolve_data(data),
+        data=resolve_data(data, data_arguments),
+        data_arguments=data_arguments or {},
         loss=resolve_loss(loss),
         objective=import_callable(objective, "--objective") if isinstance(objective, str) else objective,
         dtype=_dtype(dtype),
@@ -296,8 +303,9 @@ def _data(content: dict[str, Any] | None, sample: Sample, device: torch.device |
     else:
         assert content is not None
         name, arguments = content["data"]["name"], content["data"]["arguments"]
+    arguments = {**arguments, **sample.data_arguments}
     if sample.data_dir is not None:
-        arguments = {**arguments, "data_dir": str(sample.data_dir)}
+        arguments |= {"data_dir": str(sample.data_dir)}
     return _load(name, json.dumps(arguments, sort_keys=True), str(device))
 
 

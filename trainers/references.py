@@ -103,15 +103,17 @@ def resolve_model(
         if build is None and arguments:
             raise InputError("--model-arg is for the network that --model names: give --model too")
         return build
-    try:
-        inspect.signature(build).bind(**arguments)
-    except TypeError as error:
-        raise InputError(f"--model {model!r} cannot be called with {dict(arguments)}: {error}") from error
-    return functools.partial(build, **arguments)
+    return _with_arguments(build, f"--model {model!r}", arguments)
 
 
-def resolve_data(text: str | Callable[..., Any] | None) -> str | Callable[..., Any] | None:
-    """A built-in data set's name as it is (`npz:FILE`, `digits`), else the callable that `module:callable` names."""
+def resolve_data(
+    text: str | Callable[..., Any] | None, arguments: Mapping[str, Any] | None = None
+) -> str | Callable[..., Any] | None:
+    """A data set's name as it is (`npz:FILE`, `digits`), else the callable of `module:callable` with its arguments.
+
+    Raises:
+        InputError: a callable that does not take the arguments; see `import_callable`.
+    """
     if not isinstance(text, str):
         return text
     from trainers.data import DATA
@@ -120,4 +122,14 @@ def resolve_data(text: str | Callable[..., Any] | None) -> str | Callable[..., A
     name = text.partition(":")[0]
     if text.startswith(FILE_PREFIXES) or name in DATA or ":" not in text:
         return text
-    return import_callable(text, "--data")
+    return _with_arguments(import_callable(text, "--data"), f"--data {text!r}", arguments or {})
+
+
+def _with_arguments(build: Callable[..., Any], what: str, arguments: Mapping[str, Any]) -> Callable[..., Any]:
+    if not arguments:
+        return build
+    try:
+        inspect.signature(build).bind(**arguments)
+    except TypeError as error:
+        raise InputError(f"{what} cannot be called with {dict(arguments)}: {error}") from error
+    return functools.partial(build, **arguments)

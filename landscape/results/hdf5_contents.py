@@ -2,10 +2,12 @@
 
 The library may loop for ever or take any memory on a forged file, and follows links and external storage to other
 files. Here whatever a result never holds is refused before it is read: links, external and virtual storage, filters,
-numbers that are not in the file. As a program (`python hdf5_contents.py`) it reads files from its standard input and
-writes their contents to its standard output, within limits on time and memory; it imports nothing of the toolkit.
+numbers that are not in the file. Arrays of anybody's data may be stored in pieces and packed by the library's own
+filters. As a program (`python hdf5_contents.py`) it reads requests and files from its standard input and writes their
+contents to its standard output, within limits on time and memory; it imports nothing of the toolkit.
 
-Both directions: 8 bytes of length, then that many bytes. Contents are JSON, then the bytes of the arrays in order.
+Both directions: 8 bytes of length, then that many bytes. A request is JSON: null for all that a result holds, or names
+of arrays; the file follows. Contents are JSON, then the bytes of the arrays in order.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import os
 import resource
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import IO, Any
 
 import h5py
@@ -29,6 +31,12 @@ SPARE_BYTES, COPIES = 1 << 30, 8
 
 _SCALES = frozenset(("CLASS", "NAME", "DIMENSION_LIST", "REFERENCE_LIST", "DIMENSION_LABELS"))
 _DEPTH = 32
+_FILTERS = frozenset(
+    (h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_FLETCHER32, h5py.h5z.FILTER_LZF)
+)
+_RATIO = 1032
+"""No packed byte of the library's own filters stands for more."""
+_NAMED = 50
 Contents = dict[str, dict[str, Any]]
 
 
@@ -68,6 +76,36 @@ def _groups(group: Any, path: str, size: int, seen: set[int]) -> Iterator[tuple[
     yield path, {"attributes": {k: _attribute(group, k) for k in group.attrs if k not in _SCALES}, "arrays": arrays}
     for item, name in inner:
         yield from _groups(item, name, size, seen)
+
+
+def arrays(image: bytes, names: Sequence[str]) -> Contents:
+    """The arrays of those names ("group/array"), of numbers, as `contents` returns them, without attributes.
+
+    Those that are not there are left out; the group "" has the attribute "names" of the arrays that are.
+
+    Raises:
+        ForeignContent: as `contents`, but for pieces and the library's own filters.
+    """
+    with h5py.File(h5py.h5f.open_file_image(image)) as file:
+        present: list[str] = []
+        file.visititems(lambda name, item: present.append(name) if isinstance(item, h5py.Dataset) else None)
+        found: dict[str, Any] = {name: (_packed(file[name], len(image)), [], None) for name in names if name in present}
+        return {"": {"attributes": {"names": ", ".join(present[:_NAMED])}, "arrays": found}}
+
+
+def _packed(dataset: Any, size: int) -> np.ndarray:
+    properties = dataset.id.get_create_plist()
+    if properties.get_external_count() or properties.get_layout() == h5py.h5d.VIRTUAL:
+        raise ForeignContent(f"{dataset.name} is stored outside of the file or virtually")
+    filters = {properties.get_filter(i)[0] for i in range(properties.get_nfilters())}
+    if not filters <= _FILTERS:
+        raise ForeignContent(f"{dataset.name} is packed by a filter of others (write it with compression='gzip')")
+    if dataset.dtype.kind not in "biuf":
+        raise ForeignContent(f"{dataset.name} holds {dataset.dtype}: numbers are needed")
+    held = dataset.id.get_storage_size()
+    if dataset.shape is None or dataset.size * dataset.dtype.itemsize > min(held, size) * (_RATIO if filters else 1):
+        raise ForeignContent(f"{dataset.name} has the shape {dataset.shape}, the file holds {held} bytes of it")
+    return np.asarray(dataset[()])
 
 
 def _attribute(group: Any, name: str) -> Any:
@@ -157,10 +195,11 @@ def _limit(size: int) -> None:
 def _serve() -> None:
     """Answer until the other side closes: b"+" and the contents, or b"-" and what is wrong."""
     requests, answers = sys.stdin.buffer, sys.stdout.buffer
-    while (image := receive(requests)) is not None:
+    while (names := receive(requests)) is not None and (image := receive(requests)) is not None:
         _limit(len(image))
         try:
-            answer = b"+" + pack(contents(image))
+            wanted = json.loads(names)
+            answer = b"+" + pack(contents(image) if wanted is None else arrays(image, wanted))
         except ForeignContent as error:
             answer = b"-" + str(error).encode("utf-8", "backslashreplace")
         except Exception:

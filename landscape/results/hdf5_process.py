@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import json
 import os
 import subprocess
 import sys
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 
 from landscape.results import hdf5_contents
@@ -25,19 +27,33 @@ def contents(image: bytes) -> Contents:
         ForeignContent: as there; its message is empty where the file is damaged, or reading it took too long or too
             much memory.
     """
+    return _asked(None, image)
+
+
+def arrays(image: bytes, names: Sequence[str]) -> Contents:
+    """See `hdf5_contents.arrays`.
+
+    Raises:
+        ForeignContent: as `contents`.
+    """
+    return _asked(list(names), image)
+
+
+def _asked(names: list[str] | None, image: bytes) -> Contents:
     with _lock:
-        answer = _ask(image)
+        answer = _ask(json.dumps(names).encode(), image)
     if answer is None or answer[:1] != b"+":
         raise ForeignContent("" if answer is None else answer[1:].decode())
     return hdf5_contents.unpack(answer[1:])
 
 
-def _ask(image: bytes) -> bytes | None:
+def _ask(names: bytes, image: bytes) -> bytes | None:
     child = _running()
     assert child.stdin is not None
     assert child.stdout is not None
     answer = None
     try:
+        hdf5_contents.send(child.stdin, names)
         hdf5_contents.send(child.stdin, image)
         answer = hdf5_contents.receive(child.stdout)
     except BrokenPipeError:

@@ -2,7 +2,8 @@
 
 A loader is ``@register("name") def name(source, *, options) -> Arrays``; ``source`` says where files lie and which seed
 synthetic data are drawn from. Facts of the registration: ``download``, address and MD5 of every official file;
-``small``, options that make the set small, for the contract tests.
+``small``, options that make the set small, for the contract tests; ``file``, what its name goes on with
+(``npz:FILE``; see `trainers.names.FILE_PREFIXES`).
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ DATA: Registry[Callable[..., Arrays]] = Registry("trainers.data", "dataset")
 
 @dataclass(frozen=True)
 class Source:
-    """Where a loader reads: `directory` for official files, `file` for ``npz:FILE``, `seed` for what is drawn."""
+    """Where a loader reads: `directory` for official files, `file` of ``npz:FILE``, `seed` for what is drawn."""
 
     name: str
     directory: Path

@@ -95,24 +95,40 @@ _CIFAR100 = (
     "cifar10",
     download=(("https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz", "c32a1d4ab5d03f1284b67883e8d87530"),),
 )
-def cifar10(source: Source) -> Arrays:
+def cifar10(source: Source, *, train: int | None = None, test: int | None = None) -> Arrays:
     """CIFAR-10: 50,000 + 10,000 colour 32x32 photographs, 10 classes.
 
     Source: Krizhevsky 2009, Learning Multiple Layers of Features from Tiny Images.
+
+    Args:
+        train: training images, the first of the files; default all.
+        test: test images, the first of the file; default all.
     """
-    return _load(source, _CIFAR10, classes=10)
+    return _first(_load(source, _CIFAR10, classes=10), train, test)
 
 
 @register(
     "cifar100",
     download=(("https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz", "03b5dce01913d631647c71ecec9e9cb8"),),
 )
-def cifar100(source: Source) -> Arrays:
+def cifar100(source: Source, *, train: int | None = None, test: int | None = None) -> Arrays:
     """CIFAR-100: 50,000 + 10,000 colour 32x32 photographs, 100 (fine) classes.
 
     Source: Krizhevsky 2009, Learning Multiple Layers of Features from Tiny Images.
+
+    Args:
+        train: training images, the first of the files; default all.
+        test: test images, the first of the file; default all.
     """
-    return _load(source, _CIFAR100, classes=100)
+    return _first(_load(source, _CIFAR100, classes=100), train, test)
+
+
+def _first(whole: Arrays, train: int | None, test: int | None) -> Arrays:
+    for name, wanted, labels in (("train", train, whole.y_train), ("test", test, whole.y_test)):
+        if wanted is not None and not 1 <= wanted <= len(labels):
+            raise InputError(f"{name}={wanted}: it is a number of images from 1 to {len(labels)}")
+    parts = (whole.x_train[:train], whole.y_train[:train], whole.x_test[:test], whole.y_test[:test])
+    return Arrays(*parts, classes=whole.classes, augment=whole.augment)
 
 
 def _load(source: Source, versions: tuple[Version, ...], classes: int) -> Arrays:

@@ -1,4 +1,4 @@
-"""Anybody's arrays: ``npz:FILE`` with x_train, y_train, x_test, y_test."""
+"""Anybody's arrays in a file of NumPy: ``npz:FILE``."""
 
 from __future__ import annotations
 
@@ -10,15 +10,13 @@ from pathlib import Path
 from typing import IO
 
 import numpy as np
-import torch
 from numpy.lib import format as npy
 
-from landscape.archive import require_regular
 from landscape.errors import InputError
 from landscape.registry import register
 from trainers.data import Arrays, Source
+from trainers.data.forms import Form, file_of, require_parts
 
-KEYS = ("x_train", "y_train", "x_test", "y_test")
 RESIDENT_BYTES = 2 << 30
 """A member larger than this is mapped, not read, where the file holds it uncompressed (``numpy.savez``)."""
 
@@ -29,49 +27,44 @@ _PIECE = 1 << 20
 _LOCAL_HEADER = struct.Struct("<4s22x2H")
 
 
-@register("npz")
-def npz(source: Source) -> Arrays:
-    """npz:FILE, plain arrays x_train, y_train, x_test, y_test.
+@register("npz", file="FILE")
+def npz(
+    source: Source,
+    *,
+    x_train: str = "x_train",
+    y_train: str = "y_train",
+    x_test: str = "x_test",
+    y_test: str = "y_test",
+    layout: str = "auto",
+    train: int | None = None,
+    test: int | None = None,
+) -> Arrays:
+    """npz:FILE, plain arrays x_train, y_train, x_test, y_test; one of the two parts may be absent.
 
-    Images are uint8 or floating (n, height, width, channels), or (n, height, width) uint8; features floating (n, d);
-    labels integers (n,) from 0. Nothing in the file is executed.
+    Images are uint8 or floating (n, height, width, channels), channels first where the shape leaves no doubt, or
+    (n, height, width) uint8; features floating (n, d); labels integers (n,) or (n, 1) from 0. Nothing in the file is
+    executed.
+
+    Args:
+        x_train: name of the array of training examples.
+        y_train: of their labels.
+        x_test: of test examples.
+        y_test: of their labels.
+        layout: of images: auto, channels-last, channels-first or gray (n, height, width).
+        train: training examples, the first of the file; default all.
+        test: test examples, the first of the file; default all.
     """
-    if not source.file:
-        raise InputError("npz names no file: write npz:FILE")
-    path = Path(source.file).expanduser()
-    arrays = _read(path)
-    classes = 0
-    for part in ("train", "test"):
-        x, y = arrays[f"x_{part}"], arrays[f"y_{part}"]
-        _check_examples(path, f"x_{part}", x)
-        _check_labels(path, f"y_{part}", y)
-        if len(x) != len(y):
-            raise InputError(
-                f"{path}: x_{part} has {len(x)} examples, y_{part} has {len(y)} labels: they must be equal"
-            )
-        classes = max(classes, int(y.max()) + 1)
-    if arrays["x_train"].shape[1:] != arrays["x_test"].shape[1:]:
-        shapes = arrays["x_train"].shape[1:], arrays["x_test"].shape[1:]
-        raise InputError(
-            f"{path}: an example of x_train has shape {shapes[0]}, of x_test {shapes[1]}: they must be equal"
-        )
-    x_train, x_test = (_channels_first(arrays[f"x_{part}"]) for part in ("train", "test"))
-    y_train, y_test = (torch.from_numpy(arrays[f"y_{part}"].astype(np.int64)) for part in ("train", "test"))
-    color = x_train.ndim == 4 and x_train.shape[1] == 3 and x_train.dtype == torch.uint8
-    return Arrays(x_train, y_train, x_test, y_test, classes, augment=color)
+    path, form = file_of(source), Form(x_train, y_train, x_test, y_test, layout, train, test)
+    return form.arrays(path, _read(path, form))
 
 
-def _read(path: Path) -> dict[str, np.ndarray]:
+def _read(path: Path, form: Form) -> dict[str, np.ndarray]:
     try:
-        require_regular(path)
         with zipfile.ZipFile(path) as archive:
             members = {i.filename.removesuffix(".npy"): i for i in archive.infolist() if i.filename.endswith(".npy")}
-        absent = [key for key in KEYS if key not in members]
-        if absent:
-            present = ", ".join(sorted(members)) or "nothing"
-            raise InputError(f"{path} lacks {', '.join(absent)}: it holds {present}; needed are {', '.join(KEYS)}")
+        require_parts(path, form, members, ", ".join(sorted(members)))
         with zipfile.ZipFile(path) as archive:
-            return {key: _member(path, archive, members[key]) for key in KEYS}
+            return {key: _member(path, archive, members[key]) for key in form.names if key in members}
     except FileNotFoundError:
         raise InputError(f"{path} does not exist: write npz:FILE with an existing file") from None
     except OSError as error:
@@ -131,31 +124,3 @@ def _map(
     # Copy on write: torch wants writable memory, the file stays as it is.
     at = info.header_offset + _LOCAL_HEADER.size + name + extra + start
     return np.memmap(path, dtype, "c", at, shape, "F" if fortran else "C")
-
-
-def _check_examples(path: Path, key: str, x: np.ndarray) -> None:
-    if x.dtype != np.uint8 and x.dtype not in (np.float16, np.float32, np.float64):
-        raise InputError(f"{path}: {key} is {x.dtype}: images must be uint8 or floating, features floating")
-    if x.ndim not in (2, 4) and not (x.ndim == 3 and x.dtype == np.uint8):
-        raise InputError(f"{path}: {key} has shape {x.shape}: images are (n, height, width, channels), features (n, d)")
-    if x.size == 0:
-        raise InputError(f"{path}: {key} has shape {x.shape}: it is empty")
-    if x.ndim == 4 and x.shape[1] in (1, 3) and x.shape[3] > 4:
-        raise InputError(f"{path}: {key} has shape {x.shape}, channels first: images are (n, height, width, channels)")
-
-
-def _check_labels(path: Path, key: str, y: np.ndarray) -> None:
-    if y.dtype.kind not in "iu" or y.ndim != 1:
-        raise InputError(f"{path}: {key} is {y.dtype} of shape {y.shape}: labels are integers of shape (n,)")
-    if y.size == 0 or int(y.min()) < 0:
-        raise InputError(f"{path}: {key} must hold labels from 0, the smallest is {y.min() if y.size else 'missing'}")
-
-
-def _channels_first(x: np.ndarray) -> torch.Tensor:
-    tensor = torch.from_numpy(x)
-    if tensor.ndim == 3:
-        return tensor.unsqueeze(1)
-    if tensor.ndim == 4:
-        tensor = tensor.permute(0, 3, 1, 2)
-        return tensor if isinstance(x, np.memmap) else tensor.contiguous()
-    return tensor

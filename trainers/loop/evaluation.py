@@ -54,7 +54,14 @@ def average_buffers(model: nn.Module, world: int) -> None:
 
 
 def load(settings: Settings) -> Data:
-    """The data set that the settings name, with their seed and label noise."""
+    """The data set that the settings name, with their seed and label noise.
+
+    Raises:
+        InputError: a file without training or test examples; see `load_data`.
+    """
     name, arguments = parse_name(settings.data)
     arguments = {"seed": settings.seed, "label_noise": settings.label_noise, **arguments}
-    return load_data(name, data_dir=settings.data_dir, **arguments)
+    data = load_data(name, data_dir=settings.data_dir, **arguments)
+    for split in ("train", "test"):
+        data.require(split)
+    return data
