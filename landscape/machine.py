@@ -12,7 +12,10 @@ import torch
 import landscape
 from landscape.problem.memory import free_memory, size
 
-NEEDED = ("torch", "numpy", "scipy", "h5py", "click", "rich", "matplotlib", "plotly", "jinja2", "pooch", "scikit-learn")
+NEEDED = (
+    *("torch", "numpy", "scipy", "h5py", "click", "rich", "matplotlib", "pillow", "plotly", "jinja2", "pooch"),
+    "scikit-learn",
+)
 EXTRAS = {
     "vision": ("torchvision", "timm"),
     "hf": ("transformers", "safetensors"),

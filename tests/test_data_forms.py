@@ -136,7 +136,7 @@ def test_tensors_are_read_with_their_channels_in_place(tmp_path, content, expect
     [
         (torch.zeros(3), "holds Tensor: a dict of tensors or a pair"),
         ({"images": torch.zeros(3)}, "it holds images; say which are which"),
-        ({"x_train": torch.zeros(2, 3).expand(2, 3), "y_train": "ab"}, "y_train"),
+        ({"x_train": torch.zeros(2, 3).expand(2, 3), "y_train": "ab"}, r"y_train is a single value \(<U2\)"),
         (torch.utils.data.TensorDataset(torch.zeros(2, 3)), r"TensorDataset\).*data are tensors in a dict"),
     ],
 )
@@ -176,7 +176,7 @@ def test_a_part_may_be_absent_and_is_asked_for_in_vain(tmp_path):
     write_npz(tmp_path / "b", x_test=RGB, y_test=Y)
     with pytest.raises(InputError, match="holds no training examples, whose mean and deviation"):
         load_data(f"npz:{tmp_path / 'b'}")
-    of_test = load_data(f"npz:{tmp_path / 'b'}", normalization="none")
+    of_test = load_data(f"npz:{tmp_path / 'b'}", normalization="as-is")
     np.testing.assert_allclose(of_test.x_test, RGB.transpose(0, 3, 1, 2) / 255, rtol=1e-6)
 
 
@@ -234,12 +234,12 @@ def test_images_in_other_units_are_not_normalized_silently(tmp_path):
         InputError, match=r"values from 0 to 255, and a normalization is of uint8 or of values in \[0, 1\]"
     ):
         load_data(f"npz:{tmp_path / 'a'}", normalization="imagenet")
-    as_it_is = load_data(f"npz:{tmp_path / 'a'}", normalization="none")
+    as_it_is = load_data(f"npz:{tmp_path / 'a'}", normalization="as-is")
     np.testing.assert_array_equal(as_it_is.x_train, RGB.transpose(0, 3, 1, 2))
 
 
 def test_a_built_in_set_takes_a_normalization_too():
-    plain, half = (load_data(name) for name in ("digits:normalization=none", "digits:normalization=half"))
+    plain, half = (load_data(name) for name in ("digits:normalization=as-is", "digits:normalization=half"))
     np.testing.assert_allclose(half.x_test, 2 * plain.x_test - 1, rtol=1e-6)
 
 

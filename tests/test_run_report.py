@@ -70,7 +70,7 @@ def test_the_report_draws_every_measure_with_its_error(measured):
 
 def test_the_report_has_a_row_a_checkpoint(measured):
     shown = page(measured)
-    cells = [[a["data-value"] for t, a in shown.tags if t == "td" and a["data-name"] == name] for name in (
+    cells = [[a["data-value"] for t, a in shown.tags if t == "td" and a.get("data-name") == name] for name in (
         "Loss", "Accuracy", "Hessian trace", "Largest Hessian eigenvalues, 2",
     )]  # fmt: skip
     assert cells == [["1.0", "0.1", "0.01"], [""] * 3, ["2.0", "", "200.0"], ["2.0"] * 3]
@@ -92,4 +92,5 @@ def test_hostile_names_in_a_run_stay_texts(measured):
     shown = page((rows, table), command=HOSTILE, facts={"model": {"name": HOSTILE}})
     assert len(shown.scripts) == 4
     assert not [t for t, _ in shown.tags if t == "img"]
-    assert "<" not in json.dumps([m["data"] for p in shown.data["plots"].values() for m in p["modes"].values()])
+    traces = [t for p in shown.data["plots"].values() for m in p["modes"].values() for t in m["data"]]
+    assert "<" not in json.dumps([(t.get("text"), t.get("name")) for t in traces])

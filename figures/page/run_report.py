@@ -42,6 +42,7 @@ def render(
 ) -> str:
     """The page as text."""
     words = titles(rows)
+    facts = {k: v for k, v in facts.items() if k not in ("epoch", "step")}
     drawn = list(_plots(table, unit, words))
     names = shown(table, unit)
     steps = Section("steps", f"Over the {unit}s", "", [drawn[i : i + 2] for i in range(0, len(drawn), 2)], [], [])
@@ -53,7 +54,7 @@ def render(
         summary={"checkpoints": rows, "command": command},
         table=_numbers(table, unit),
         title=table.label,
-        subtitle=described({k: v for k, v in facts.items() if k != "epoch"}),
+        subtitle=described(facts),
         tiles=_tiles(table, rows, unit),
         notes=list(table.provenance.get("notes") or ()),
         sections=[steps, *others],

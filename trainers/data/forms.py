@@ -80,6 +80,11 @@ class Form:
                 f"{path} holds {next(k for k in keys if k in held)} and lacks {absent[0]}: both are needed"
             )
         x, y = (held[key] for key in keys)
+        for key, array in zip(keys, (x, y), strict=True):
+            if array.ndim == 0:
+                raise InputError(f"{path}: {key} is a single value ({array.dtype}): an array of all examples is needed")
+            if array.size == 0:
+                raise InputError(f"{path}: {key} has shape {array.shape}: it is empty")
         if len(x) != len(y):
             raise InputError(
                 f"{path}: {keys[0]} has {len(x)} examples, {keys[1]} has {len(y)} labels: they must be equal"
@@ -123,8 +128,6 @@ def require_count(part: str, size: int | None) -> None:
 def _examples(path: Path, key: str, x: np.ndarray, layout: str, first: bool) -> torch.Tensor:
     if x.dtype != np.uint8 and x.dtype not in (np.float16, np.float32, np.float64):
         raise InputError(f"{path}: {key} is {x.dtype}: images must be uint8 or floating, features floating")
-    if x.size == 0:
-        raise InputError(f"{path}: {key} has shape {x.shape}: it is empty")
     gray = x.ndim == 3 and (x.dtype == np.uint8 or layout == "gray")
     if (x.ndim not in (2, 4) and not gray) or (x.ndim != 3 and layout == "gray"):
         raise InputError(
@@ -158,8 +161,6 @@ def _labels(path: Path, key: str, y: np.ndarray) -> torch.Tensor:
             y.ndim == 2 and y.dtype.kind in "iubf" and bool((y.sum(1) == 1).all()) and bool(((y == 0) | (y == 1)).all())
         )
         raise InputError(f"{what}; these are one-hot, y.argmax(1) are their labels" if one_hot else what)
-    if y.size == 0:
-        raise InputError(f"{path}: {key} must hold labels from 0, the smallest is missing")
     absent = int((y < 0).sum())
     if absent:
         raise InputError(

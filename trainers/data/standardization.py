@@ -23,13 +23,13 @@ NORMALIZATIONS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
     "cifar100": ((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)),
     "mnist": ((0.1307,), (0.3081,)),
     "half": ((0.5,), (0.5,)),
-    "none": ((0.0,), (1.0,)),
+    "as-is": ((0.0,), (1.0,)),
 }
 """Means and deviations, of values in [0, 1], that public networks were trained with; one number is for all channels.
 
 imagenet is torchvision's, cifar10 that of kuangliu/pytorch-cifar and its many descendants (whose deviations are means
 over images, not those of the set), cifar100 that of weiaicunzai/pytorch-cifar100, mnist that of PyTorch's examples.
-half takes [0, 1] to [-1, 1], as timm's inception models do; none takes examples as they are (uint8 in units of 255).
+half takes [0, 1] to [-1, 1], as timm's inception models do; as-is takes examples as they are (uint8 in units of 255).
 """
 NORMALIZING = ("normalization", "mean", "std")
 """Options of every data set."""
@@ -91,7 +91,7 @@ def require_unit_range(name: str, key: str, x: Any) -> None:
     if not (low >= 0 and high <= 1):
         raise InputError(
             f"{name}: {key} has values from {low:.4g} to {high:.4g}, and a normalization is of uint8 or of values in "
-            "[0, 1]: divide them by 255, or take them as they are, normalization=none"
+            "[0, 1]: divide them by 255, or take them as they are, normalization=as-is"
         )
 
 
