@@ -2,8 +2,8 @@
 
 ResNet-20/32/44/56 of github akamaster/pytorch_resnet_cifar10 and the ResNet-20 of github amirgholami/PyHessian, on the
 first images of CIFAR-10's training set as they lie in `--cifar10`: lambda_1..5, trace, SAM sharpness and a surface.
-Values are held against float64 references that share no code with `landscape`; times are wall-clock, arms in turn
-within a round, and compared by medians of ratios within the rounds.
+Values are held against float64 references that share no code with `landscape`; times are CPU time (wall-clock too in
+the records), arms in turn within a round, and compared by medians of ratios within the rounds.
 
     python benchmarks/public.py --weights FOLDER --cifar10 FILE.npz [--peers FOLDER] [--write docs/trust.md]
 
@@ -250,7 +250,7 @@ def main() -> None:
     parser.add_argument("--cifar10", type=Path, default=default["LANDSCAPE_CIFAR10"], help="$LANDSCAPE_CIFAR10")
     parser.add_argument("--only", nargs="+", choices=list(NETWORKS), default=list(NETWORKS))
     parser.add_argument("--images", type=lambda text: [int(n) for n in text.split(",")], default=[128, 1024])
-    parser.add_argument("--grid", type=int, default=11, help="points an axis of the surface, odd")
+    parser.add_argument("--grid", type=int, default=21, help="points an axis of the surface, odd")
     parser.add_argument("--rounds", type=int, default=3, help="0: references only")
     parser.add_argument("--repeat", type=float, default=15, help="arms that take more seconds run in one round")
     parser.add_argument("--threads", type=int, default=2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import statistics
@@ -34,9 +35,9 @@ def first(record: Record, quantity: str) -> Record | None:
 
 
 def ratio(record: Record, quantity: str, base: tuple[str, str]) -> float:
-    """Median over the common rounds of our seconds / those of `base` (quantity, arm); nan where there is none."""
+    """Median over the common rounds of our CPU seconds / those of `base` (quantity, arm); nan where there is none."""
     ours, other = (
-        {r["round"]: r["seconds"] for r in record["runs"].get(q, {}).get(arm, [])}
+        {r["round"]: r["cpu"] for r in record["runs"].get(q, {}).get(arm, [])}
         for q, arm in ((quantity, OURS[quantity]), base)
     )
     common = [ours[r] / other[r] for r in ours if r in other]
@@ -73,7 +74,10 @@ def write(page: Path, text: str) -> None:
 def _wrapped(text: str) -> str:
     """The text at the width of the house; tables stay."""
     lines = text.split("\n")
-    return "\n".join(s if s.startswith("|") else textwrap.fill(s, 120, break_on_hyphens=False) for s in lines)
+    fill = functools.partial(textwrap.fill, width=120, break_on_hyphens=False)
+    return "\n".join(
+        s if s.startswith("|") else fill(s, subsequent_indent="  " if s.startswith("* ") else "") for s in lines
+    )
 
 
 def _label(record: Record) -> str:
@@ -92,9 +96,9 @@ def _intro(done: list[Record]) -> str:
         "hour, that double backward on the span of our vectors: it shows errors, and ARPACK in float32 below whether "
         "one was missed), the trace image by image from ten backward passes, SAM's step and the corners of the "
         "surface by moving the weights by hand.\n\n"
-        f"`python benchmarks/public.py`: {'; '.join(machines)}. Seconds are medians by the wall clock, ratios medians "
-        f"within rounds, at a load average of {min(loads):.1f} to {max(loads):.1f}. Our times include the making of "
-        "the Problem with its checks."
+        f"`python benchmarks/public.py`: {'; '.join(machines)}. Seconds are medians of CPU time "
+        f"(of all threads: the machine was shared, its load average {min(loads):.1f} to {max(loads):.1f}), ratios "
+        "medians within rounds. Our times include the making of the Problem with its checks."
     )
 
 
@@ -146,13 +150,13 @@ def _peers(done: list[Record]) -> Iterator[str]:
                         "-".join(str(n) for n in sorted({products[0], products[-1]})),
                         f"{error(record, quantity, arm):.1e}",
                         runs[0]["says"],
-                        f"{statistics.median(r['seconds'] for r in runs):.1f}",
+                        f"{statistics.median(r['cpu'] for r in runs):.1f}",
                         "" if arm == OURS[quantity] else f"{ratio(record, quantity, (quantity, arm)):.2f}",
                     ]
                 )
         yield f"### {title}"
         yield table(
-            rows, ["network, images", "who", "products", "worst error", "says of its error", "seconds", "ours / it"]
+            rows, ["network, images", "who", "products", "worst error", "says of its error", "CPU seconds", "ours / it"]
         )
     yield "### Against bare passes"
     yield (
