@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import shlex
 import sys
 from dataclasses import dataclass
@@ -16,8 +17,11 @@ from commands.claimed import claim
 from commands.options import OutputOptions, ProblemOptions, option
 from commands.ranges import POSITIVE, Whole
 from landscape.errors import InputError
+from trainers.references import resolve_data
 
 if TYPE_CHECKING:
+    from landscape.problem.problem import Problem
+    from trainers.rebuild import Subject
     from trainers.requests import MeasureRequest
     from trainers.run_checkpoints import RunCheckpoints
 
@@ -41,6 +45,12 @@ class MeasureOptions:
     grid: int | None = option("Points per side of the surface; default 21; 0: no surface.", type=Whole(0))
     radius: float = option("Half-width of the surface in multiples of the weights' norm.", type=POSITIVE, default=0.07)
 
+    other_data: str | None = option(
+        "Of relative_critical_sharpness: the data along whose update the loss is followed, named as in --data; "
+        "default: the split that --split does not name.",
+        metavar="NAME",
+    )
+
     def __post_init__(self) -> None:
         if self.grid and (self.grid < 0 or self.grid % 2 == 0):
             raise InputError(f"--grid must be odd, so that the checkpoint is on the grid, or 0; received {self.grid}")
@@ -48,6 +58,19 @@ class MeasureOptions:
             from landscape.surfaces.grid.axes import check_points
 
             check_points((self.grid, self.grid))
+
+    def beside(self, subject: Subject, problem: ProblemOptions) -> Subject:
+        """The checkpoint with the loss over the other data, which is read where a measure takes it."""
+
+        @functools.cache
+        def other() -> Problem:
+            if self.other_data is not None:
+                return problem.over(subject.path, subject.problem, data=self.other_data)
+            if callable(resolve_data(problem.data)):
+                raise InputError(f"--data {problem.data} has no other split: name the other data with --other-data")
+            return next(iter(problem.other_split(subject.path, subject.problem).values()))
+
+        return dataclasses.replace(subject, companions=dataclasses.replace(subject.companions, other=other))
 
     def requests(self, seed: int, subsets: int) -> list[MeasureRequest]:
         """The measures, and the surface where one is wanted."""
@@ -112,12 +135,16 @@ def _analyze_run(
     stages, directory = run.thinned(every), output.directory(run.folder / "over-steps")
     requests = dataclasses.replace(measured, grid=0).requests
     requests(problem.seed, 0)
-    first = problem.subject(stages[0].path)
+
+    def read(path: Path) -> Subject:
+        return measured.beside(problem.subject(path), problem)
+
+    first = read(stages[0].path)
     subsets = measuring.subsets_for([first.problem]) if measured.subsets is None else measured.subsets
     wanted = requests(problem.seed, subsets)
     claim(directory)
     options.show_plan(first.problem, f"{len(stages)} checkpoints", measuring.vectors_needed(wanted))
-    rows = running.measure_run(first, stages, problem.subject, wanted, directory / "run.journal")
+    rows = running.measure_run(first, stages, read, wanted, directory / "run.journal")
     facts = {"provenance": first.problem.provenance(), "arguments": {"every": every}}
     keys, label = [request.key for request in wanted], f"{run.folder.resolve().name} over its steps"
     table = running.as_table(rows, run.unit, stages, keys, label=label, **facts)
@@ -144,7 +171,7 @@ def _compare(
     names = analysis.labels(checkpoints)
     # Measures are looked up before any checkpoint is read: a misspelled name costs nothing.
     measured.requests(problem.seed, 0)
-    subjects = [problem.subject(path) for path in checkpoints]
+    subjects = [measured.beside(problem.subject(path), problem) for path in checkpoints]
     subsets = measuring.subsets_for([s.problem for s in subjects]) if measured.subsets is None else measured.subsets
     requests = measured.requests(problem.seed, subsets)
     claim(directory)

@@ -41,7 +41,7 @@ def command(context: click.Context, checkpoint: Path | None, measured: MeasureOp
     well = _tested(str(resolve_device(problem.device)))
     if checkpoint is not None:
         measured.requests(problem.seed, 0)  # a misspelled name costs no reading
-        well = _cost(problem.subject(checkpoint), measured, problem.seed) and well
+        well = _cost(measured.beside(problem.subject(checkpoint), problem), measured, problem.seed) and well
     context.exit(0 if well else 1)
 
 
@@ -76,7 +76,7 @@ def _cost(subject: Subject, measured: MeasureOptions, seed: int) -> bool:
             _show([f"  WRONG  {error}"])
             return False
         _show([f"  {plan}"])
-    _show(_lines(estimates(problem, wanted, plan)))
+    _show(_lines(estimates(problem, wanted, plan, subject.companions)))
     return True
 
 

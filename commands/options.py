@@ -174,8 +174,11 @@ class ProblemOptions:
     def other_split(self, path: Path, problem: Problem) -> dict[str, Problem]:
         """The split that these options do not name -> the same loss over its examples."""
         split = "test" if self.split == "train" else "train"
-        other = dataclasses.replace(self, split=split).subject(path).problem
-        return {split: problem.with_batches(list(other.batches))}
+        return {split: self.over(path, problem, split=split)}
+
+    def over(self, path: Path, problem: Problem, **changes: Any) -> Problem:
+        """The same loss over the examples that these options name with `changes`."""
+        return problem.with_batches(list(dataclasses.replace(self, **changes).subject(path).problem.batches))
 
 
 def problem(**changes: dict[str, Any]) -> Callable[[F], F]:

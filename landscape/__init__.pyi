@@ -35,6 +35,10 @@ from landscape.invariance.invariance import Invariance, rescaling_invariance
 from landscape.measures.adaptive_hessian import adaptive_top_eigenvalues
 from landscape.measures.adaptive_sharpness import adaptive_sharpness
 from landscape.measures.average_sharpness import average_sharpness
+from landscape.measures.batch_sharpness import batch_sharpness
+from landscape.measures.critical_sharpness import critical_sharpness
+from landscape.measures.directional_sharpness import directional_sharpness
+from landscape.measures.generalized_sharpness import generalized_sharpness
 from landscape.measures.gradient_norm import gradient_norm
 from landscape.measures.hessian_top_eigenvalues import top_eigenvalues
 from landscape.measures.hessian_trace import trace
@@ -42,6 +46,8 @@ from landscape.measures.keskar_sharpness import keskar_sharpness
 from landscape.measures.layer_eigenvalues import layer_eigenvalues
 from landscape.measures.negative_curvature import extreme_eigenvalues
 from landscape.measures.pac_bayes_sigma import pac_bayes_sigma
+from landscape.measures.preconditioned_sharpness import preconditioned_sharpness
+from landscape.measures.relative_critical_sharpness import relative_critical_sharpness
 from landscape.measures.sam_sharpness import sam_sharpness
 from landscape.measures.spectral_density import spectral_density
 from landscape.measures.worst_case_sharpness import worst_case_sharpness
@@ -82,8 +88,12 @@ __all__ = [
     "adaptive_top_eigenvalues",
     "align",
     "average_sharpness",
+    "batch_sharpness",
     "compare_surfaces",
+    "critical_sharpness",
+    "directional_sharpness",
     "extreme_eigenvalues",
+    "generalized_sharpness",
     "gradient_norm",
     "hessian_diagonal",
     "keskar_sharpness",
@@ -91,8 +101,10 @@ __all__ = [
     "load",
     "pac_bayes_sigma",
     "path",
+    "preconditioned_sharpness",
     "problem_from",
     "profiles",
+    "relative_critical_sharpness",
     "rescaling",
     "rescaling_invariance",
     "sam_sharpness",

@@ -1,8 +1,12 @@
 """The table of small problems that tests run over: float64 networks with unequal batches of fixed random data."""
 
+import inspect
+
 import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+
+import landscape
 
 
 class TinyAttention(nn.Module):
@@ -70,6 +74,14 @@ def case(name, examples=11, dtype=torch.float64, seed=0):
             for _ in range(3):
                 model.train()(x + torch.randn_like(x))
     return model.eval(), list(zip(x.split(5), y.split(5), strict=True))
+
+
+def measured(name, problem, **options):
+    """The result of a measure with its defaults; what it takes beside the problem: an optimizer, the same loss."""
+    beside = {"optimizer": lambda: torch.optim.SGD(problem.model.parameters(), lr=0.1), "other": lambda: problem}
+    parameters = inspect.signature(landscape.MEASURES[name]).parameters.values()
+    taken = [p.name for p in parameters if p.default is p.empty and p.name in beside]
+    return landscape.MEASURES[name](problem, **{name: beside[name]() for name in taken}, **options)
 
 
 def dense(model, batches, parameters):

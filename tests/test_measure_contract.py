@@ -9,7 +9,7 @@ import re
 import numpy as np
 import pytest
 import torch
-from cases import case
+from cases import case, measured
 from torch import nn
 
 import landscape
@@ -69,10 +69,10 @@ def numbers(result):
 def test_measure_is_finite_repeatable_and_leaves_the_model_alone(name, network, tmp_path):
     model, problem = problem_of(network)
     before = state(model)
-    first = landscape.MEASURES[name](problem)
+    first = measured(name, problem)
     assert_same_state(before, state(model))
     torch.rand(7)
-    second = landscape.MEASURES[name](problem)
+    second = measured(name, problem)
     a, b = numbers(first), numbers(second)
     assert a.keys() == b.keys()
     for key in a:
@@ -112,7 +112,7 @@ def test_model_is_as_it_was_after_an_exception(name, fails_at):
     before = state(model)
     calls = fails_at - 1
     with pytest.raises(Interrupted):
-        landscape.MEASURES[name](problem)
+        measured(name, problem)
     assert_same_state(before, state(model))
     calls = math.inf
     np.testing.assert_array_equal(problem.loss(), problem.loss(problem.weights.clone()))
@@ -123,8 +123,8 @@ def test_value_does_not_depend_on_how_the_examples_are_batched(name):
     model, batches = case("mlp", examples=24)
     loss = nn.functional.cross_entropy
     x, y = (torch.cat(part) for part in zip(*batches, strict=True))
-    whole = landscape.MEASURES[name](landscape.Problem(model, loss, [(x, y)])).summary()
-    parts = landscape.MEASURES[name](landscape.Problem(model, loss, batches)).summary()
+    whole = measured(name, landscape.Problem(model, loss, [(x, y)])).summary()
+    parts = measured(name, landscape.Problem(model, loss, batches)).summary()
     for key in {"value", "values"} & whole.keys():
         # Rounding in float64 through a few hundred products; Lanczos and ascents carry it on.
         np.testing.assert_allclose(np.float64(parts[key]), np.float64(whole[key]), rtol=1e-6, atol=1e-9)
@@ -137,7 +137,7 @@ def test_measure_runs_in_float32(name):
     for dtype in (torch.float64, torch.float32):
         other = copy.deepcopy(model).to(dtype)
         problem = landscape.Problem(other, nn.functional.cross_entropy, batches)
-        values.append(landscape.MEASURES[name](problem).summary())
+        values.append(measured(name, problem).summary())
     for key in {"value", "values"} & values[0].keys():
         # The rise of a loss near 1 is known to a few 1e-7 in float32; the smallest ones here are about 1e-4.
         np.testing.assert_allclose(np.float64(values[1][key]), np.float64(values[0][key]), rtol=2e-2, atol=2e-5)
@@ -179,7 +179,7 @@ def test_measure_brings_its_words(name):
     assert facts["label"][:1].isupper() or facts["label"].startswith("{")
     assert facts["meaning"].endswith(".")
     assert facts["unit"]
-    result = landscape.MEASURES[name](problem_of("mlp")[1])
+    result = measured(name, problem_of("mlp")[1])
     assert result.label
     assert "{" not in result.label
     named = {"value", "values", "layers"} & result.summary().keys() or facts["fields"].keys() <= result.summary().keys()
@@ -204,7 +204,7 @@ def test_signature_is_that_of_the_function_in_the_file(name):
     assert inspect.signature(measure) == inspect.signature(measure.__wrapped__)
     assert next(iter(inspect.signature(measure).parameters)) == "problem"
     with pytest.raises(TypeError, match="unheard_of"):
-        measure(problem_of("mlp")[1], unheard_of=1)
+        measured(name, problem_of("mlp")[1], unheard_of=1)
 
 
 def test_arguments_hold_what_was_computed():

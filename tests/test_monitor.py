@@ -167,13 +167,15 @@ def test_eigenvalues_are_those_of_the_dense_hessian_and_start_from_the_last_vect
         assert row["lambda_max:k=2.2"] == pytest.approx(second, rel=1e-3)
     again = landscape.top_eigenvalues(problem_of(model), k=1, tol=1e-6)
     warm = landscape.top_eigenvalues(problem_of(model), None, again.vectors, k=1, tol=1e-6)
-    assert monitor._measurements._vectors["lambda_max"].shape == again.vectors.shape
+    assert monitor._measurements._starts["lambda_max"].shape == again.vectors.shape
     assert warm.hvps < again.hvps
 
 
 @pytest.mark.parametrize("name", landscape.MEASURES)
 def test_every_measure_fills_a_row(name):
-    monitor = landscape.Monitor(problem_of(network()), every=1, measures=[name])
+    model = network()
+    beside = {"optimizer": torch.optim.SGD(model.parameters(), lr=0.1), "other": problem_of(model)}
+    monitor = landscape.Monitor(problem_of(model), every=1, measures=[name], **beside)
     row = monitor.step(0)
     columns = [c for c in row if c == name or c.startswith(f"{name}.")]
     assert columns

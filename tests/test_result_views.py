@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from cases import case
+from cases import case, measured
 from report_cases import HOSTILE, bowl, eigenvalues, sharpness
 from torch import nn
 
@@ -261,7 +261,7 @@ def test_numbers_of_a_figure_have_no_picture_of_their_own(pyplot):
 
 @pytest.mark.parametrize("name", list(MEASURES))
 def test_every_measure_shows_itself(name, pyplot):
-    result = MEASURES[name](problem())
+    result = measured(name, problem())
     assert len(repr(result)) < 200
     assert str(result.label) in repr(result)
     assert Tags(result._repr_html_()).tags == {"div", "strong", "table", "tr", "th", "td"}

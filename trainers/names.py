@@ -128,6 +128,7 @@ _CONVERTERS = {
     "float": _number,
     "bool": _flag,
     "str": _text,
+    "Direction": _text,
     "tuple[int,...]": _integers,
     "float|tuple[float,...]": _numbers,
 }

@@ -28,7 +28,9 @@ from landscape.problem.problem import Problem
 from landscape.random import stream
 from landscape.results import digest
 from trainers.architectures import BuiltIn
+from trainers.companions import NOTHING_BESIDE, Companions
 from trainers.datasets import Data, load_data
+from trainers.loop.base import stored_optimizer
 from trainers.names import parse_name
 from trainers.references import import_callable, resolve_data, resolve_device, resolve_loss, resolve_model
 from trainers.subject_checks import (
@@ -53,6 +55,8 @@ class Subject:
         problem: L(w) over the sample.
         metadata: what the checkpoint says of itself (model, data, method, epoch, ...); plain values.
         seed: of the sample.
+        companions: what measures take beside the problem: the optimizer that the training was left with, over the
+            model's parameters.
     """
 
     path: Path
@@ -61,6 +65,7 @@ class Subject:
     problem: Problem
     metadata: dict[str, Any]
     seed: int
+    companions: Companions = NOTHING_BESIDE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,7 +174,8 @@ def subject(
     others = _others(problem, model, data) if isinstance(model, BuiltIn) else ()
     if model is not None and not tell_if_another_fits_better(path, problem, others):
         tell_if_worse_than_nothing(path, problem, made_with)
-    return Subject(path, digest.of_path(path), network, problem, _metadata(source), sample.seed)
+    companions = Companions(optimizer=functools.partial(stored_optimizer, source or {}, network))
+    return Subject(path, digest.of_path(path), network, problem, _metadata(source), sample.seed, companions)
 
 
 def problem_from(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 import time
@@ -15,6 +16,7 @@ from figures.page.requests import SURFACE
 from landscape import MEASURES
 from landscape.errors import InputError
 from landscape.problem.problem import Problem
+from trainers.companions import NOTHING_BESIDE, Companions
 from trainers.requests import MeasureRequest
 
 if TYPE_CHECKING:
@@ -41,22 +43,27 @@ class CostEstimate:
     obstacle: str = ""
 
 
-def estimates(problem: Problem, wanted: Sequence[MeasureRequest], plan: Plan | None) -> Iterator[CostEstimate]:
+def estimates(
+    problem: Problem, wanted: Sequence[MeasureRequest], plan: Plan | None, companions: Companions = NOTHING_BESIDE
+) -> Iterator[CostEstimate]:
     """The cost of the loss itself and of every wanted measure, one after the other.
 
     Args:
         problem: the loss over the sample.
         wanted: measures.
         plan: of the curvature among them; None where none is wanted.
+        companions: what some of them take beside the problem.
 
     Cost: every measure over 64 examples (the first batch where it cannot be divided), eight passes over a batch.
     """
     seconds = _seconds(problem, plan)
-    few = problem.with_batches([problem.few_examples(FEW)])
+    few, beside = _few(problem), companions
+    if (other := companions.other) is not None:
+        beside = dataclasses.replace(companions, other=lambda: _few(other()))
     yield _estimate("loss", {"forward": 2.0}, seconds)
     for request in wanted:
         try:
-            yield _estimate(request.key, _passes(few, request), seconds)
+            yield _estimate(request.key, _passes(few, request, beside), seconds)
         except InputError as error:
             yield CostEstimate(request.key, {}, math.nan, str(error))
 
@@ -65,10 +72,14 @@ def _estimate(key: str, passes: Mapping[str, float], seconds: Mapping[str, float
     return CostEstimate(key, passes, sum(seconds[k] * n for k, n in passes.items()))
 
 
-def _passes(few: Problem, request: MeasureRequest) -> dict[str, float]:
+def _few(problem: Problem) -> Problem:
+    return problem.with_batches([problem.few_examples(FEW)])
+
+
+def _passes(few: Problem, request: MeasureRequest, companions: Companions) -> dict[str, float]:
     if request.measure == SURFACE:
         return {"forward": float(request.arguments["grid"] ** 2)}
-    return {k: n for k, n in MEASURES[request.measure](few, **request.arguments).cost.items() if n}
+    return {k: n for k, n in MEASURES[request.measure](few, **companions.arguments(request)).cost.items() if n}
 
 
 def _seconds(problem: Problem, plan: Plan | None) -> dict[str, float]:

@@ -57,6 +57,7 @@ def analyze(
     for request in wanted:
         settings = {
             "arguments": request.arguments,
+            **subject.companions.facts(request),
             "parameters": list(problem.parameters.names),
             **{k: provenance[k] for k in ("loss", "sample_sha256", "batch_norm", "dtype")},
             # The code of --model decides the value too, and cannot be seen.
@@ -65,7 +66,7 @@ def analyze(
         name = prefix + request.key
         result = store.get(name, settings)
         if result is None:
-            result = _compute(request, problem, store, name)
+            result = _compute(request, subject, store, name)
             result = dataclasses.replace(result, provenance={**result.provenance, **provenance})
             store.put(name, result, settings)
         computed[request.key] = result
@@ -97,7 +98,7 @@ def subsets_for(problems: Sequence[Problem]) -> int:
 
 def vectors_needed(wanted: Sequence[MeasureRequest]) -> int | None:
     """Vectors of the smallest basis that the wanted curvature works in; None where no Hessian product is wanted."""
-    curvature = [r for r in wanted if r.measure != SURFACE and "chunk_size" in r.arguments]
+    curvature = [r for r in wanted if r.measure != SURFACE and {"chunk_size", "hvp"} & r.arguments.keys()]
     if not any(r.arguments.get("hvp", "double-backward") == "double-backward" for r in curvature):
         return None
     return max(r.arguments.get("k", 0) for r in curvature) + LEAST_BEYOND
@@ -125,12 +126,12 @@ def _examples(problem: Problem) -> dict[str, np.ndarray]:
     return examples
 
 
-def _compute(request: MeasureRequest, problem: Problem, store: Store, name: str) -> Result:
+def _compute(request: MeasureRequest, subject: Subject, store: Store, name: str) -> Result:
     if request.measure == SURFACE:
         # Its points are journaled beside the file as they are finished: a killed analysis goes on within the surface.
         store.claim()
-        return landscape.surface(problem, **request.arguments, file=store.path, name=name, replace_other=True)
-    result = MEASURES[request.measure](problem, **request.arguments)
+        return landscape.surface(subject.problem, **request.arguments, file=store.path, name=name, replace_other=True)
+    result = MEASURES[request.measure](subject.problem, **subject.companions.arguments(request))
     vectors = getattr(result, "vectors", None)
     if vectors is not None and vectors.numel() > KEPT_VECTOR_ENTRIES:
         return dataclasses.replace(result, vectors=None)  # type: ignore[call-arg]

@@ -56,7 +56,7 @@ def measure_run(
     Raises:
         InputError: a checkpoint of another network, or no checkpoint whose loss is finite.
     """
-    measurements = Measurements(requests)
+    measurements = Measurements(requests, first.companions)
     kept, settings = Journal(journal, resume=True), digest.of_configuration(_settings(first, requests))
     kept.open(_JOURNAL)
     rows = []
@@ -84,12 +84,17 @@ def _settings(first: Subject, requests: Sequence[MeasureRequest]) -> dict[str, A
     facts = first.problem.provenance()
     return plain(
         {
-            "requests": [[r.key, r.measure, r.arguments] for r in requests],
+            "requests": [[r.key, r.measure, r.arguments, *_beside(first, r)] for r in requests],
             "parameters": list(first.problem.parameters.names),
             **{k: facts[k] for k in ("loss", "sample_sha256", "batch_norm", "dtype")},
             "loss_at_first": f"{float(first.problem.loss()):.4g}",
         }
     )
+
+
+def _beside(first: Subject, request: MeasureRequest) -> list[dict[str, Any]]:
+    facts = first.companions.facts(request)
+    return [facts] if facts else []
 
 
 def _row(
@@ -118,10 +123,10 @@ def _summaries(subject: Subject, measurements: Measurements, compared: bool) -> 
     for request in measurements.requests:
         try:
             start = measurements.start(request)
-            summary = measurements.result(subject.problem, request).summary()
-            if compared and start:
-                from_random = MEASURES[request.measure](subject.problem, **request.arguments)
-                summary["hvps_from_random"] = from_random.summary()["hvps"]
+            summary = measurements.result(subject.problem, request, subject.companions).summary()
+            if compared and start and "hvps" in summary:
+                arguments = subject.companions.arguments(request)
+                summary["hvps_from_random"] = MEASURES[request.measure](subject.problem, **arguments).summary()["hvps"]
             yield request.key, summary
         except InputError as error:
             warnings.warn(InputWarning(f"{subject.path}: {request.key} has no number: {error}"), stacklevel=2)

@@ -151,17 +151,20 @@ class Parameters:
         tensors = [aligned(t) for t in self.unflatten(flat)]
         return [t.to(s.dtype) for t, s in zip(tensors, self.slots, strict=True)] if self.mixed else tensors
 
+    def own_tensors(self, model: nn.Module) -> list[nn.Parameter]:
+        """The model's own parameters in the layout's order: what an optimizer knows them by."""
+        named = dict(model.named_parameters())
+        return [named[s.name] for s in self.slots]
+
     def read(self, model: nn.Module) -> Tensor:
         """The model's present weights as a new flat vector (d,)."""
-        named = dict(model.named_parameters())
-        return self.flatten([named[s.name].detach() for s in self.slots]).clone()
+        return self.flatten([t.detach() for t in self.own_tensors(model)]).clone()
 
     def write(self, model: nn.Module, flat: Tensor) -> None:
         """Copy a flat vector (d,) into the model's own tensors, in place."""
-        named = dict(model.named_parameters())
         with torch.no_grad():
-            for slot, tensor in zip(self.slots, self.unflatten(flat), strict=True):
-                named[slot.name].copy_(tensor)
+            for own, tensor in zip(self.own_tensors(model), self.unflatten(flat), strict=True):
+                own.copy_(tensor)
 
     def norms(self, flat: Tensor, block: str) -> Tensor:
         """(d,) norm of the element, filter or layer that each entry belongs to (see `Slot.norms`)."""

@@ -148,6 +148,11 @@ class Result:
         """Field -> value of those that hold arrays: the inverse of `named_arrays`."""
         return {f.name: arrays[f.name] for f in dataclasses.fields(cls) if f.name in arrays.values}
 
+    @property
+    def neighboring_start(self) -> Any:
+        """What the same measure starts from at neighboring weights (its argument `start`); None: nothing."""
+        return getattr(self, "vectors", None)
+
     def vtk(self, title: str) -> str | None:
         """The text of a VTK file; None for a result that is no surface over a plane."""
         return None

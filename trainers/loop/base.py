@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from landscape.ball import vectors
+from landscape.errors import InputError
 from landscape.problem.parameters import Parameters
 from trainers.loop.settings import Settings
 
@@ -29,6 +30,28 @@ def base_optimizer(settings: Settings, model: nn.Module) -> torch.optim.Optimize
         return torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum, nesterov=settings.nesterov)
     kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[settings.base]
     return kind(groups, lr=settings.lr)
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
+    """Take up a checkpoint's state, in which tuples are lists."""
+    groups = [{**g, **({"betas": tuple(g["betas"])} if "betas" in g else {})} for g in saved["param_groups"]]
+    optimizer.load_state_dict({**saved, "param_groups": groups})
+
+
+def stored_optimizer(content: Mapping[str, Any], model: nn.Module) -> torch.optim.Optimizer:
+    """The optimizer of a checkpoint over the parameters of the network that was rebuilt from it.
+
+    Raises:
+        InputError: the checkpoint holds none, or one of another network.
+    """
+    if not content.get("optimizer") or not content.get("settings"):
+        raise InputError("the checkpoint holds no optimizer: train with this toolkit, or give the optimizer in Python")
+    try:
+        optimizer = base_optimizer(Settings(**content["settings"]), model)
+        load_optimizer(optimizer, content["optimizer"])
+    except (TypeError, ValueError, KeyError) as error:
+        raise InputError(f"the checkpoint's optimizer does not fit its network ({error}): use another copy") from error
+    return optimizer
 
 
 def in_model_order(state: dict[str, Any], model: nn.Module, decay_all: bool) -> dict[str, Any]:

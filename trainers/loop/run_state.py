@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from landscape.errors import InputError
-from trainers.loop.base import base_optimizer, clip_gradient, inner_decay
+from trainers.loop.base import base_optimizer, clip_gradient, inner_decay, load_optimizer
 from trainers.loop.settings import Settings
 from trainers.method import network
 from trainers.method.method import State
@@ -106,11 +106,7 @@ class RunState:
             raise InputError(f"the run had {len(streams)} processes, this is {self.task.world}: resume with as many")
         require_like(content["method"].get("state"), self.method, "method.state")
         self.model.load_state_dict(content["model"]["state"])
-        saved = _onto(content["optimizer"], None, None)
-        for group in saved["param_groups"]:
-            if "betas" in group:
-                group["betas"] = tuple(group["betas"])
-        self.optimizer.load_state_dict(saved)
+        load_optimizer(self.optimizer, _onto(content["optimizer"], None, None))
         if self.scaler is not None:
             self.scaler.load_state_dict(content["scaler"])
         self.method = _onto(content["method"]["state"], self.method, self.task.device)

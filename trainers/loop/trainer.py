@@ -80,7 +80,11 @@ class Trainer:
         self.schedule = Schedule(settings.schedule, settings.lr, settings.lr_min, settings.warmup)
         self.now.method = method.init(self.task, self._context())
         # Rows from the checkpoint's step on are measured again: all of them in a new run.
-        self.monitor = Monitor(self._problem(), measures=measures, out=out, resume=True) if measures else None
+        self.monitor = (
+            Monitor(self._problem(), measures=measures, optimizer=self.now.optimizer, out=out, resume=True)
+            if measures
+            else None
+        )
         self.history: list[dict[str, Any]] = []
         if self.directory is not None:
             if self.directory.content is not None:

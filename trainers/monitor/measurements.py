@@ -12,6 +12,7 @@ from landscape import MEASURES
 from landscape.errors import InputError, is_out_of_memory, unknown
 from landscape.problem.problem import Problem
 from landscape.results.result import Result, plain
+from trainers.companions import Companions
 from trainers.monitor.columns import numbers
 from trainers.names import parse_name
 from trainers.requests import MeasureRequest, requests
@@ -23,10 +24,11 @@ DEFAULT_MEASURES: tuple[str, ...] = ("lambda_max", "sharpness", "gradient_norm",
 
 
 class Measurements:
-    """Measures with their options, taken again and again; eigenvectors start from those of the last time.
+    """Measures with their options, taken again and again; eigenvectors and steps start from those of the last time.
 
     Args:
         requests: the measures, see `named`.
+        companions: what some of them take beside the Problem.
 
     Attributes:
         requests: these.
@@ -35,14 +37,15 @@ class Measurements:
         provenance: of the last result.
 
     Raises:
-        InputError: one that needs more than the Problem at one set of weights.
+        InputError: one that needs what is not there.
     """
 
-    def __init__(self, requests: Sequence[MeasureRequest]) -> None:
+    def __init__(self, requests: Sequence[MeasureRequest], companions: Companions) -> None:
         for request in requests:
-            _require_weights_alone(request)
+            companions.require(request)
         self.requests = requests
-        self._vectors: dict[str, Any] = {}
+        self._companions = companions
+        self._starts: dict[str, Any] = {}
         self.keys = [r.key for r in requests]
         self.described = {r.key: plain({"measure": r.measure, **r.arguments}) for r in requests}
         self.provenance: dict[str, Any] = {}
@@ -80,17 +83,17 @@ class Measurements:
         return numbers(request.key, self.result(problem, request), MEASURES.entry(request.measure))
 
     def start(self, request: MeasureRequest) -> dict[str, Any]:
-        """The argument `start` of a measure that was taken before: its eigenvectors; else none."""
-        return {"start": self._vectors[request.key]} if request.key in self._vectors else {}
+        """The argument `start` of a measure that was taken before: its eigenvectors or its step; else none."""
+        return {"start": self._starts[request.key]} if request.key in self._starts else {}
 
-    def result(self, problem: Problem, request: MeasureRequest) -> Result:
-        """One measure, taken once more."""
+    def result(self, problem: Problem, request: MeasureRequest, companions: Companions | None = None) -> Result:
+        """One measure, taken once more; `companions` are those of this Problem where they are not always the same."""
         measure = MEASURES[request.measure]
-        result = measure(problem, **request.arguments, **self.start(request))
+        arguments = (companions or self._companions).arguments(request)
+        result = measure(problem, **arguments, **self.start(request))
         self.provenance = result.provenance
-        vectors = getattr(result, "vectors", None)
-        if vectors is not None and "start" in inspect.signature(measure).parameters:
-            self._vectors[request.key] = vectors
+        if result.neighboring_start is not None and "start" in inspect.signature(measure).parameters:
+            self._starts[request.key] = result.neighboring_start
         return result
 
 
@@ -106,13 +109,3 @@ def named(names: Sequence[str]) -> list[MeasureRequest]:
         if name not in ALIASES and name not in MEASURES:
             raise unknown("measure", name, [*ALIASES, *MEASURES])
     return requests(names, aliases=ALIASES)
-
-
-def _require_weights_alone(request: MeasureRequest) -> None:
-    _, *rest = inspect.signature(MEASURES[request.measure]).parameters.values()
-    needed = [p.name for p in rest if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
-    if needed:
-        raise InputError(
-            f"{request.measure} needs {', '.join(needed)} beside the weights of one step: leave it out here, and call "
-            f"landscape.{MEASURES.entry(request.measure).symbol} on checkpoints"
-        )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numbers
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -18,6 +18,7 @@ from landscape.problem.problem import Problem
 from landscape.random import undisturbed
 from landscape.results import digest
 from landscape.results.result import LabelledArrays
+from trainers.companions import Companions
 from trainers.monitor.logs import log_of, logged
 from trainers.monitor.measurements import DEFAULT_MEASURES, Measurements, named
 from trainers.monitor.overhead import Overhead
@@ -49,6 +50,8 @@ class Monitor:
         share: of the run's time that measuring may take, in (0, 1).
         measures: names of `landscape.MEASURES`, with options as on the command line ("sam_sharpness:rho=0.1"), or
             lambda_max, sharpness, trace.
+        optimizer: of the training, for `preconditioned_sharpness` and for measures with direction=optimizer.
+        other: the loss of other data, for `relative_critical_sharpness`.
         out: writes OUT.csv, OUT.h5 and OUT.journal; of a directory DIR/monitor.*. None keeps the rows in memory.
         resume: go on with the rows that are there. Those from the first step on that this process tells are measured
             again, since training repeats them.
@@ -60,12 +63,13 @@ class Monitor:
         overhead: measuring's part of the run's time so far.
 
     Where a measure fails later on (the training has diverged), its columns are nan and a warning says why; what fails
-    at the first measurement is raised. Eigenvectors start from those of the last measurement. Processes: a Problem with
+    at the first measurement is raised. Eigenvectors and critical steps start from those of the last
+    measurement. Processes: a Problem with
     distributed=True is measured by all of them, which must call `step` alike; else the first process measures alone.
 
     Raises:
-        InputError: an unknown measure or option, one that needs more than a network's weights, `every` < 1, `share`
-            outside (0, 1), rows in `out` without `resume`.
+        InputError: an unknown measure or option, one that needs more than the network's weights and what is given
+            beside them, `every` < 1, `share` outside (0, 1), rows in `out` without `resume`.
 
     Example:
         >>> import landscape, torch
@@ -90,6 +94,8 @@ class Monitor:
         every: int | None = None,
         share: float | None = None,
         measures: Sequence[str] | str = DEFAULT_MEASURES,
+        optimizer: torch.optim.Optimizer | None = None,
+        other: Problem | None = None,
         out: str | Path | None = None,
         resume: bool = False,
         log: Any = None,
@@ -104,7 +110,8 @@ class Monitor:
             raise InputError(f"share must be between 0 and 1, a part of the run's time, received {share!r}")
         self.problem, self.every = problem, 1 if every is None else every
         self._overhead = Overhead(DEFAULT_SHARE if every is None and share is None else share)
-        self._measurements = Measurements(named([measures] if isinstance(measures, str) else measures))
+        companions = Companions(_always(optimizer), _always(other))
+        self._measurements = Measurements(named([measures] if isinstance(measures, str) else measures), companions)
         self._takes_part = problem.distributed or processes.rank() == 0
         self._writes = processes.rank() == 0
         self._rows = MeasuredRows(_stem(out) if self._writes else None, resume=resume)
@@ -251,6 +258,10 @@ def _whole(name: str, number: Any) -> int:
         return operator.index(number)
     except TypeError as error:
         raise InputError(f"{name} must be a whole number of steps, received {number!r}") from error
+
+
+def _always(value: Any) -> Callable[[], Any] | None:
+    return None if value is None else lambda: value
 
 
 def _stem(out: str | Path | None) -> Path | None:
