@@ -58,7 +58,7 @@ def load_weights(network: nn.Module, content: Any, path: str | Path, selection: 
     selection = selection or Selection()
     needed = {n: t for n, t in network.state_dict(keep_vars=True).items() if isinstance(t, Tensor)}
     tensors = _chosen(Tensors.of(content), selection, path)
-    tensors, base = with_adapter_names(tensors, needed, path)
+    tensors, base = with_adapter_names(tensors.unwrapped(needed), needed, path)
     ties = _ties(needed)
     optional = base | _optional(network, needed, selection)
     reading = _reading(tensors, needed, [ties[n] for n in needed if n not in optional], path)
@@ -213,7 +213,25 @@ def _unfit(
         options.append("--allow-extra GLOB (leaves them out)")
     if lacking and left:
         options.insert(0, "--rename OLD=NEW (names of the file in the model's words)")
+    other = _computed_weights(left)
+    if other:
+        return f"{path} does not fit the model: {'; '.join(said)}: {other}"
     return f"{path} does not fit the model: {'; '.join(said)}: give the network that was saved, or {', '.join(options)}"
+
+
+def _computed_weights(left: Sequence[str]) -> str:
+    """What to do where the file holds what weights are computed from, which no other name makes right; "" elsewhere."""
+    again = "give a network with the same, or save it again after"
+    if any(n.endswith("_mask") and f"{n.removesuffix('_mask')}_orig" in left for n in left):
+        return (
+            f"it was pruned, weight = weight_orig * weight_mask: {again} torch.nn.utils.prune.remove(layer, 'weight')"
+        )
+    if any(".parametrizations." in f".{n}" for n in left):
+        remove = "torch.nn.utils.parametrize.remove_parametrizations(layer, 'weight')"
+        return f"its weights are parametrized (weight_norm, spectral_norm, ...): {again} {remove}"
+    if any(n.endswith("_g") and f"{n.removesuffix('_g')}_v" in left for n in left):
+        return f"it has weight normalization, weight = g v / ||v||: {again} torch.nn.utils.remove_weight_norm(layer)"
+    return ""
 
 
 def _tell(path: str | Path, unused: list[str], supplied: list[str], base: set[str]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,9 @@ from torch import Tensor
 
 from landscape.checkpoint.pickles import Ignored
 from landscape.errors import InputError
+
+WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module")
+"""Components that torch.compile, FSDP, activation checkpoints and DeepSpeed put into names, also within a network."""
 
 
 @dataclass
@@ -83,11 +86,24 @@ class Tensors:
             )
         return tensors
 
+    def unwrapped(self, needed: Iterable[str]) -> Tensors:
+        """Without the components of `WRAPPERS` that the network, whose names are `needed`, has not."""
+        dropped = set(WRAPPERS) - {part for name in needed for part in name.split(".")}
+        names = {name: _without(name, dropped) for name in self.named}
+        if len(set(names.values())) < len(names):  # the wrapped and the plain network are both there
+            return self
+        containers = {names[n]: _without(c, dropped) for n, c in self.container.items()}
+        return Tensors({names[n]: t for n, t in self.named.items()}, containers, self.packed, self.arrays)
+
     def summary(self, most: int = 8) -> str:
         """The containers with the numbers of their tensors."""
         counts = Counter(c or "(outermost)" for c in self.container.values())
         shown = [f"{c} ({n} tensors)" for c, n in counts.most_common(most)]
         return ", ".join(shown) + (f" and {len(counts) - most} more" if len(counts) > most else "")
+
+
+def _without(name: str, dropped: Collection[str]) -> str:
+    return ".".join(part for part in name.split(".") if part not in dropped)
 
 
 @dataclass(frozen=True)
