@@ -11,6 +11,7 @@ from landscape import errors as errors
 from landscape import files as files
 from landscape import formatting as formatting
 from landscape import invariance as invariance
+from landscape import langevin as langevin
 from landscape import locks as locks
 from landscape import machine as machine
 from landscape import meaning as meaning
@@ -35,20 +36,27 @@ from landscape.invariance.invariance import Invariance, rescaling_invariance
 from landscape.measures.adaptive_hessian import adaptive_top_eigenvalues
 from landscape.measures.adaptive_sharpness import adaptive_sharpness
 from landscape.measures.average_sharpness import average_sharpness
+from landscape.measures.basin_radius import basin_radius
 from landscape.measures.batch_sharpness import batch_sharpness
 from landscape.measures.critical_sharpness import critical_sharpness
 from landscape.measures.directional_sharpness import directional_sharpness
+from landscape.measures.fisher_rao_norm import fisher_rao_norm
+from landscape.measures.forgetting import forgetting
 from landscape.measures.generalized_sharpness import generalized_sharpness
 from landscape.measures.gradient_norm import gradient_norm
 from landscape.measures.hessian_top_eigenvalues import top_eigenvalues
 from landscape.measures.hessian_trace import trace
 from landscape.measures.keskar_sharpness import keskar_sharpness
 from landscape.measures.layer_eigenvalues import layer_eigenvalues
+from landscape.measures.local_learning_coefficient import local_learning_coefficient
 from landscape.measures.negative_curvature import extreme_eigenvalues
 from landscape.measures.pac_bayes_sigma import pac_bayes_sigma
 from landscape.measures.preconditioned_sharpness import preconditioned_sharpness
+from landscape.measures.quantization_rise import quantization_rise
 from landscape.measures.relative_critical_sharpness import relative_critical_sharpness
+from landscape.measures.relative_flatness import relative_flatness
 from landscape.measures.sam_sharpness import sam_sharpness
+from landscape.measures.soft_rank import soft_rank
 from landscape.measures.spectral_density import spectral_density
 from landscape.measures.worst_case_sharpness import worst_case_sharpness
 from landscape.problem.parameters import Parameters
@@ -88,27 +96,34 @@ __all__ = [
     "adaptive_top_eigenvalues",
     "align",
     "average_sharpness",
+    "basin_radius",
     "batch_sharpness",
     "compare_surfaces",
     "critical_sharpness",
     "directional_sharpness",
     "extreme_eigenvalues",
+    "fisher_rao_norm",
+    "forgetting",
     "generalized_sharpness",
     "gradient_norm",
     "hessian_diagonal",
     "keskar_sharpness",
     "layer_eigenvalues",
     "load",
+    "local_learning_coefficient",
     "pac_bayes_sigma",
     "path",
     "preconditioned_sharpness",
     "problem_from",
     "profiles",
+    "quantization_rise",
     "relative_critical_sharpness",
+    "relative_flatness",
     "rescaling",
     "rescaling_invariance",
     "sam_sharpness",
     "save",
+    "soft_rank",
     "spectral_density",
     "surface",
     "top_eigenvalues",

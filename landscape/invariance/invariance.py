@@ -217,7 +217,7 @@ class _Run:
         rows = [self._row(f"rescaled {j}", partial(self._at, tau)) for j, tau in enumerate(self.taus)]
         measured, changes = [_values(row["measures"]) for row in rows], [row["change"] for row in rows]
         names = list(first)
-        values = np.array([[row[name].value for row in measured] for name in names])
+        values = np.array([[row.get(name, Value(math.nan)).value for row in measured] for name in names])
         return {
             "names": names,
             "values": values,

@@ -30,6 +30,13 @@ _NOISE: dict[str, tuple[str, Mapping[str, Any]]] = {
     "pac_bayes_sigma": ("pac_bayes_sigma", {"draws": 4, "tol": 0.05}),
     "pac_bayes_sigma_magnitude_aware": ("pac_bayes_sigma", {"draws": 4, "tol": 0.05, "magnitude_aware": True}),
 }
+# Of the outputs' curvature, which not every loss has: left out where it has none, or where eigenvalues are.
+_CURVATURE: dict[str, tuple[str, Mapping[str, Any]]] = {
+    "fisher_rao_norm": ("fisher_rao_norm", {}),
+    "relative_flatness": ("relative_flatness", {"probes": 24}),
+    "relative_flatness_first_layer": ("relative_flatness", {"layer": "first", "probes": 24}),
+    "soft_rank": ("soft_rank", {"matrix": "ggn", "probes": 4, "steps": 10, "takeuchi": False}),
+}
 
 
 @dataclass(frozen=True)
@@ -43,7 +50,7 @@ class InvarianceOptions:
         adaptive_rho_inf: of the adaptive balls, p = inf: a fraction of every weight.
         orders: which p.
         steps: of the ascents, one in each ball; 0 leaves the worst case out.
-        eigenvalues: whether the top eigenvalues of H and T H T are taken.
+        eigenvalues: whether curvature is taken: the top eigenvalues of H and T H T, and what else is in `extra`.
         extra: further measures: name in the result -> (name in `landscape.MEASURES`, arguments); their `value` counts.
     """
 
@@ -54,7 +61,7 @@ class InvarianceOptions:
     orders: tuple[float, ...] = (2.0, math.inf)
     steps: int = 20
     eigenvalues: bool = True
-    extra: Mapping[str, tuple[str, Mapping[str, Any]]] = field(default_factory=lambda: dict(_NOISE))
+    extra: Mapping[str, tuple[str, Mapping[str, Any]]] = field(default_factory=lambda: _NOISE | _CURVATURE)
 
     def __post_init__(self) -> None:
         for name in ("rho", "rho_inf", "adaptive_rho", "adaptive_rho_inf"):
@@ -105,10 +112,18 @@ def measure(problem: Problem, settings: InvarianceOptions) -> dict[str, Value]:
             value = float(eigenvalues(problem, k=1, tol=tolerance).values[0])
             values[name] = Value(value, rounding=scale * abs(value))
     for name, (registered, arguments) in settings.extra.items():
-        result = MEASURES[registered](problem, **arguments)
+        if name in _CURVATURE and not settings.eigenvalues:
+            continue
+        try:
+            result = MEASURES[registered](problem, **arguments)
+        except InputError:
+            if name not in _CURVATURE:
+                raise
+            continue
         value, rho = float(result.value), arguments.get("rho", result.arguments.get("rho"))
         radius = float(rho) if isinstance(rho, int | float) else math.nan
-        values[name] = Value(value, radius, getattr(result, "resolution", 0.0))
+        rounding = 1e3 * torch.finfo(problem.weights.dtype).eps * abs(value) if name in _CURVATURE else 0.0
+        values[name] = Value(value, radius, getattr(result, "resolution", rounding))
     return values
 
 

@@ -96,5 +96,6 @@ def cell_of(summary: Mapping[str, Any]) -> Cell:
         "" if worst is None or worst == value else f"worst case {number(worst)}",
         "" if spread is None or spread <= SPREAD else f"its ascents differ by {spread:.0%}: there may be a higher one",
         "" if summary.get("converged", True) else "not converged",
+        f"not to be trusted: {refused}" if (refused := summary.get("refused")) else "",
     ]
     return Cell(value, half, kind, "; ".join(n for n in notes if n))

@@ -1,0 +1,195 @@
+"""Soft rank against ridge regression and dense eigenvalues; Takeuchi's criterion against repeated samples."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from curvature_cases import case, dense_ggn, dense_hessian, everything
+from sharpness_cases import bowl, trained
+from sklearn.linear_model import Ridge
+from torch import nn
+
+import landscape
+from landscape.curvature import damped, scores
+from landscape.errors import InputError
+from landscape.random import rademacher, stream
+
+
+def linear(x, y, weights):
+    line = nn.Linear(x.shape[1], 1, bias=False).double()
+    line.weight.data = torch.as_tensor(weights)[None].clone()
+    return landscape.Problem(line, nn.MSELoss(), [(torch.as_tensor(x), torch.as_tensor(y)[:, None])])
+
+
+def test_soft_rank_is_the_degrees_of_freedom_of_ridge_regression():
+    generator = np.random.default_rng(0)
+    n, d, alpha = 50, 7, 3.0
+    x = generator.normal(size=(n, d)) * np.geomspace(0.03, 3, d)
+    y = generator.normal(size=n)
+    ridge = Ridge(alpha=alpha, fit_intercept=False)
+    # Degrees of freedom are the trace of y -> fitted y, one unit vector after the other.
+    degrees = sum(ridge.fit(x, unit).predict(x)[i] for i, unit in enumerate(np.eye(n)))
+    problem = linear(x, y, ridge.fit(x, y).coef_)
+    found = landscape.soft_rank(problem, damping=2 * alpha / n)
+    assert found.value == pytest.approx(degrees, rel=1e-10)
+    assert found.exact
+    assert found.matrix == "hessian"
+    assert found.hvps == 2 * d
+    assert landscape.soft_rank(problem, damping=2 * alpha / n, matrix="ggn").value == pytest.approx(degrees, rel=1e-10)
+    assert landscape.soft_rank(problem, damping=1.0, precision=2 * alpha).effective_dimension == pytest.approx(
+        degrees, rel=1e-10
+    )
+
+
+@pytest.mark.parametrize("name", ["mlp", "cnn"])
+def test_all_eigenvalues_of_a_small_network(name):
+    problem = case(name)
+    found = landscape.soft_rank(problem, damping=0.05, matrix="ggn", probes=20, steps=30, precision=5.0)
+    values = torch.linalg.eigvalsh(dense_ggn(problem))
+    assert found.exact
+    assert found.value == pytest.approx((values / (values + 0.05)).sum().item(), rel=1e-8)
+    c = 5.0 / problem.examples
+    assert found.effective_dimension == pytest.approx((values / (values + c)).sum().item(), rel=1e-8)
+    np.testing.assert_array_equal(found.interval, found.value)
+    gradients = per_example(problem)
+    covariance = np.cov(gradients.numpy().T, bias=True)
+    damped_inverse = np.linalg.inv(dense_ggn(problem).numpy() + 0.05 * np.eye(problem.dimension))
+    assert found.takeuchi == pytest.approx(np.trace(covariance @ damped_inverse), rel=1e-7)
+    assert found.gap == found.takeuchi / problem.examples
+
+
+def per_example(problem):
+    """(n, d) gradients of single examples, one backward pass each."""
+    x, y = everything(problem)
+    model = problem.model.eval()
+    rows = []
+    for i in range(len(x)):
+        loss = nn.functional.cross_entropy(model(x[i : i + 1]), y[i : i + 1])
+        rows.append(torch.cat([g.reshape(-1) for g in torch.autograd.grad(loss, list(model.parameters()))]))
+    return torch.stack(rows)
+
+
+def test_sampled_estimates_hold_the_truth_in_their_intervals():
+    problem = case("mlp")
+    exact = landscape.soft_rank(problem, damping=0.01, matrix="ggn", probes=20, steps=30, precision=1.0)
+    names = ("value", "effective_dimension", "takeuchi")
+    ends = ("interval", "effective_dimension_interval", "takeuchi_interval")
+    held = dict.fromkeys(names, 0)
+    for seed in range(20):
+        found = landscape.soft_rank(problem, damping=0.01, matrix="ggn", probes=6, steps=15, precision=1.0, seed=seed)
+        assert not found.exact
+        assert found.hvps == 2 * 6 * 15
+        for name, interval in zip(names, ends, strict=True):
+            low, high = getattr(found, interval)
+            assert low < getattr(found, name) < high
+            held[name] += low <= getattr(exact, name) <= high
+    # 20 intervals of 95%: fewer than 16 have a chance of 0.3%.
+    assert min(held.values()) >= 16, held
+
+
+def test_quadrature_bounds_enclose_the_form_and_close():
+    torch.manual_seed(0)
+    root = torch.randn(30, 30, dtype=torch.float64) * torch.logspace(-2, 0, 30, dtype=torch.float64)
+    a = root @ root.mT
+    u = torch.randn(30, dtype=torch.float64)
+    truth = (u @ torch.linalg.solve(a + 0.1 * torch.eye(30, dtype=torch.float64), u)).item()
+    widths = []
+    for steps in (2, 4, 8, 16):
+        forms = damped.forms(lambda v: a @ v, u, [u], count=1, steps=steps, generator=stream(0, "x"))
+        low, high = forms.inverse(0.1, -1e-12)[:, 0]
+        assert low <= truth * (1 + 1e-12)
+        assert high >= truth * (1 - 1e-12)
+        widths.append(high - low)
+    assert widths == sorted(widths, reverse=True)
+    assert widths[-1] < 1e-4 * truth
+
+
+def test_random_combinations_have_the_covariance_of_the_gradients():
+    problem = case("mlp", sizes=(4, 3))
+    gradients = per_example(problem)
+    n, generator = len(gradients), stream(1, "signs")
+    u = next(iter(scores.combinations(problem, None, 1, generator)))
+    signs = rademacher(torch.empty(n, dtype=torch.float64), stream(1, "signs"))
+    torch.testing.assert_close(u, ((signs - signs.mean()) / n**0.5) @ gradients)
+    # All 2^7 signs: their mean square is the covariance itself.
+    table = torch.tensor([[1.0 if i >> j & 1 else -1.0 for j in range(n)] for i in range(2**n)], dtype=torch.float64)
+    centered = (table - table.mean(1, keepdim=True)) / n**0.5 @ gradients
+    mean_square = centered.mT @ centered / len(table)
+    torch.testing.assert_close(mean_square, scores.covariance(problem), rtol=1e-8, atol=1e-12)
+
+
+def test_takeuchi_is_the_gap_over_repeated_samples():
+    """A ridge regression that does not fit, 4,000 samples: the mean gap against one large sample's criterion."""
+    generator = np.random.default_rng(0)
+    n, d, damping = 60, 4, 0.3
+    scale = np.array([1.0, 1.0, 0.5, 0.2])
+
+    def draw(count):
+        x = generator.normal(size=(count, d)) * scale
+        # The noise grows with |x|: the loss is no -log p, so that C and H differ.
+        return x, x @ np.array([1.0, -1.0, 0.5, 2.0]) + 0.7 * generator.normal(size=count) * (0.3 + x[:, 0] ** 2)
+
+    def fitted(x, y):
+        return np.linalg.solve(2 * x.T @ x / len(x) + damping * np.eye(d), 2 * x.T @ y / len(x))
+
+    large_x, large_y = draw(200_000)
+    gaps = []
+    for _ in range(4_000):
+        x, y = draw(n)
+        w = fitted(x, y)
+        gaps.append(np.mean((large_x[:20_000] @ w - large_y[:20_000]) ** 2) - np.mean((x @ w - y) ** 2))
+    w = fitted(large_x, large_y)
+    found = landscape.soft_rank(linear(large_x[:50_000], large_y[:50_000], w), damping=damping)
+    expected = found.takeuchi / n
+    error = np.std(gaps) / math.sqrt(len(gaps))
+    # Beyond 4 standard errors the second order in 1 / n, about d / n of it.
+    assert abs(np.mean(gaps) - expected) < 4 * error + 0.15 * expected
+    assert found.value / n < 0.6 * expected  # the soft rank is the gap of a calibrated model, which this is not
+
+
+def test_a_hessian_with_negative_eigenvalues_is_refused_or_gauss_newtons():
+    problem = case("mlp")
+    values = torch.linalg.eigvalsh(dense_hessian(problem))
+    assert values[0] < -0.01
+    with pytest.raises(InputError, match=r'eigenvalue -0\.\d+.*take matrix="ggn"'):
+        landscape.soft_rank(problem, damping=0.01, matrix="hessian", probes=10)
+    auto = landscape.soft_rank(problem, damping=0.01)
+    assert (auto.matrix, auto.label) == ("ggn", "Soft rank of the Gauss-Newton matrix")
+    assert auto.obstacle.startswith("the Hessian has an eigenvalue -0.")
+    assert auto.negative == pytest.approx(0, abs=1e-9)
+    large = -20 * values[0].item()
+    plain = landscape.soft_rank(problem, damping=large, precision=large * problem.examples)
+    assert plain.matrix == "hessian"
+    assert plain.value == pytest.approx((values / (values + large)).sum().item(), rel=1e-8)
+    below = values.clamp(max=0)
+    assert plain.negative == pytest.approx((below / (below + large)).sum().item(), rel=1e-8)
+
+
+def test_a_function_of_the_weights_alone():
+    """No outputs and no examples that differ: the Hessian serves, and the criterion says why it is missing."""
+    problem, a, _ = bowl(d=6)
+    values = torch.linalg.eigvalsh(a)
+    objective = landscape.Problem(problem.model, batches=[torch.zeros(4, 1)], objective=lambda m, x: m(x).mean())
+    found = landscape.soft_rank(objective, damping=0.5)
+    assert found.value == pytest.approx((values / (values + 0.5)).sum().item(), rel=1e-8)
+    assert found.takeuchi is None
+    assert found.takeuchi_obstacle
+    assert landscape.soft_rank(objective, damping=0.5, takeuchi=False).takeuchi_obstacle is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ({"damping": 0.0}, "damping=0"),
+        ({"precision": -1.0}, "precision=-1"),
+        ({"matrix": "hesian"}, "did you mean 'hessian'"),
+        ({"probes": 3}, "at least 4"),
+        ({"steps": 0}, "at least 1"),
+        ({"damping": 1e-20, "matrix": "ggn", "probes": 20}, "by rounding"),
+    ],
+)
+def test_wrong_arguments_are_refused(arguments, says):
+    _, problem = trained()
+    with pytest.raises(InputError, match=says):
+        landscape.soft_rank(problem, **arguments)
