@@ -17,20 +17,25 @@ def _escaped(character: str) -> str:
     return character.encode("unicode_escape").decode("ascii")
 
 
-def number(value: float | None, digits: int = 4) -> str:
-    """`value` with that many significant digits: 0.01234, 1.234×10⁻⁵; a dash for what is not there."""
+def number(value: float | None, digits: int = 4, *, zeros: bool = False) -> str:
+    """`value` with that many significant digits: 0.01234, 1.234×10⁻⁵; a dash for what is not there.
+
+    `zeros`: zeros at the end stay, as behind a number whose error tells its last digit.
+    """
     if value is None or math.isnan(value):
         return "–"
     if math.isinf(value):
         return "∞" if value > 0 else MINUS + "∞"
     if value == 0:
         return "0"
-    if float(value).is_integer() and abs(value) < 1e6:
+    if not zeros and float(value).is_integer() and abs(value) < 1e6:
         return f"{int(value):,}".replace("-", MINUS)
     exponent = math.floor(math.log10(float(f"{abs(value):.{digits - 1}e}")))
     if -4 <= exponent < 6:
-        return _trim(f"{value:,.{max(0, digits - 1 - exponent)}f}").replace("-", MINUS)
-    mantissa = _trim(f"{value / 10**exponent:.{digits - 1}f}").replace("-", MINUS)
+        text = f"{value:,.{max(0, digits - 1 - exponent)}f}"
+        return (text if zeros else _trim(text)).replace("-", MINUS)
+    text = f"{value / 10**exponent:.{digits - 1}f}"
+    mantissa = (text if zeros else _trim(text)).replace("-", MINUS)
     return f"{mantissa}{TIMES}10{str(exponent).translate(_SUPERSCRIPT)}"
 
 
@@ -40,6 +45,17 @@ def digits(value: float | None, error: float | None, *, usual: int = 4, most: in
         return usual
     error = rounded_up(error)
     return min(max(math.floor(math.log10(abs(value))) - math.floor(math.log10(error)) + 2, 2), most)
+
+
+def beside(value: float | None, error: float | None) -> str:
+    """`value` to the last place of its error, which is shown with two digits; an error below five digits is none."""
+    many = digits(value, error, most=6)
+    if value is None or not error or not math.isfinite(error) or many > 5:
+        return number(value, min(many, 5))
+    place = math.floor(math.log10(rounded_up(error))) - 1
+    if place < -6 or abs(value) >= 1e6 or not math.isfinite(value):
+        return number(value, many, zeros=True)
+    return f"{value:,.{max(-place, 0)}f}".replace("-", MINUS)
 
 
 def rounded_up(error: float) -> float:

@@ -35,6 +35,7 @@ class Meaning:
         general: explains it.
         plural: title where several values are drawn; "" where that is the label.
         unit: of the value.
+        flat: "small" where the flatter of two minima has the smaller value, "large" where the larger; "" for neither.
         fields: for a measure without a single value: name in the summary -> (label of the row, name of its error bound
             or "", what it says).
     """
@@ -43,6 +44,7 @@ class Meaning:
     general: str
     plural: str = ""
     unit: str = ""
+    flat: str = ""
     fields: Mapping[str, tuple[str, str, str]] = field(default_factory=dict)
 
     @property
@@ -69,7 +71,8 @@ def meaning(entry: Entry, values: Mapping[str, Any] | None = None) -> Meaning:
         general = f"Of the {name} matrix, not of the Hessian: {difference}."
         fields = {k: (f"{label}, {name}", bound, general) for k, (label, bound, _) in fields.items()}
     plural, unit = facts.get("plural", ""), facts.get("unit", "")
-    return Meaning(filled(label, words), filled(general, words), filled(plural, words), unit, fields)
+    flat = facts.get("flat", "") if (values or {}).get("which", "LA") in ("LA", "LM") else ""
+    return Meaning(filled(label, words), filled(general, words), filled(plural, words), unit, flat, fields)
 
 
 def labels(values: Mapping[str, Any]) -> dict[str, str]:

@@ -30,6 +30,7 @@ def measure(
     meaning: str = "",
     unit: str = "",
     plural: str = "",
+    flat: str = "",
     fields: Mapping[str, tuple[str, str, str]] | None = None,
     says: Reading | None = None,
     plain_radius: bool = False,
@@ -42,6 +43,7 @@ def measure(
         meaning: explains it, in a sentence or two.
         unit: of its value.
         plural: title where several values are drawn.
+        flat: "small" where the flatter of two minima has the smaller value, "large" where the larger; "" for neither.
         fields: for a result without `value` or `values`: name in the summary -> (label, name of its error bound or "",
             what it says).
         says: (summary, loss at w) -> a sentence that reads one value aloud, "" where there is nothing to say.

@@ -289,7 +289,7 @@ def test_measures_with_named_fields_get_a_row_each():
     found = {r.key: r.cells[0] for r in rows.rows([analysis(measures={"negative_curvature": extremes})])}
     assert found["negative_curvature.lambda_min"].value == -2.0
     assert found["negative_curvature.lambda_min"].error == 0.1
-    assert found["negative_curvature.lambda_max"].text == "8 ± 0.2"
+    assert found["negative_curvature.lambda_max"].text == "8.00 ± 0.20"
     assert len(found) == 5
 
 

@@ -40,12 +40,12 @@ def problem():
 @pytest.mark.parametrize(
     ("result", "text"),
     [
-        (trace(), "Trace(Hessian trace: 6 ± 0.98)"),
-        (trace(label=None), "Trace(6 ± 0.98)"),
+        (trace(), "Trace(Hessian trace: 6.00 ± 0.98)"),
+        (trace(label=None), "Trace(6.00 ± 0.98)"),
         (bowl(), "Surface(loss (11, 13) over x, y)"),
-        (sharpness(), "Sharpness(0.01 ± 0.001 (ρ = 0.1))"),
-        (eigenvalues(), "TopEigenvalues(8 ± 0.01 (then 4, 2))"),
-        (trace(label="a\nb"), "Trace(a\\nb: 6 ± 0.98)"),
+        (sharpness(), "Sharpness(0.0100 ± 0.0010 (ρ = 0.1))"),
+        (eigenvalues(), "TopEigenvalues(8.000 ± 0.010 (then 4, 2))"),
+        (trace(label="a\nb"), "Trace(a\\nb: 6.00 ± 0.98)"),
     ],
 )
 def test_a_result_is_one_line(result, text):
@@ -81,7 +81,7 @@ class Tags(HTMLParser):
 
 def test_the_table_of_a_notebook_says_number_error_and_cost():
     page = Tags(trace(arguments={"probes": 8}, cost={"hvp": 8.0}, provenance={"examples": 128})._repr_html_())
-    assert page.text.startswith("Hessian trace: 6 ± 0.98|")
+    assert page.text.startswith("Hessian trace: 6.00 ± 0.98|")
     assert "stderr|0.5|" in page.text
     assert "arguments|probes = 8|" in page.text
     assert "cost|8 hvp, 0 ms|" in page.text
@@ -243,7 +243,7 @@ def test_bars_of_layers_carry_their_error(pyplot):
     assert [t.get_text() for t in axes.get_yticklabels()] == ["a", "b"]
     ends = axes.containers[0].lines[2][0].get_segments()
     assert ends[0][:, 0] == pytest.approx([2 - 1.96 * 0.3, 2 + 1.96 * 0.3], rel=1e-3)
-    assert axes.get_xlabel() == "part of the trace, which is 6 ± 0.98"
+    assert axes.get_xlabel() == "part of the trace, which is 6.00 ± 0.98"
 
 
 @pytest.mark.parametrize("values", [[8.0], [-8.0], [8.0, 8.0, 8.0], [8.0, -2.0]])

@@ -57,6 +57,7 @@ class Subject:
         seed: of the sample.
         companions: what measures take beside the problem: the optimizer that the training was left with, over the
             model's parameters.
+        split: "train" or "test"; "" of data that have no such parts.
     """
 
     path: Path
@@ -66,6 +67,7 @@ class Subject:
     metadata: dict[str, Any]
     seed: int
     companions: Companions = NOTHING_BESIDE
+    split: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,7 +177,8 @@ def subject(
     if model is not None and not tell_if_another_fits_better(path, problem, others):
         tell_if_worse_than_nothing(path, problem, made_with)
     companions = Companions(optimizer=functools.partial(stored_optimizer, source or {}, network))
-    return Subject(path, digest.of_path(path), network, problem, _metadata(source), sample.seed, companions)
+    split = "" if callable(sample.data) else sample.split
+    return Subject(path, digest.of_path(path), network, problem, _metadata(source), sample.seed, companions, split)
 
 
 def problem_from(
@@ -370,4 +373,6 @@ def _metadata(content: dict[str, Any] | None) -> dict[str, Any]:
     if content is None:
         return {}
     named = {k: {"name": content[k]["name"], "arguments": content[k]["arguments"]} for k in ("model", "data", "method")}
-    return {**named, "epoch": content["epoch"], "step": content["step"], "provenance": content["provenance"]}
+    facts = {k: content[k] for k in ("epoch", "step", "provenance")}
+    seed, spent = content.get("settings", {}).get("seed"), content.get("spent")
+    return {**named, **facts, **({} if seed is None else {"seed": seed}), **({"spent": spent} if spent else {})}

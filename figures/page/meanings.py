@@ -13,6 +13,10 @@ from landscape.meaning import meaning as measure_meaning
 FACTS = {
     "loss": Meaning("Loss", "Mean loss over the sample at the trained weights."),
     "accuracy": Meaning("Accuracy", "Share of the sample that is classified correctly."),
+    "test_loss": Meaning("Test loss", "Mean loss over the test set, as the training's log has it."),
+    "test_accuracy": Meaning(
+        "Test accuracy", "Share of the test set that is classified correctly, as the training's log has it."
+    ),
 }
 """What is known of a checkpoint besides measures."""
 

@@ -48,6 +48,7 @@ def analyze(
     """
     problem = subject.problem
     provenance = {**problem.provenance(), "checkpoint_sha256": subject.sha256, "sample_seed": subject.seed}
+    provenance |= {"split": subject.split} if subject.split else {}
     at = problem.evaluate()
     if not at.loss.isfinite():
         raise InputError(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from figures.page import frame
+from figures.page.answer import answer
 from figures.page.grids import Remark, grids
 from figures.page.invariance_table import invariance_tables
 from figures.page.plots import plots
@@ -77,6 +78,7 @@ def render(analyses: Sequence[Analysis], *, command: str = "", differences: Diff
         subtitle=_subtitle(analyses),
         tiles=_tiles(analyses[0]) if len(analyses) == 1 else [],
         notes=notes(analyses),
+        answer=answer(analyses, table),
         checkpoints=[_checkpoint(a) for a in analyses],
         rows=table,
         sections=[*names, Section("provenance", "Provenance", "", [], [], [])],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from figures.page.meanings import meaning, said, setting, title
@@ -22,7 +22,11 @@ Differences = Mapping[str, Sequence[Mapping[str, float] | None]]
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table; `cells` and `differences` have one entry a checkpoint (None where not measured)."""
+    """One line of the table; `cells` and `differences` have one entry a checkpoint (None where not measured).
+
+    `flat` says which end of the values is the flat one, "small", "large" or "" for neither, and `name` is what a
+    sentence calls such a measure.
+    """
 
     key: str
     label: str
@@ -30,6 +34,8 @@ class Row:
     meaning: str
     cells: tuple[Cell | None, ...]
     differences: tuple[Cell | None, ...] = ()
+    flat: str = ""
+    name: str = ""
 
     def difference_text(self, index: int) -> str:
         """Difference of checkpoint `index` from the first one, with its sign."""
@@ -54,8 +60,9 @@ def rows(analyses: Sequence[Analysis], differences: Differences | None = None) -
         differences: intervals computed elsewhere (for example over seeds); by default they follow from the errors.
     """
     made = [
-        _fact("loss", [Cell(finite(a.loss)) for a in analyses]),
-        _fact("accuracy", [_accuracy(a) for a in analyses]),
+        _fact("loss", [Cell(finite(a.loss)) for a in analyses], _of_split(analyses)),
+        _fact("accuracy", [_accuracy(a) for a in analyses], _of_split(analyses)),
+        *_at_the_end(analyses),
     ]
     keys = keys_of(analyses)
     for key in keys:
@@ -99,9 +106,31 @@ def alike(analyses: Sequence[Analysis], *, several: bool = False) -> Iterator[Al
             yield Alike(key, key if n == 1 else f"{key}-{n}", words, axis, members)
 
 
-def _fact(key: str, cells: Sequence[Cell]) -> Row:
+def _fact(key: str, cells: Sequence[Cell | None], of: str = "") -> Row:
     text = meaning(key)
-    return Row(key, text.label, "", text.general, tuple(cells))
+    label = f"{of} {text.label.lower()}" if of else text.label
+    return Row(key, label, "", text.general, tuple(cells))
+
+
+def _of_split(analyses: Sequence[Analysis]) -> str:
+    """What the sample is a part of, in front of "loss" and "accuracy"."""
+    splits = {a.provenance.get("split") for a in analyses}
+    return {"train": "Training", "test": "Test"}.get(str(next(iter(splits))), "") if len(splits) == 1 else ""
+
+
+def _at_the_end(analyses: Sequence[Analysis]) -> Iterator[Row]:
+    """What the training's own log says of the test set, unless the sample is of it."""
+    if _of_split(analyses) != "Training":
+        return
+    ends = [_logged(a) for a in analyses]
+    for name in ("test_loss", "test_accuracy"):
+        cells = [Cell(finite(end.get(name)), as_percent=name == "test_accuracy") for end in ends]
+        yield _fact(name, [c if c.value is not None else None for c in cells])
+
+
+def _logged(a: Analysis) -> Mapping[str, float]:
+    """The log's row of the checkpoint's epoch; empty where there is none."""
+    return next((row for row in reversed(a.history or []) if row.get("epoch") == a.metadata.get("epoch")), {})
 
 
 def _accuracy(a: Analysis) -> Cell:
@@ -135,8 +164,18 @@ def _alike(key: str, analyses: Sequence[Analysis], summaries: Sequence[Mapping[s
     text, how = meaning(name, first), setting(key, first, a.measures[key].arguments)
     if any(c is not None and c.value is not None for c in cells):
         line = said(name, first, a.loss) if len(analyses) == 1 else text.general
-        return [Row(key, text.label, how, line, cells)]
+        apart = setting(key, first, a.measures[key].arguments, without=("subsets",))
+        called = f"{_within(text.label)} ({apart})" if apart else _within(text.label)
+        return [Row(key, text.label, how, line, cells, flat=text.flat, name=called)]
     return _generic(key, text, how, summaries, {*_NOT_VALUES, *a.measures[key].arguments})
+
+
+def _within(label: str) -> str:
+    """The label within a sentence: its first letter small, but for names and abbreviations."""
+    return label if label.startswith(_NAMES) or not label[1:2].islower() else label[:1].lower() + label[1:]
+
+
+_NAMES = ("Hessian", "Gauss", "Fisher", "Keskar", "Takeuchi")
 
 
 def _generic(
@@ -170,7 +209,7 @@ def _with_differences(row: Row, intervals: Sequence[Mapping[str, float] | None] 
         stated = intervals[i] if intervals is not None and i < len(intervals) else None
         known = i > 0 and cell is not None and row.cells[0] is not None
         made.append((_stated(stated, row) if stated else _difference(row.cells[0], cell)) if known else None)
-    return Row(row.key, row.label, row.setting, row.meaning, row.cells, tuple(made))
+    return replace(row, differences=tuple(made))
 
 
 def _stated(interval: Mapping[str, float], row: Row) -> Cell:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from rich import box
@@ -10,6 +10,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from figures.page.answer import Answer, answer
 from figures.page.rows import Differences, Row, notes, rows
 from landscape.formatting import count, signed
 from landscape.results.cells import BOUND, INTERVAL, Cell
@@ -39,7 +40,20 @@ def render(analyses: Sequence[Analysis], *, differences: Differences | None = No
         return Group(head, _single(shown), *([Text(_scope(kinds), style="dim")] if kinds else []), *below)
     error = f"; ±: {' or '.join(kinds)}" if kinds else ""
     foot = Text(f"Δ: difference from {first.label}, * where its error leaves out zero{error}", style="dim")
-    return Group(head, _compared(shown, [a.label for a in analyses]), foot, Text(_scope(kinds), style="dim"), *below)
+    compared = _compared(shown, [a.label for a in analyses])
+    says = _answer(answer(analyses, shown))
+    return Group(head, compared, foot, Text(_scope(kinds), style="dim"), *below, *says)
+
+
+def _answer(found: Answer | None) -> Iterator[RenderableType]:
+    """The comparison in sentences; last, where the eye is when a command has ended."""
+    if found is None:
+        return
+    yield Text()
+    for sentence in found.sentences:
+        yield Text(sentence, style="bold")
+    for caution in found.cautions:
+        yield Text(f"! {caution}", style="yellow")
 
 
 def show(analyses: Sequence[Analysis], *, differences: Differences | None = None) -> None:

@@ -16,6 +16,7 @@ from landscape.problem.problem import Problem
     meaning="Curvature in the sharpest direction when every weight moves in proportion to its size; unlike λ₁ it "
     "cannot be changed by rescaling the network. Smaller is flatter.",
     unit="loss",
+    flat="small",
     plural="{which} scale-free eigenvalues",
 )
 def adaptive_top_eigenvalues(

@@ -19,6 +19,7 @@ from landscape.sharpness.subsets import positive
     meaning="Like SAM sharpness, but every weight moves in proportion to its size; worst case: the largest rise found "
     "in that ball. Smaller is flatter.",
     unit="loss",
+    flat="small",
     says=rise("One uphill step that moves every weight in proportion to its size (radius {rho})", "elementwise"),
 )
 def adaptive_sharpness(

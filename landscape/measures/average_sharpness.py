@@ -49,6 +49,7 @@ class AverageSharpness(Sharpness):
     label="Average sharpness",
     meaning="Mean rise of the loss under random noise of scale ρ in every weight. Smaller is flatter.",
     unit="loss",
+    flat="small",
     says=rise("Random noise of scale {rho} in every weight, on average,"),
 )
 def average_sharpness(

@@ -64,6 +64,7 @@ class BasinRadius(Result):
     meaning="How far the weights move along most random directions until the loss has risen by {rise}; the worst case "
     "is the nearest such point that an ascent finds. Larger is flatter.",
     unit="weight",
+    flat="large",
 )
 def basin_radius(
     problem: Problem,

@@ -52,6 +52,7 @@ class BatchSharpness(Result):
     meaning="Mean curvature of a batch's loss along its own gradient: SGD with learning rate η settles where it is "
     "about 2 / η, not where the largest eigenvalue is.",
     unit="loss / weight²",
+    flat="small",
 )
 def batch_sharpness(
     problem: Problem,

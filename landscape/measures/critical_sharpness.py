@@ -66,6 +66,7 @@ def crossing_says(summary: Mapping[str, Any], loss: float) -> str:
     meaning="2 / the smallest step along the update that raises the loss: the largest stable learning rate turned into "
     "a curvature, from forward passes alone.",
     unit="1 / step",
+    flat="small",
     says=crossing_says,
 )
 def critical_sharpness(

@@ -38,6 +38,7 @@ class DirectionalSharpness(Result):
     meaning="Curvature along the update over the slope along it: to second order, steps beyond 2 / this raise "
     "the loss.",
     unit="1 / step",
+    flat="small",
 )
 def directional_sharpness(
     problem: Problem,

@@ -70,6 +70,7 @@ class GeneralizedSharpness(Result):
     meaning="Largest curvature of a step of unit length, as a norm measures it: what the learning rate of sign descent "
     "(l∞) or Muon (spectral norm) has to stay below.",
     unit="loss / length²",
+    flat="small",
 )
 def generalized_sharpness(
     problem: Problem,

@@ -70,6 +70,7 @@ def _says(summary: Mapping[str, Any], loss: float) -> str:
     label="{which} {matrix} eigenvalue {index}",
     meaning="Curvature of the loss in its sharpest direction. Smaller is flatter.",
     unit="loss / weight²",
+    flat="small",
     plural="{which} {matrix} eigenvalues",
     says=_says,
 )

@@ -77,6 +77,7 @@ def _says(summary: Mapping[str, Any], loss: float) -> str:
     label="{matrix} trace",
     meaning="Sum of the curvatures of the loss over all directions. Smaller is flatter.",
     unit="loss / weight²",
+    flat="small",
     says=_says,
 )
 def trace(

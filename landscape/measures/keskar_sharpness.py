@@ -37,6 +37,7 @@ class KeskarSharpness(Sharpness):
     label="Keskar's ε-sharpness",
     meaning="Largest rise of the loss in a small box around the weights, in percent of 1 + loss. Smaller is flatter.",
     unit="percent of 1 + loss",
+    flat="small",
 )
 def keskar_sharpness(
     problem: Problem,

@@ -84,6 +84,7 @@ def _says(summary: Mapping[str, Any], loss: float) -> str:
     meaning="Half of the number of directions that the loss determines, flatter than quadratic ones counting less. "
     "Smaller is flatter.",
     unit="half directions",
+    flat="small",
     says=_says,
 )
 def local_learning_coefficient(

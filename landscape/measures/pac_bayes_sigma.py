@@ -78,6 +78,7 @@ class PacBayesSigma(Result):
     label="PAC-Bayes σ",
     meaning="Scale of random noise in the weights that raises the loss by {rise}. Larger is flatter.",
     unit="weight",
+    flat="large",
 )
 def pac_bayes_sigma(
     problem: Problem,

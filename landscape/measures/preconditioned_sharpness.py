@@ -70,6 +70,7 @@ def _says(summary: Mapping[str, Any], loss: float) -> str:
     meaning="Curvature in the sharpest direction as the optimizer's preconditioner scales the weights; beyond the edge "
     "of stability of that optimizer its steps grow.",
     unit="1 / learning rate",
+    flat="small",
     says=_says,
 )
 def preconditioned_sharpness(

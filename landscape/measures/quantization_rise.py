@@ -105,6 +105,7 @@ def _says(summary: Mapping[str, Any], loss: float) -> str:
     meaning="Rise of the loss where the weights are rounded to few bits (8, or the first width asked for), with "
     "a scale for each channel. Smaller is flatter.",
     unit="loss",
+    flat="small",
     says=_says,
 )
 def quantization_rise(

@@ -54,6 +54,7 @@ class RelativeFlatness(Result):
     meaning="Curvature of the loss in the weights of a layer (the last unless others are asked for), weighed by the "
     "products of the weights themselves. Smaller is flatter.",
     unit="loss",
+    flat="small",
 )
 def relative_flatness(
     problem: Problem,

@@ -14,6 +14,7 @@ from landscape.sharpness.sharpness import Sharpness, ball_sharpness, rise
     label="SAM sharpness",
     meaning="Rise of the loss after SAM's single step uphill, of length ρ along the gradient. Smaller is flatter.",
     unit="loss",
+    flat="small",
     says=rise("One step of length {rho} straight uphill"),
     plain_radius=True,
 )

@@ -87,6 +87,7 @@ def _says(summary: Mapping[str, Any], loss: float) -> str:
     meaning="Number of directions in which the loss is curved more than the damping {damping}, each counted by its "
     "share λ / (λ + damping). Smaller is flatter.",
     unit="directions",
+    flat="small",
     says=_says,
 )
 def soft_rank(

@@ -15,6 +15,7 @@ from landscape.sharpness.sharpness import Sharpness, ball_sharpness, rise
     label="Worst-case sharpness",
     meaning="Largest rise of the loss found anywhere within distance ρ of the weights. Smaller is flatter.",
     unit="loss",
+    flat="small",
     says=rise("The worst move found within distance {rho}"),
     plain_radius=True,
 )

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from landscape.formatting import digits, number, percent, rounded_up
+from landscape.formatting import beside, number, percent, rounded_up
 from landscape.statistics import Z
 
 SPREAD = 0.05
@@ -47,14 +47,16 @@ class Cell:
     @property
     def short(self) -> str:
         """The number alone, to the digits that its error leaves (at most five)."""
-        return percent(self.value) if self.as_percent else number(self.value, digits(self.value, self.error))
+        if self.as_percent:
+            return percent(self.value)
+        return beside(self.value, self.error)
 
     @property
     def error_text(self) -> str:
         """The half width alone, rounded up."""
         if self.error is None or self.kind == EXACT:
             return ""
-        return f"{100 * self.error:.2f}%" if self.as_percent else number(rounded_up(self.error), 2)
+        return f"{100 * self.error:.2f}%" if self.as_percent else number(rounded_up(self.error), 2, zeros=True)
 
 
 def finite(value: Any) -> float | None:
