@@ -43,6 +43,7 @@ from landscape.measures.directional_sharpness import directional_sharpness
 from landscape.measures.fisher_rao_norm import fisher_rao_norm
 from landscape.measures.forgetting import forgetting
 from landscape.measures.generalized_sharpness import generalized_sharpness
+from landscape.measures.geodesic_sharpness import geodesic_sharpness
 from landscape.measures.gradient_norm import gradient_norm
 from landscape.measures.hessian_top_eigenvalues import top_eigenvalues
 from landscape.measures.hessian_trace import trace
@@ -105,6 +106,7 @@ __all__ = [
     "fisher_rao_norm",
     "forgetting",
     "generalized_sharpness",
+    "geodesic_sharpness",
     "gradient_norm",
     "hessian_diagonal",
     "keskar_sharpness",

@@ -49,13 +49,32 @@ def invariance_text(result: Invariance, title: str) -> str:
         f"{a['high']:g}), seed {a['seed']}; outputs change by {result.output_changes.max():.1e} (relative)",
         *(f"note: {note}" for note in groups["notes"]),
         *(f"note: {b['name']}: the outputs change by {b['residual']:.1e}; not used" for b in groups["rejected"]),
+        *(
+            f"note: {e['heads']} heads of {', '.join(e['mapped'])}: outputs change by {e['residual']:.1e}; not used"
+            for e in groups.get("rejected_heads", ())
+        ),
         "",
         f"{'measure':48} {'rho':>6} {'spread':>9}  verdict",
     ]
     for name, rho in zip(result.names, result.rho, strict=True):
         radius = "" if rho != rho else f"{rho:g}"
         lines.append(f"{name:48} {radius:>6} {result.spread(name):9.1e}  {result.verdict(name)}")
-    return "\n".join([*lines, "", *_biases(result), "", *_not_claimed(result)])
+    return "\n".join([*lines, *_attention(result), "", *_biases(result), "", *_not_claimed(result)])
+
+
+def _attention(result: Invariance) -> list[str]:
+    """What random invertible maps of the heads of attention do to every measure."""
+    attention = result.attention()
+    if attention is None:
+        return []
+    heads, change = sum(e["heads"] for e in result.groups["heads"]), attention["outputs"]["max_relative_change"]
+    lines = [
+        "",
+        f"a random invertible matrix through each of {heads} heads of attention; outputs change by {change:.1e}",
+    ]
+    for name, row in attention["measures"].items():
+        lines.append(f"{name:48} {'':6} {row['relative_spread']:9.1e}  {row['verdict']}")
+    return lines
 
 
 def _biases(result: Invariance) -> list[str]:

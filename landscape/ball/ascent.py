@@ -40,8 +40,8 @@ class Ball:
         """The perturbation T u, (d,)."""
         return u if self.scale is None else u * self.scale
 
-    def gradient(self, g: Tensor) -> Tensor:
-        """The gradient in u of a function whose gradient in w is g: T g, (d,)."""
+    def gradient(self, g: Tensor, u: Tensor | None = None) -> Tensor:
+        """The gradient in u of a function whose gradient in w is g at the point u (None: the center): T g, (d,)."""
         return g if self.scale is None else g * self.scale
 
     def dual_norm(self, h: Tensor) -> Tensor:
@@ -178,7 +178,7 @@ class _State:
         w = self.problem.weights + self.ball.epsilon(self.u)
         if with_gradient:
             loss, g = self.problem.loss_and_gradient(w)
-            h = self.ball.gradient(g)
+            h = self.ball.gradient(g, self.u)
             fine = torch.isfinite(loss) & vectors.finite(h)
         else:
             loss, h = self.problem.loss(w), self.best_h

@@ -1,7 +1,8 @@
 """The invariance test: which measures of sharpness see the network's function, and which its parametrization.
 
 A network is replaced by n others that compute the same function, random members of its group of rescalings
-(`landscape.invariance.rescaling`); every measure is taken at each. What changes then is no property of the function.
+(`landscape.invariance.rescaling`), and, where it has attention, by n whose heads are mapped by random matrices; every
+measure is taken at each. What changes then is no property of the function.
 """
 
 from __future__ import annotations
@@ -45,7 +46,10 @@ class Invariance(Result):
         tolerance: (measure,) relative spread up to which differences are rounding.
         logits: (transform, input, output) of the first few inputs.
         output_changes: (transform,) max |f' - f| / max |f| over all inputs.
-        groups: the symmetries: dimension, blocks, residual, what was rejected.
+        mapped: (measure, transform) where a random invertible matrix passes through every head of attention; None
+            without such heads.
+        mapped_changes: (transform,) as `output_changes`, of these networks.
+        groups: the symmetries: dimension, blocks, residual, heads, what was rejected.
         biases: rows of the table on biases: transform, function residual, relative spread under each treatment.
         rotations: pairs of layers without activation between them, rotated: function residual and relative spread.
     """
@@ -57,6 +61,8 @@ class Invariance(Result):
     tolerance: np.ndarray = array("measure")
     logits: np.ndarray = array("transform", "input", "output")
     output_changes: np.ndarray = array("transform")
+    mapped: np.ndarray | None = array("measure", "transform", default=None)
+    mapped_changes: np.ndarray | None = array("transform", default=None)
     groups: dict[str, Any] = field(default_factory=dict)
     biases: list[dict[str, Any]] = field(default_factory=list)
     rotations: list[dict[str, Any]] = field(default_factory=list)
@@ -78,6 +84,20 @@ class Invariance(Result):
         """In words: invariant (to rounding), or the factor by which the measure varies."""
         return verdict(self.of(name), float(self.tolerance[self.names.index(name)]))
 
+    def attention(self) -> dict[str, Any] | None:
+        """What invertible maps of heads do: outputs, and values, spread and verdict of every measure."""
+        if self.mapped is None or self.mapped_changes is None:
+            return None
+        rows = {
+            name: {
+                "values": values,
+                "relative_spread": relative_spread(values),
+                "verdict": verdict(values, float(tolerance)),
+            }
+            for name, values, tolerance in zip(self.names, self.mapped, self.tolerance, strict=True)
+        }
+        return {"outputs": {"max_relative_change": float(self.mapped_changes.max())}, "measures": rows}
+
     def summary(self) -> dict[str, Any]:
         """The JSON of `landscape invariance`."""
         measures = {
@@ -98,6 +118,7 @@ class Invariance(Result):
                 "measures": measures,
                 "outputs": {"max_relative_change": change},
                 "groups": self.groups,
+                "attention": self.attention(),
                 "biases": self.biases,
                 "not_claimed": {"rotations": self.rotations},
                 "cost": self.cost,
@@ -124,6 +145,11 @@ def rescaling_invariance(
     rounding; element-wise adaptive sharpness with biases scaled or fixed, and the top eigenvalue of T H T, equal to
     1e-9; not so SAM sharpness, the top eigenvalue of H, filter-wise and layer-wise sharpness, the ASAM authors' code.
 
+    Where the network has attention, n more networks are made by a random invertible matrix for every head, with
+    singular values from [low, high): queries against keys, values against the layer that reads them (`mapped`). Of all
+    measures of sharpness geodesic sharpness alone stays, and the Fisher-Rao norm; under rescalings that reach into a
+    head's weights from outside (a gain of a norm) geodesic sharpness varies.
+
     Not claimed, and shown: element-wise measures are invariant under positive diagonal rescaling only. Where two linear
     layers have no activation between them, rotating what passes between them keeps the function too, and changes them
     (`rotations`). And a scaling of weights that leaves the biases is no symmetry (`biases`).
@@ -146,10 +172,10 @@ def rescaling_invariance(
             traced, fewer than 2 transforms, not 0 < low < high, a radius that is not positive, p not 2 or inf, nan
             weights.
 
-    Cost: for each transform about 5 worst-case ascents for each p and 2 Lanczos runs.
+    Cost: for each transform about 5 worst-case ascents for each p and 2 Lanczos runs; with attention twice that.
     Source: Kwon 2021 (arXiv 2102.11600), Definition 2 and Theorem 2.
     """
-    settings = settings or InvarianceOptions()
+    settings = (settings or InvarianceOptions()).with_hints(hints or {})
     if transforms < 2:
         raise InputError(f"transforms={transforms}: a spread needs at least 2")
     check_weights(problem)
@@ -165,7 +191,8 @@ def rescaling_invariance(
         generator = stream(seed, "rescaling")
         taus = [symmetries.sample(generator, low, high) for _ in range(transforms)]
         journal.open(_key_of(problem, {**arguments, "hints": dict(hints or {})}))
-        run = _Run(problem, symmetries, taus, settings, reference, bar, journal)
+        maps = [symmetries.sample_maps(stream(seed, f"maps {j}"), low, high) for j in range(transforms)]
+        run = _Run(problem, symmetries, taus, maps if symmetries.heads else [], settings, reference, bar, journal)
         parts = run.all() if symmetries.dimension else _nothing(reference)
         rotations = run.rotations(seed) if symmetries.dimension else []
     return Invariance(
@@ -206,6 +233,7 @@ class _Run:
     problem: Problem
     symmetries: Symmetries
     taus: Sequence[Tensor]
+    maps: Sequence[Sequence[Tensor]]
     settings: InvarianceOptions
     reference: Tensor
     bar: Bar
@@ -215,9 +243,9 @@ class _Run:
         """Measures at every transform, outputs, and the table on biases."""
         first = _values(self._row("reference", lambda: _plain(measure(self.problem, self.settings))))
         rows = [self._row(f"rescaled {j}", partial(self._at, tau)) for j, tau in enumerate(self.taus)]
-        measured, changes = [_values(row["measures"]) for row in rows], [row["change"] for row in rows]
-        names = list(first)
-        values = np.array([[row.get(name, Value(math.nan)).value for row in measured] for name in names])
+        mapped = [self._row(f"mapped {j}", partial(self._mapped, maps)) for j, maps in enumerate(self.maps)]
+        changes, names = [row["change"] for row in rows], list(first)
+        values = _table(rows, names)
         return {
             "names": names,
             "values": values,
@@ -226,6 +254,8 @@ class _Run:
             "tolerance": np.array([_tolerance(v, first[n].rounding) for n, v in zip(names, values, strict=True)]),
             "logits": np.array([row["logits"] for row in rows]),
             "output_changes": np.array(changes),
+            "mapped": _table(mapped, names) if mapped else None,
+            "mapped_changes": np.array([row["change"] for row in mapped]) if mapped else None,
             "biases": self._biases([row["treatments"] for row in rows], max(changes)),
         }
 
@@ -241,6 +271,13 @@ class _Run:
             "change": _change(outputs, self.reference),
             "treatments": bias_treatments(moved, self.settings.adaptive_rho),
         }
+
+    def _mapped(self, maps: Sequence[Tensor]) -> dict[str, Any]:
+        """One network whose heads are mapped: measures, change of all outputs."""
+        ones = torch.ones(self.symmetries.dimension, dtype=torch.float64)
+        moved = self.problem.relocated(self.symmetries.apply(self.problem.weights, ones, maps=maps).weights)
+        change = _change(moved.outputs(), self.reference)
+        return {"measures": _plain(measure(moved, self.settings)), "change": change}
 
     def _row(self, name: str, compute: Callable[[], Any]) -> Any:
         """The row, with its passes: those of a kept one count as if it had been computed now."""
@@ -320,6 +357,12 @@ def _plain(measured: Mapping[str, Value]) -> dict[str, list[float]]:
 
 def _values(kept: Mapping[str, Sequence[float]]) -> dict[str, Value]:
     return {name: Value(*v) for name, v in kept.items()}
+
+
+def _table(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> np.ndarray:
+    """Values (measure, transform)."""
+    measured = [_values(row["measures"]) for row in rows]
+    return np.array([[row.get(name, Value(math.nan)).value for row in measured] for name in names])
 
 
 def _nothing(reference: Tensor) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -22,13 +22,14 @@ TREATMENTS = ("scaled", "unscaled", "fixed", "asam-official")
 """Treatments of the biases in T of adaptive sharpness; the last is the ASAM authors' code."""
 
 
-# Forward passes only, of noise: few draws show whether a measure varies.
-_NOISE: dict[str, tuple[str, Mapping[str, Any]]] = {
+# Few draws and steps show whether a measure varies.
+_EXTRA: dict[str, tuple[str, Mapping[str, Any]]] = {
     "average_sharpness": ("average_sharpness", {"draws": 10}),
     "average_adaptive_sharpness": ("average_sharpness", {"scaling": "elementwise", "draws": 10}),
     "keskar_sharpness": ("keskar_sharpness", {"steps": 5}),
     "pac_bayes_sigma": ("pac_bayes_sigma", {"draws": 4, "tol": 0.05}),
     "pac_bayes_sigma_magnitude_aware": ("pac_bayes_sigma", {"draws": 4, "tol": 0.05, "magnitude_aware": True}),
+    "geodesic_sharpness": ("geodesic_sharpness", {"steps": 5, "restarts": 1}),
 }
 # Of the outputs' curvature, which not every loss has: left out where it has none, or where eigenvalues are.
 _CURVATURE: dict[str, tuple[str, Mapping[str, Any]]] = {
@@ -61,7 +62,7 @@ class InvarianceOptions:
     orders: tuple[float, ...] = (2.0, math.inf)
     steps: int = 20
     eigenvalues: bool = True
-    extra: Mapping[str, tuple[str, Mapping[str, Any]]] = field(default_factory=lambda: _NOISE | _CURVATURE)
+    extra: Mapping[str, tuple[str, Mapping[str, Any]]] = field(default_factory=lambda: _EXTRA | _CURVATURE)
 
     def __post_init__(self) -> None:
         for name in ("rho", "rho_inf", "adaptive_rho", "adaptive_rho_inf"):
@@ -73,6 +74,17 @@ class InvarianceOptions:
             raise InputError(f"p={', '.join(map(str, self.orders))}: the test takes p=2 and p=inf")
         if self.steps < 0:
             raise InputError(f"steps={self.steps}: 0 (no worst case) or more is needed")
+
+    def with_hints(self, hints: Mapping[str, str]) -> InvarianceOptions:
+        """The same, where measures that trace the model take these hints."""
+        if not hints:
+            return self
+        text = ",".join(f"{module}={kind}" for module, kind in hints.items())
+        extra = {
+            name: (registered, {"hints": text, **arguments} if registered == "geodesic_sharpness" else arguments)
+            for name, (registered, arguments) in self.extra.items()
+        }
+        return replace(self, extra=extra)
 
 
 @dataclass(frozen=True)

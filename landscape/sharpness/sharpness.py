@@ -119,13 +119,14 @@ def rise(move: str, scaling: str = "identity") -> Callable[[Mapping[str, Any], f
     return says
 
 
-def ball_sharpness(problem: Problem, setting: BallOptions, *, value: str) -> Sharpness:
+def ball_sharpness(problem: Problem, setting: BallOptions, *, value: str, ball: Ball | None = None) -> Sharpness:
     """One-step sharpness and, where `setting` asks for steps, worst-case sharpness at every radius.
 
     Args:
         problem: the loss.
         setting: what is asked.
         value: which of the two is the measure: "one_step" or "worst_case".
+        ball: around the weights; None: that of the setting's order and scaling.
 
     Cost: one forward and one backward pass for the gradient at w; then a forward pass for every radius (one step) or,
     for every ascent, `steps` forward and `steps` - 1 backward passes, and with restarts a forward and a backward pass
@@ -133,7 +134,7 @@ def ball_sharpness(problem: Problem, setting: BallOptions, *, value: str) -> Sha
     """
     check_division(problem, setting.m, setting.subsets)
     check_weights(problem)
-    ball = scaled_ball(problem, setting.p, setting.scaling)
+    ball = ball or scaled_ball(problem, setting.p, setting.scaling)
     with Bar(f"{value} sharpness", setting.work(problem.examples)) as bar:
         full = _over_groups(problem, ball, setting, bar)
         parts = None

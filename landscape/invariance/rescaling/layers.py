@@ -24,10 +24,23 @@ def linear(trace: ObservedRun, func: Any, args: tuple, kwargs: dict, out: Any) -
     weight, bias = arguments["weight"], arguments.get("bias")
     inputs = trace.features(arguments["input"])
     if not trace.is_parameter(weight):
+        trace.mixing.bend(inputs)
         return _computed(trace, trace.labels(weight), inputs[None, :], bias).expand(out.shape)
     outputs = trace.units.fresh(weight.shape[0])
-    trace.use(weight, (outputs[:, None], 1), (inputs[None, :], -1))
-    trace.use(bias, (outputs, 1))
+    trace.linear_layer(outputs, inputs, weight, bias)
+    return outputs.expand(out.shape)
+
+
+@rule("addmm")
+def affine(trace: ObservedRun, func: Any, args: tuple, kwargs: dict, out: Any) -> Any:
+    """For parameters b and W, b + X W is a linear layer (GPT-2 writes its layers so)."""
+    arguments = named(func, args, kwargs, "input mat1 mat2")
+    bias, x, weight = arguments["input"], arguments["mat1"], arguments["mat2"]
+    plain = trace.is_parameter(weight) and trace.is_parameter(bias) and bias.dim() == 1
+    if not plain or {"alpha", "beta"} & kwargs.keys():
+        return opaque(trace, func, args, kwargs, out)
+    outputs = trace.units.fresh(weight.shape[1])
+    trace.linear_layer(outputs, trace.features(x), weight, bias, axis=1)
     return outputs.expand(out.shape)
 
 
@@ -140,7 +153,7 @@ def matmul(trace: ObservedRun, func: Any, args: tuple, kwargs: dict, out: Any) -
     if trace.is_parameter(b) and b.dim() == 2:
         x = trace.labels(a)
         inputs, outputs = trace.units.reduce(x, range(x.dim() - 1)).reshape(-1), trace.units.fresh(b.shape[1])
-        trace.use(b, (outputs[None, :], 1), (inputs[:, None], -1))
+        trace.linear_layer(outputs, inputs, b, None, axis=1)
         return outputs.expand(out.shape)
     if min(a.dim(), b.dim()) < 2:
         return opaque(trace, func, args, kwargs, out)
@@ -160,9 +173,13 @@ def einsum(trace: ObservedRun, func: Any, args: tuple, kwargs: dict, out: Any) -
     labels = [trace.labels(o) for o in operands]
     if any(trace.units.fixed(one) for one in labels):
         mixed = 1 if trace.units.fixed(labels[0]) else 0
+        _record_values(trace, labels[mixed], terms[mixed], terms[1 - mixed])
         return _spread(trace, labels[mixed], terms[mixed], sides[1], out.shape)
     shared = [i for i in terms[0] if i in terms[1]]
     a, b = (_spread(trace, one, t, "".join(shared), None) for one, t in zip(labels, terms, strict=True))
+    summed = [i for i, index in enumerate(shared) if index not in sides[1]]
+    if len(summed) == 1:
+        trace.mixing.product(a.movedim(summed[0], -1), b.movedim(summed[0], -1))
     _cancel(trace, a, b)
     return NO_FACTOR
 
@@ -175,8 +192,11 @@ def attention(trace: ObservedRun, func: Any, args: tuple, kwargs: dict, out: Any
     if kwargs.get("enable_gqa"):
         k, v = (t.repeat_interleave(q.shape[-3] // t.shape[-3], -3) for t in (k, v))
     trace.end([arguments.get("attn_mask")])
-    _cancel(trace, trace.units.reduce(q, [-2]), trace.units.reduce(k, [-2]))
-    return trace.units.reduce(v, [-2]).expand(out.shape)
+    q, k, v = (trace.units.reduce(labels, [-2]) for labels in (q, k, v))
+    trace.mixing.product(q, k)
+    trace.mixing.mixed(v)
+    _cancel(trace, q, k)
+    return v.expand(out.shape)
 
 
 @rule("multi_head_attention_forward")
@@ -191,16 +211,22 @@ def multi_head_attention(trace: ObservedRun, func: Any, args: tuple, kwargs: dic
     made = trace.units.fresh(3 * width)
     q, k, v = made.split(width)
     if arguments["use_separate_proj_weight"]:
-        for name, o, x in zip("qkv", (q, k, v), inputs, strict=True):
-            trace.use(arguments[f"{name}_proj_weight"], (o[:, None], 1), (x[None, :], -1))
+        for i, (o, x) in enumerate(zip((q, k, v), inputs, strict=True)):
+            weight = arguments[f"{'qkv'[i]}_proj_weight"]
+            trace.use(weight, (o[:, None], 1), (x[None, :], -1))
+            trace.makes(o, (weight, 0, 0), (arguments["in_proj_bias"], 0, i * width))
     else:
         columns = torch.cat([x[None, :].expand(width, width) for x in inputs])
         trace.use(arguments["in_proj_weight"], (made[:, None], 1), (columns, -1))
+        trace.makes(made, (arguments["in_proj_weight"], 0, 0), (arguments["in_proj_bias"], 0, 0))
     trace.use(arguments["in_proj_bias"], (made, 1))
+    for labels in inputs:  # no map of what enters is looked for
+        trace.mixing.bend(labels)
+    trace.mixing.product(q.view(arguments["num_heads"], -1), k.view(arguments["num_heads"], -1))
+    trace.mixing.mixed(v.view(arguments["num_heads"], -1))
     _cancel(trace, q, k)
     outputs = trace.units.fresh(arguments["out_proj_weight"].shape[0])
-    trace.use(arguments["out_proj_weight"], (outputs[:, None], 1), (v[None, :], -1))
-    trace.use(arguments["out_proj_bias"], (outputs, 1))
+    trace.linear_layer(outputs, v, arguments["out_proj_weight"], arguments["out_proj_bias"])
     tensors = tensors_of(out)
     return [outputs.expand(tensors[0].shape), *[NO_FACTOR] * (len(tensors) - 1)]
 
@@ -269,8 +295,21 @@ def _contract(trace: ObservedRun, a: Tensor, b: Tensor, shape: Sequence[int]) ->
     """A (.., i, k) times B (.., k, j): the factors of a_ik b_kj may not depend on k."""
     units = trace.units
     if units.fixed(a):
+        trace.mixing.mixed(units.reduce(b, [-2]))
         return units.reduce(b, [-2]).expand(shape)
     if units.fixed(b):
+        trace.mixing.bend(a)
         return units.reduce(a, [-1]).expand(shape)
-    _cancel(trace, units.reduce(a, [-2]).squeeze(-2), units.reduce(b, [-1]).squeeze(-1))
+    q, k = units.reduce(a, [-2]).squeeze(-2), units.reduce(b, [-1]).squeeze(-1)
+    trace.mixing.product(q, k)
+    _cancel(trace, q, k)
     return NO_FACTOR
+
+
+def _record_values(trace: ObservedRun, labels: Tensor, term: str, mixer: str) -> None:
+    """In an einsum with attention weights: values of a head lie along the one index that the weights have not."""
+    features = [d for d, i in enumerate(term) if i not in mixer]
+    if len(features) == 1:
+        trace.mixing.mixed(labels.movedim(features[0], -1))
+    else:
+        trace.mixing.bend(labels)

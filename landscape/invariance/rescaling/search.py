@@ -32,7 +32,7 @@ def find(
     batch_norm: str = "frozen",
     tolerance: float = TOLERANCE,
 ) -> Symmetries:
-    """The positive-scaling symmetries of a network.
+    """The positive-scaling symmetries of a network, and the invertible maps of its attention.
 
     A copy of the model in float64 runs once on the example under observation: every function of torch that it calls
     carries the factors of its inputs to its outputs, additions tie them, layers make new ones, and what is not
@@ -59,7 +59,7 @@ def find(
     Raises:
         InputError: the model branches on values (naming the module), an unknown hint, nan weights.
 
-    Cost: two forward passes over the example, and one a block where the verification fails.
+    Cost: three forward passes over the example, and one a block or head where a verification fails.
 
     Source: Dinh 2017 (arXiv 1703.04933) for the rescaling, Kwon 2021 (arXiv 2102.11600) for its use.
     """
@@ -81,7 +81,11 @@ def find(
     trace = ObservedRun(double, hints, {**layers.RULES, **normalized.RULES, **recurrent.RULES})
     few = example.rows(0, 2) if example.sliceable else example
     trace.run(few.args, few.kwargs)
-    symmetries = _verified(_assemble(trace, layout, double), double, example, tolerance)
+    symmetries = _assemble(trace, layout, double)
+    with torch.no_grad():
+        reference = _outputs(double, example)
+        symmetries = _verified(symmetries, double, example, reference, tolerance)
+        symmetries = _verified_heads(symmetries, double, example, reference, tolerance)
     buffers = dict(model.named_buffers())
     return replace(symmetries, buffers={name: buffers[name].detach().clone() for name in symmetries.buffers})
 
@@ -106,7 +110,8 @@ def _assemble(trace: ObservedRun, layout: Parameters, model: nn.Module) -> Symme
     uses = {n: u for n, u in uses.items() if n in inside or n in buffers}
     blocks = _blocks(uses, matrix, shapes)
     kept = {n: buffers[n].clone() for n in uses if n in buffers}
-    return Symmetries(layout, blocks, (), tuple(trace.notes), float("nan"), uses, matrix, kept)
+    heads = trace.mixing.assembled(trace.units, inside)
+    return Symmetries(layout, blocks, (), tuple(trace.notes), float("nan"), uses, matrix, kept, heads)
 
 
 def _blocks(uses: Mapping[str, Use], matrix: csr_matrix, shapes: Mapping[str, torch.Size]) -> tuple[Block, ...]:
@@ -133,49 +138,72 @@ def _blocks(uses: Mapping[str, Use], matrix: csr_matrix, shapes: Mapping[str, to
 # -- verification --------------------------------------------------------------------------------------------------
 
 
-def _verified(symmetries: Symmetries, model: nn.Module, example: Batch, tolerance: float) -> Symmetries:
-    with torch.no_grad():
-        reference = _outputs(model, example)
-        if not symmetries.dimension:
-            return replace(symmetries, residual=0.0)
-        w = symmetries.parameters.read(model)
-        tau = symmetries.sample(stream(0, "verify rescaling"), 0.5, 1.5)
+def _verified(
+    symmetries: Symmetries, model: nn.Module, example: Batch, reference: list[Tensor], tolerance: float
+) -> Symmetries:
+    if not symmetries.dimension:
+        return replace(symmetries, residual=0.0)
+    tau = symmetries.sample(stream(0, "verify rescaling"), 0.5, 1.5)
 
-        def residual(numbers: Sequence[int]) -> float:
-            some = torch.ones_like(tau)
-            some[list(numbers)] = tau[list(numbers)]
-            return _residual(symmetries, model, example, reference, w, some)
+    def residual(numbers: Sequence[int]) -> float:
+        some = torch.ones_like(tau)
+        some[list(numbers)] = tau[list(numbers)]
+        return _residual(symmetries, model, example, reference, some)
 
-        whole = residual(range(symmetries.dimension))
-        if whole <= tolerance:
-            return replace(
-                symmetries, residual=whole, blocks=tuple(replace(b, residual=whole) for b in symmetries.blocks)
-            )
-        tried = [
-            replace(b, residual=r, verified=r <= tolerance) for b in symmetries.blocks for r in [residual(b.units)]
-        ]
-        good, bad = [b for b in tried if b.verified], [b for b in tried if not b.verified]
-        numbers = [n for b in good for n in b.units]
-        position = {n: i for i, n in enumerate(numbers)}
-        kept = replace(
-            symmetries,
-            blocks=tuple(replace(b, units=tuple(position[n] for n in b.units)) for b in good),
-            rejected=tuple(bad),
-            residual=residual(numbers) if numbers else 0.0,
-            matrix=symmetries.matrix[:, numbers],
+    whole = residual(range(symmetries.dimension))
+    if whole <= tolerance:
+        return replace(symmetries, residual=whole, blocks=tuple(replace(b, residual=whole) for b in symmetries.blocks))
+    tried = [replace(b, residual=r, verified=r <= tolerance) for b in symmetries.blocks for r in [residual(b.units)]]
+    good, bad = [b for b in tried if b.verified], [b for b in tried if not b.verified]
+    numbers = [n for b in good for n in b.units]
+    position = {n: i for i, n in enumerate(numbers)}
+    kept = replace(
+        symmetries,
+        blocks=tuple(replace(b, units=tuple(position[n] for n in b.units)) for b in good),
+        rejected=tuple(bad),
+        residual=residual(numbers) if numbers else 0.0,
+        matrix=symmetries.matrix[:, numbers],
+    )
+    if kept.residual > tolerance:
+        raise InputError(
+            f"the rescalings found change the outputs by {kept.residual:.1e} together, not one by one: "
+            "the model's outputs are not a fixed function of its weights; look for randomness or state in it"
         )
-        if kept.residual > tolerance:
-            raise InputError(
-                f"the rescalings found change the outputs by {kept.residual:.1e} together, not one by one: "
-                "the model's outputs are not a fixed function of its weights; look for randomness or state in it"
-            )
-        return kept
+    return kept
+
+
+def _verified_heads(
+    symmetries: Symmetries, model: nn.Module, example: Batch, reference: list[Tensor], tolerance: float
+) -> Symmetries:
+    """Those heads through which random maps pass: all at once, or else one by one; the others are set aside."""
+    maps = symmetries.sample_maps(stream(0, "verify maps of heads"), 0.5, 1.5)
+    ones = torch.ones(symmetries.dimension, dtype=torch.float64)
+
+    def residual(mapped: Mapping[int, Tensor]) -> float:
+        chosen = [mapped.get(i, torch.eye(head.size, dtype=torch.float64)) for i, head in enumerate(symmetries.heads)]
+        return _residual(symmetries, model, example, reference, ones, chosen)
+
+    whole = residual(dict(enumerate(maps))) if maps else 0.0
+    if whole <= tolerance:
+        return replace(symmetries, heads=tuple(replace(h, residual=whole) for h in symmetries.heads))
+    tried = [replace(h, residual=residual({i: maps[i]})) for i, h in enumerate(symmetries.heads)]
+    return replace(
+        symmetries,
+        heads=tuple(h for h in tried if h.residual <= tolerance),
+        rejected_heads=tuple(h for h in tried if not h.residual <= tolerance),
+    )
 
 
 def _residual(
-    symmetries: Symmetries, model: nn.Module, example: Batch, reference: list[Tensor], w: Tensor, tau: Tensor
+    symmetries: Symmetries,
+    model: nn.Module,
+    example: Batch,
+    reference: list[Tensor],
+    tau: Tensor,
+    maps: Sequence[Tensor] | None = None,
 ) -> float:
-    moved = symmetries.apply(w, tau)
+    w = symmetries.parameters.read(model)
+    moved = symmetries.apply(w, tau, maps=maps)
     buffers = dict(model.named_buffers())
     try:
         symmetries.parameters.write(model, moved.weights)

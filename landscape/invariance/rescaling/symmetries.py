@@ -1,4 +1,4 @@
-"""Symmetries: the verified group of positive rescalings of a network, and how it acts on the flat vector."""
+"""Symmetries: the verified group of rescalings and of maps of attention, and how it acts on the flat vector."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from scipy.sparse import csr_matrix
 from torch import Tensor
 
 from landscape.errors import InputError
+from landscape.invariance.rescaling.heads import Head
 from landscape.invariance.rescaling.trace import Use
 from landscape.invariance.rescaling.units import ANY
 from landscape.problem.parameters import Parameters
@@ -75,7 +76,7 @@ class Rescaled:
 
 @dataclass(frozen=True)
 class Symmetries:
-    """The group of positive rescalings of a network's weights that leave its function as it is.
+    """The group of changes of a network's weights that leave its function: rescalings, and maps of attention.
 
     Attributes:
         parameters: layout of the flat vector that it acts on.
@@ -86,6 +87,8 @@ class Symmetries:
         uses: parameter or buffer -> how the network uses it.
         matrix: (labels, dimension): the logarithm of each label's factor is this times log tau.
         buffers: the moved ones as they were when the symmetries were found.
+        heads: of attention, with the invertible matrices that pass through each unseen, verified likewise.
+        rejected_heads: what the trace took for such heads but the network did not confirm.
     """
 
     parameters: Parameters
@@ -96,10 +99,12 @@ class Symmetries:
     uses: Mapping[str, Use]
     matrix: csr_matrix
     buffers: Mapping[str, Tensor]
+    heads: tuple[Head, ...] = ()
+    rejected_heads: tuple[Head, ...] = ()
 
     @property
     def dimension(self) -> int:
-        """Dimension of the group: the number of free factors tau."""
+        """Dimension of the group of rescalings: the number of free factors tau."""
         return self.matrix.shape[1]
 
     def sample(self, generator: torch.Generator, low: float = 0.5, high: float = 1.5) -> Tensor:
@@ -111,6 +116,10 @@ class Symmetries:
         if not 0 < low < high < float("inf"):
             raise InputError(f"low={low}, high={high}: factors are positive, 0 < low < high is needed")
         return low + (high - low) * torch.rand(self.dimension, generator=generator, dtype=torch.float64)
+
+    def sample_maps(self, generator: torch.Generator, low: float = 0.5, high: float = 1.5) -> list[Tensor]:
+        """A random matrix (size, size), float64, for every head: singular values uniform in [low, high)."""
+        return [head.sample(generator, low, high) for head in self.heads]
 
     def scales(self, tau: Tensor, *, weights_only: bool = False) -> Tensor:
         """The action on the flat vector: w' = scales * w; (d,) float64 on the CPU."""
@@ -124,13 +133,20 @@ class Symmetries:
         return torch.cat(pieces)
 
     def apply(
-        self, w: Tensor, tau: Tensor, *, buffers: Mapping[str, Tensor] | None = None, weights_only: bool = False
+        self,
+        w: Tensor,
+        tau: Tensor,
+        *,
+        maps: Sequence[Tensor] | None = None,
+        buffers: Mapping[str, Tensor] | None = None,
+        weights_only: bool = False,
     ) -> Rescaled:
-        """The network at w with its units rescaled by tau; nothing is written into the model.
+        """The network at w with its units rescaled by tau, then its heads mapped; nothing is written into the model.
 
         Args:
             w: flat weights (d,).
             tau: factors (dimension,), all > 0.
+            maps: an invertible matrix for every head, as `sample_maps` draws them; None leaves the heads.
             buffers: the model's buffers; default those it had when the symmetries were found.
             weights_only: leave the biases as they are. That is *not* a symmetry of a network with biases: it is what a
                 scaling of "incoming weights" read literally does.
@@ -140,7 +156,13 @@ class Symmetries:
         scales = self.scales(tau, weights_only=weights_only).to(w.device)
         before, logs = self.buffers if buffers is None else buffers, self._logs(tau)
         moved = {n: _buffer(before[n], u, logs) for n, u in self.uses.items() if n in self.buffers}
-        return Rescaled((w.double() * scales).to(w.dtype), moved)
+        return Rescaled(self._mapped(w.double() * scales, maps or ()).to(w.dtype), moved)
+
+    def _mapped(self, w: Tensor, maps: Sequence[Tensor]) -> Tensor:
+        tensors = dict(zip(self.parameters.names, self.parameters.unflatten(w), strict=True))  # views into w
+        for head, a in zip(self.heads if maps else (), maps, strict=True):
+            head.apply(tensors, a)
+        return w
 
     @cached_property
     def units(self) -> tuple[Unit, ...]:
@@ -169,23 +191,49 @@ class Symmetries:
             "residual": self.residual,
             "blocks": [entry(b) for b in self.blocks],
             "rejected": [entry(b) for b in self.rejected],
+            "heads": _head_entries(self.heads),
+            "rejected_heads": _head_entries(self.rejected_heads),
             "notes": list(self.notes),
         }
 
     def __str__(self) -> str:
         """A table: block, number of units, what is multiplied by tau, what is divided."""
+        heads = _head_lines(self.heads, "") + _head_lines(self.rejected_heads, " rejected")
         if not self.blocks and not self.rejected:
-            return "\n".join(["no rescaling symmetry was found", *self.notes])
+            return "\n".join(["no rescaling symmetry was found", *heads, *self.notes])
         rows = [("units", "multiplied by tau", "divided by tau")]
         rows += [(str(len(b.units)), _short(b.incoming), _short(b.outgoing)) for b in self.blocks]
         rows += [(f"{len(b.units)} rejected", _short(b.incoming), _short(b.outgoing)) for b in self.rejected]
         widths = [max(len(r[i]) for r in rows) for i in range(3)]
         lines = ["  ".join(c.ljust(n) for c, n in zip(r, widths, strict=True)).rstrip() for r in rows]
         total = f"dimension {self.dimension}; outputs agree to {self.residual:.1e} with every unit rescaled"
-        return "\n".join([*lines, total, *self.notes])
+        return "\n".join([*lines, total, *heads, *self.notes])
 
     def _logs(self, tau: Tensor) -> Tensor:
         return torch.from_numpy(self.matrix @ np.log(tau.detach().cpu().double().numpy()))
+
+
+def _head_entries(heads: Sequence[Head]) -> list[dict[str, Any]]:
+    """Heads of the same tensors and kind in one entry, with their number."""
+    entries: dict[tuple, dict[str, Any]] = {}
+    for head in heads:
+        sides = head.tensors(dual=False), head.tensors(dual=True)
+        kind = (*sides, head.size, len(head.free), len(head.planes))
+        names = ("mapped", "inversely", "size", "free", "planes")
+        entry = entries.setdefault(kind, dict(zip(names, kind, strict=True)) | {"heads": 0, "residual": 0.0})
+        entry["heads"] += 1
+        entry["residual"] = max(entry["residual"], head.residual)
+    return [{k: list(v) if isinstance(v, tuple) else v for k, v in entry.items()} for entry in entries.values()]
+
+
+def _head_lines(heads: Sequence[Head], ending: str) -> list[str]:
+    lines = []
+    for e in _head_entries(heads):
+        rotary = f", {e['planes']} planes of rotary embeddings" if e["planes"] else ""
+        matrices = f"{e['free']} x {e['free']} matrices" if e["free"] else "scaled rotations"
+        between = f"{_short(e['mapped'])} and {_short(e['inversely'])}; outputs agree to {e['residual']:.1e}"
+        lines.append(f"{e['heads']} heads{ending}: {matrices}{rotary} between {between}")
+    return lines
 
 
 def _exponent(use: Use, logs: Tensor) -> Tensor:

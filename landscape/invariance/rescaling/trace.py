@@ -18,13 +18,24 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from landscape.errors import InputError
-from landscape.invariance.rescaling.units import ANY, Units
+from landscape.invariance.rescaling.heads import BENT, POSITIONAL, STRAIGHT, Mixing
+from landscape.invariance.rescaling.units import ANY, Units, compact
 from landscape.random import forked
 
 HINTS = ("opaque", "homogeneous")
 ESCAPES = {"__bool__", "item", "tolist", "numpy", "__int__", "__float__", "__index__", "__array__", "__complex__"}
 ESCAPES |= {"equal", "allclose", "is_nonzero", "__contains__"}
 _LARGEST_RAW = 1_000_000
+# What a function does to outputs of linear layers (see `Mixing`); what is not named bends them.
+_LINEAR = {"linear", "matmul", "rmatmul", "bmm", "mm", "addmm", "einsum", "multi_head_attention_forward"}
+_LINEAR |= {"scaled_dot_product_attention", "dropout", "neg", "negative", "positive", "clone", "contiguous", "detach"}
+_LINEAR |= {"to", "type", "float", "double", "type_as", "zeros_like", "ones_like", "full_like"}
+_LINEAR |= {"view", "reshape", "flatten", "unflatten", "permute", "transpose", "swapaxes", "movedim", "moveaxis", "t"}
+_LINEAR |= {".T", ".mT", "squeeze", "unsqueeze", "expand", "repeat", "repeat_interleave", "chunk", "split", "unbind"}
+_LINEAR |= {"narrow", "select", "flip", "getitem", "cat", "concat", "concatenate", "stack", "broadcast_to", "view_as"}
+_LINEAR |= {"expand_as", "reshape_as", "tensor_split", "index_select"}
+_SUMS = {"add", "iadd", "radd", "sub", "isub", "rsub", "subtract"}
+_PRODUCTS = {"mul", "imul", "rmul", "multiply", "div", "idiv", "truediv", "itruediv", "divide", "true_divide"}
 NO_FACTOR = torch.zeros((), dtype=torch.int64)
 Rule = Callable[["ObservedRun", Any, tuple, dict, Any], Any]
 
@@ -72,7 +83,7 @@ class ObservedRun(TorchFunctionMode):
     def __init__(self, model: nn.Module, hints: Mapping[str, str], rules: Mapping[str, Rule]) -> None:
         super().__init__()
         self._rules = rules
-        self.model, self.hints, self.units = model, hints, Units()
+        self.model, self.hints, self.units, self.mixing = model, hints, Units(), Mixing()
         self.uses: dict[str, Use] = {}
         self.notes: list[str] = []
         tensors = [*self.model.named_parameters(remove_duplicate=False), *self.model.named_buffers()]
@@ -164,6 +175,19 @@ class ObservedRun(TorchFunctionMode):
             self.units.tie(a, b)
             old.factors[i] = (torch.where(a == ANY, b, a), s)
 
+    def linear_layer(self, units: Tensor, inputs: Tensor, weight: Tensor, bias: Tensor | None, axis: int = 0) -> None:
+        """Record a linear layer of two axes, its outputs along `axis`: how it scales, and what it reads and makes."""
+        self.use(weight, (units.unsqueeze(1 - axis), 1), (inputs.unsqueeze(axis), -1))
+        self.use(bias, (units, 1))
+        self.makes(units, (weight, axis, 0), (bias, 0, 0))
+        self.mixing.reads(inputs, self._names[id(weight)], 1 - axis)
+
+    def makes(self, units: Tensor, *slices: tuple[Tensor | None, int, int]) -> None:
+        """Record which slices of parameters make the units of a linear layer: tensor, axis of outputs, first place."""
+        there = [(tensor, axis, start) for tensor, axis, start in slices if tensor is not None]
+        if all(self.is_parameter(tensor) for tensor, _, _ in there):
+            self.mixing.layer(units, [(self._names[id(tensor)], axis, start) for tensor, axis, start in there])
+
     def module_name(self) -> str:
         """The module that computes now, as the user would call it."""
         name, module = self._inside[-1] if self._inside else ("", self.model)
@@ -189,6 +213,7 @@ class ObservedRun(TorchFunctionMode):
     def _follow(self, func: Any, args: tuple, kwargs: dict, out: Any) -> None:
         """Label the outputs of one call by the rule of the function's name; without a rule the path ends."""
         rule = self._rules.get(plain_name(func))
+        self._bend(plain_name(func), args, kwargs)
         if rule is None:
             self.end((args, kwargs))
         labels = rule(self, func, args, kwargs, out) if rule else NO_FACTOR
@@ -198,9 +223,27 @@ class ObservedRun(TorchFunctionMode):
             if label is not None and not self.is_parameter(tensor):  # None: lengths and the like, free to be read
                 self.set(tensor, label)
 
+    def _bend(self, name: str, args: tuple, kwargs: dict) -> None:
+        """Record what a function does to the outputs of linear layers among its arguments."""
+        if name in _LINEAR:
+            return
+        known = [compact(self._known[id(t)].labels)[0] for t in tensors_of((args, kwargs)) if id(t) in self._known]
+        carrying = [labels for labels in known if bool(((labels != 0) & (labels != ANY)).any())]
+        level = BENT
+        if name in _SUMS:
+            level = POSITIONAL
+        elif name in _PRODUCTS and len(carrying) == 1:
+            others = [t for t in tree_leaves((args, kwargs)) if not (isinstance(t, Tensor) and id(t) in self._known)]
+            learned = any(self.is_parameter(t) for t in others)
+            numbers = all(not isinstance(t, Tensor) or t.numel() == 1 for t in others)
+            level = BENT if learned else STRAIGHT if numbers and len(known) == 1 else POSITIONAL
+        for labels in carrying:
+            self.mixing.bend(labels, level)
+
     def _assign(self, target: Tensor, index: Any, value: Any) -> None:
         """x[index] = value: these entries carry the factors of the value from now on."""
         labels = self.labels(target).clone()
+        self.mixing.bend(self.labels(value))
         labels[host(index)] = self.labels(value)
         self.set(target, labels)
 
