@@ -7,11 +7,13 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from attention_cases import network, tokens
 from invariance_cases import points, table_2
 from torch import nn
 from torch.testing import assert_close
 
 import landscape
+from figures.page.terminal import invariance_text
 from landscape.errors import InputError
 from landscape.invariance.invariance import relative_spread, verdict
 from landscape.invariance.measures import InvarianceOptions
@@ -157,6 +159,49 @@ def test_vision_transformer():
     for name in (n for n in KEPT if n in found.names):
         assert found.spread(name) <= 1e-9, name
     assert found.spread("sam_sharpness") > 1e-3
+
+
+def test_maps_of_attention_leave_geodesic_sharpness_alone(tmp_path):
+    model = network(heads=4, key_heads=2)
+    problem = landscape.Problem(model, nn.CrossEntropyLoss(), [(tokens(), torch.tensor([0, 1, 1, 0, 1]))])
+    extra = {
+        metric: ("geodesic_sharpness", {"metric": metric, "rho": 0.2, "steps": 5, "restarts": 1})
+        for metric in ("inv", "mix")
+    }
+    settings = InvarianceOptions(steps=3, orders=(2.0,), extra={**InvarianceOptions().extra, **extra})
+    found = landscape.rescaling_invariance(problem, transforms=3, settings=settings)
+    attention = found.summary()["attention"]
+    assert attention["outputs"]["max_relative_change"] < 1e-12
+    kept = {"geodesic_sharpness", "inv", "mix", "loss", "fisher_rao_norm"}
+    kept |= {"relative_flatness_first_layer"}  # of a layer that no map touches; the last layer is that of the outputs
+    for name, row in attention["measures"].items():
+        if name in kept:
+            assert row["relative_spread"] <= 1e-9, name
+            assert row["verdict"] == "invariant (to rounding)", name
+        else:
+            assert row["relative_spread"] > 1e-6, name
+            assert row["verdict"].startswith("varies"), name
+    assert kept < attention["measures"].keys()
+    assert sum(entry["heads"] for entry in found.groups["heads"]) == 4
+    text = invariance_text(found, "network")
+    assert "through each of 4 heads of attention; outputs change by" in text
+    assert "4 heads" not in invariance_text(landscape.rescaling_invariance(table_2(), transforms=2), "mlp")
+    found.save(tmp_path / "invariance.h5", "invariance")
+    assert landscape.load(tmp_path / "invariance.h5")["invariance"].summary() == found.summary()
+
+
+def test_the_maps_are_those_of_the_finder():
+    model = network()
+    problem = landscape.Problem(model, nn.CrossEntropyLoss(), [(tokens(), torch.tensor([0, 1, 1, 0, 1]))])
+    settings = InvarianceOptions(steps=0, orders=(2.0,), eigenvalues=False, extra={})
+    found = landscape.rescaling_invariance(problem, transforms=2, settings=settings, seed=3)
+    symmetries = landscape.rescaling.find(model, tokens())
+    ones = torch.ones(symmetries.dimension, dtype=torch.float64)
+    for j in range(2):
+        maps = symmetries.sample_maps(stream(3, f"maps {j}"), 0.5, 1.5)
+        moved = problem.relocated(symmetries.apply(problem.weights, ones, maps=maps).weights)
+        value = landscape.sam_sharpness(moved, rho=0.05).value
+        assert_close(found.mapped[found.names.index("sam_sharpness"), j], value, rtol=1e-9, atol=0)
 
 
 def test_float32_is_judged_by_its_own_rounding():

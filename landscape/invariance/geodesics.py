@@ -39,7 +39,7 @@ METRICS = ("inv", "mix")
 _GRAPH = 1 << 25
 """Numbers that the graph of the geodesics of some heads may hold."""
 STEPS = 8
-"""Of the integration of mix: its error is 1e-9 where a tangent of length 0.6 moves the weights by 0.1, as 1 / STEPS^4."""
+"""Of the integration of mix: its error is 2e-9 where a tangent of length 0.6 moves weights of 1, as STEPS^-4."""
 
 
 @dataclass(frozen=True)
