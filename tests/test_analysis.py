@@ -114,6 +114,7 @@ def test_accuracy_is_of_the_examples_whose_class_counts(runs, tmp_path):
         path=root / "a" / "ckpt.pt",
         sha256="0",
         seed=0,
+        split="",
         metadata={},
     )
     measured = measuring.analyze(owner, "a", Store(tmp_path / "a.h5", {"a": "0"}), [])

@@ -60,7 +60,9 @@ NOTHING_BESIDE: Companions = Companions()
 
 
 def _taken(request: MeasureRequest) -> dict[str, str]:
-    """Argument of the measure -> name of what it takes beside the Problem."""
+    """Argument of the measure -> name of what it takes beside the Problem; none for a surface, which is no measure."""
+    if request.measure not in MEASURES:
+        return {}
     _, *rest = inspect.signature(MEASURES[request.measure]).parameters.values()
     kinds = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     taken = {p.name: p.name for p in rest if p.default is p.empty and p.kind not in kinds}
