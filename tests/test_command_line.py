@@ -4,6 +4,7 @@ import errno
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -206,10 +207,16 @@ def test_an_interrupt_during_imports_is_one_line(module, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def listening():
+    """A job in the background of a shell inherits that SIGINT is ignored."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_an_interrupt_in_the_first_line_of_the_program_is_one_line(tmp_path):
     (tmp_path / "click.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\nimport json.decoder\n")
     environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"}
-    ran = subprocess.run([sys.executable, "-m", "cli"], env=environment, cwd=tmp_path, capture_output=True, text=True)
+    options = {"env": environment, "cwd": tmp_path, "capture_output": True, "text": True, "preexec_fn": listening}
+    ran = subprocess.run([sys.executable, "-m", "cli"], **options)
     assert (ran.returncode, ran.stderr) == (130, "landscape: interrupted\n")
 
 
@@ -221,7 +228,8 @@ def test_an_interrupt_while_processes_are_at_work_leaves_nothing_of_them(tmp_pat
         "queue, lock = context.Queue(), context.Lock(); import late"
     )
     environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"}
-    ran = subprocess.run([sys.executable, "-c", code], env=environment, cwd=tmp_path, capture_output=True, text=True)
+    options = {"env": environment, "cwd": tmp_path, "capture_output": True, "text": True, "preexec_fn": listening}
+    ran = subprocess.run([sys.executable, "-c", code], **options)
     assert (ran.returncode, ran.stderr) == (130, "landscape: interrupted\n")
 
 

@@ -57,7 +57,7 @@ class Analysis:
 
     def summary(self) -> dict[str, Any]:
         """The checkpoint's object in summary.json."""
-        keys = ("label", "checkpoint", "sha256", "loss", "accuracy", "samples", "parameters")
+        keys = ("label", "checkpoint", "sha256", "loss", "accuracy", "samples", "classified", "parameters")
         entry = {k: getattr(self, k) for k in keys}
         entry["measures"] = {k: labelled(k, r.summary()) for k, r in self.measures.items()}
         if self.surface is not None:

@@ -25,7 +25,7 @@ class Row:
     """One line of the table; `cells` and `differences` have one entry a checkpoint (None where not measured).
 
     `flat` says which end of the values is the flat one, "small", "large" or "" for neither, and `name` is what a
-    sentence calls such a measure.
+    sentence calls a measure: without what its interval alone depends on.
     """
 
     key: str
