@@ -65,8 +65,11 @@ def _verdicts(path: Path) -> str:
 
 
 def _duration(cost: dict[str, float]) -> str:
-    """The time that a figure's runs take on two cores, those that measure time one after the other."""
-    shared = cost["seconds"] - cost["alone_seconds"]
+    """The time that a figure's runs take on two cores, those that measure time one after the other.
+
+    Of the others that of the processor: by the clock other jobs of the machine count too.
+    """
+    shared = max(cost["processor_seconds"] - cost["alone_seconds"], 0.0)
     alone = f", {cost['alone_seconds']:.0f} s of them timings that run alone" if cost["alone_seconds"] >= 0.5 else ""
     return f"about {shared / 2 + cost['alone_seconds']:.0f} s on two cores{alone}"
 

@@ -31,6 +31,7 @@ LONG = {"asam-fig5", "asam-fig7", "asam-table1", "asam-time", "saf-table1", "rst
     "all-methods",
     "matched-loss",
     "correlation",
+    "flatness-buys",
 }
 
 

@@ -211,3 +211,58 @@ def test_flatness_at_a_loss_is_that_of_the_first_epoch_below_it(tmp_path):
     never = at_loss(tmp_path, level=curve[3] / 2, **options)
     assert np.isnan([never["epoch"], never["loss"][1], never["eigenvalue"][1]]).all()
     assert np.isfinite(never["loss"][0])
+
+
+def test_what_flatness_buys_is_judged_by_methods():
+    """Twelve methods, three seeds: the losses follow the level of every measure, but for forgetting, which is noise."""
+    from scipy.stats import spearmanr
+
+    from figures.paper.flatness_buys import LOSSES, MEASURES
+
+    generator = np.random.default_rng(0)
+    rows = [(m, s) for m in range(12) for s in range(3)]
+    level, noise = generator.normal(size=12)[[m for m, _ in rows]], generator.normal(size=(2, len(rows)))
+    numbers = FigureData(facts={"checkpoints": len(rows), "methods": 12, "draws": 200})
+    numbers.axis("checkpoint", range(len(rows)))
+    numbers.add("method", ("checkpoint",), [m for m, _ in rows])
+    for name in MEASURES:
+        numbers.add(name, ("checkpoint",), np.exp(level + 0.1 * generator.normal(size=len(rows))))
+    for name in LOSSES:
+        lost = np.exp(noise[0] if name == "forgetting" else level + 0.1 * noise[1])
+        numbers.add(name, ("checkpoint",), lost)
+        numbers.add(f"{name}, predicted", ("checkpoint",), 2 * lost)
+    figure = FIGURES["flatness-buys"]()
+    claims = figure.judge(numbers)
+    assert len({c.text for c in claims}) == len(claims), "the gallery shows the text alone"
+    assert {(c.ours.n, c.ours.kind) for c in claims} == {(12, "cluster bootstrap")}
+    ranks = claims[: len(LOSSES) * len(MEASURES)]
+    assert [c.verdict for c in ranks if "bits" in c.text] == ["supported"] * 2 * len(MEASURES)
+    assert "supported" not in [c.verdict for c in ranks if "classes" in c.text]
+    assert ranks[0].ours.value == pytest.approx(
+        spearmanr(numbers["sam_sharpness"], numbers["rise at 4 bits"]).statistic
+    )
+    assert [c.verdict for c in claims[-len(LOSSES) :]] == ["supported"] * len(LOSSES)
+    with style.use():
+        drawn = figure.draw(numbers)
+    shown = [container.lines[0].get_xdata(orig=False) for container in drawn.axes[0].containers]
+    for values, loss in zip(shown, LOSSES, strict=True):
+        expected = [spearmanr(numbers[m], numbers[loss]).statistic for m in MEASURES]
+        np.testing.assert_allclose(np.sort(values), np.sort(expected))
+    plt.close(drawn)
+
+
+def test_what_a_checkpoint_loses_is_what_the_measures_say(tmp_path):
+    import landscape
+    from figures.study.computations import bought
+    from trainers import train
+
+    train("sgd", out=tmp_path, data="digits", model="mlp:hidden=16", lr=0.05, epochs=2)
+    options = {"bits": [4, 3], "forgetting": {"steps": 5}, "samples": 200, "machine": Machine()}
+    found = bought(tmp_path, wanted={"fisher_rao_norm": {}}, **options)
+    problem = Machine().subject(tmp_path / "ckpt.pt", samples=200).problem
+    rounded, tuned = landscape.quantization_rise(problem, bits=(4, 3)), landscape.forgetting(problem, steps=5)
+    np.testing.assert_array_equal(found["quantization"], rounded.rise[0])
+    np.testing.assert_array_equal(found["quantization_predicted"], rounded.predicted[0])
+    assert (found["forgetting"], found["forgetting_predicted"]) == (tuned.value, tuned.predicted)
+    assert found["learned"] == tuned.other_loss[0] - tuned.other_loss[-1]
+    assert found["fisher_rao_norm"] == landscape.fisher_rao_norm(problem).value

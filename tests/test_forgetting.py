@@ -105,3 +105,14 @@ def test_wrong_input_is_refused():
         landscape.forgetting(one)
     with pytest.raises(InputError, match="no class indices"):
         landscape.forgetting(landscape.Problem(model, nn.MSELoss(), [(x, torch.zeros(96, 3, dtype=torch.float64))]))
+
+
+def test_the_picture_shows_both_losses():
+    import matplotlib.pyplot as plt
+
+    _, problem = trained()
+    found = landscape.forgetting(problem, steps=10)
+    first, second = found.plot().lines
+    np.testing.assert_array_equal(first.get_ydata(), found.loss)
+    np.testing.assert_array_equal(second.get_ydata(), found.other_loss)
+    plt.close("all")

@@ -152,3 +152,17 @@ def test_wrong_input_is_refused():
         landscape.quantization_rise(problem, bits=())
     with pytest.raises(InputError, match="no parameter is the weight of a layer"):
         landscape.quantization_rise(problem.restricted("*.bias"))
+
+
+def test_the_picture_shows_rises_and_predictions():
+    import matplotlib.pyplot as plt
+
+    _, problem = trained(steps=200)
+    found = landscape.quantization_rise(problem)
+    axes = found.plot()
+    drawn = [line.get_ydata() for line in axes.lines[:4]]
+    for i in range(2):
+        np.testing.assert_array_equal(drawn[2 * i], found.rise[i])
+        np.testing.assert_array_equal(drawn[2 * i + 1], found.predicted[i])
+    assert axes.get_xlim()[0] > axes.get_xlim()[1]
+    plt.close("all")

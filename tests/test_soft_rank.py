@@ -166,6 +166,14 @@ def test_a_hessian_with_negative_eigenvalues_is_refused_or_gauss_newtons():
     assert plain.negative == pytest.approx((below / (below + large)).sum().item(), rel=1e-8)
 
 
+def test_the_smaller_of_the_two_dampings_decides_what_is_refused():
+    """A Hessian whose negative eigenvalue the damping bears, and the prior of the effective dimension does not."""
+    problem = case("mlp")
+    large = -20 * torch.linalg.eigvalsh(dense_hessian(problem))[0].item()
+    assert landscape.soft_rank(problem, damping=large, precision=large * problem.examples).matrix == "hessian"
+    assert landscape.soft_rank(problem, damping=large, precision=0.01).matrix == "ggn"
+
+
 def test_a_function_of_the_weights_alone():
     """No outputs and no examples that differ: the Hessian serves, and the criterion says why it is missing."""
     problem, a, _ = bowl(d=6)

@@ -15,11 +15,14 @@ from landscape.curvature.exact.diagonals import Diagonal
 from landscape.errors import InputError
 from landscape.invariance.invariance import Invariance
 from landscape.meaning import MATRICES
+from landscape.measures.forgetting import Forgetting
 from landscape.measures.hessian_top_eigenvalues import TopEigenvalues
 from landscape.measures.hessian_trace import Trace
 from landscape.measures.keskar_sharpness import KeskarSharpness
 from landscape.measures.layer_eigenvalues import LayerEigenvalues
+from landscape.measures.local_learning_coefficient import LocalLearningCoefficient
 from landscape.measures.negative_curvature import Extremes
+from landscape.measures.quantization_rise import QuantizationRise
 from landscape.measures.spectral_density import SpectralDensity
 from landscape.results.cells import cell_of, finite
 from landscape.results.result import LabelledArrays, Result, as_numpy
@@ -91,6 +94,33 @@ def _density(result: SpectralDensity, axes: Axes) -> None:
     panels.densities(axes, [(0, None, result)])
 
 
+def _quantization(result: QuantizationRise, axes: Axes) -> None:
+    for i, name in enumerate(result.granularities):
+        axes.plot(result.bits, result.rise[i], ("o-", "s-")[i], color=style.color(i), label=f"per {name}")
+        axes.plot(result.bits, result.predicted[i], ":", color=style.color(i))
+    axes.plot([], [], ":", color="#333333", label="g'e + e'He/2")
+    axes.set(xlabel="bits", ylabel="rise of the loss", xticks=result.bits)
+    if len(result.bits) > 1 and min(result.rise.min(), result.predicted.min()) > 0:
+        axes.set_yscale("log")
+    axes.invert_xaxis()
+    axes.legend()
+
+
+def _chains(result: LocalLearningCoefficient, axes: Axes) -> None:
+    """Running means of the chains: where they agree they meet."""
+    steps = np.arange(1, result.energies.shape[1] + 1)
+    for i, energies in enumerate(result.energies):
+        axes.plot(steps, np.cumsum(energies) / steps, color=style.color(i), linestyle=style.line(i))
+    axes.set(xlabel="draws", ylabel="mean of βn (L − L*)")
+
+
+def _forgetting(result: Forgetting, axes: Axes) -> None:
+    axes.plot(result.step, result.loss, "o-", color=style.color(0), label="learned first")
+    axes.plot(result.step, result.other_loss, "s--", color=style.color(1), label="fine-tuned")
+    axes.set(xlabel="step", ylabel="loss")
+    axes.legend()
+
+
 def _diagonal(result: Diagonal, axes: Axes) -> None:
     axes.hist(as_numpy(result.values).astype(float), bins=60, color=style.color(0), log=True)
     axes.set(xlabel=f"diagonal entry of the {MATRICES[result.matrix][0]} matrix", ylabel="weights")
@@ -154,6 +184,9 @@ _DRAWINGS: dict[type[Result], Callable[[Any, Any], None]] = {
     Extremes: _ends,
     Trace: _trace,
     SpectralDensity: _density,
+    QuantizationRise: _quantization,
+    LocalLearningCoefficient: _chains,
+    Forgetting: _forgetting,
     Diagonal: _diagonal,
     Surface: _surface,
     Profiles: _profiles,

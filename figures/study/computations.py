@@ -91,6 +91,34 @@ def losses(run: Path, *, samples: int, machine: Machine) -> dict[str, float]:
     return values
 
 
+def bought(
+    run: Path,
+    *,
+    wanted: dict[str, dict[str, Any]],
+    bits: list[int],
+    forgetting: dict[str, Any],
+    samples: int,
+    machine: Machine,
+) -> dict[str, Any]:
+    """What a checkpoint loses under rounding, (bits,) with a scale for each channel, and under fine-tuning.
+
+    Both with their quadratic predictions; besides `measures` of it.
+    """
+    from landscape import MEASURES
+
+    problem = machine.subject(run / "ckpt.pt", samples=samples).problem
+    rounded: Any = MEASURES["quantization_rise"](problem, bits=tuple(bits))
+    tuned: Any = MEASURES["forgetting"](problem, **forgetting)
+    return {
+        **measures(run, wanted=wanted, samples=samples, machine=machine),
+        "quantization": rounded.rise[0],
+        "quantization_predicted": rounded.predicted[0],
+        "forgetting": tuned.value,
+        "forgetting_predicted": tuned.predicted,
+        "learned": tuned.other_loss[0] - tuned.other_loss[-1],
+    }
+
+
 def epoch_seconds(
     *, specs: list[dict[str, Any]], settings: dict[str, Any], rounds: int, machine: Machine
 ) -> dict[str, Any]:

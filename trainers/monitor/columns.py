@@ -50,7 +50,8 @@ def _columns(name: str, part: Mapping[str, Any]) -> dict[str, float]:
         names = [name] if len(values) == 1 else [f"{name}.{i}" for i in range(1, len(values) + 1)]
         columns = dict(zip(names, map(_number, values), strict=True))
         return columns | {f"{n}.error_bound": _number(b) for n, b in zip(names, bounds, strict=False)}
-    return {name: _number(part.get("value"))} | {f"{name}.{k}": _number(part[k]) for k in _SURE if k in part}
+    value = math.nan if part.get("refused") else _number(part.get("value"))  # no note stands beside it in a row
+    return {name: value} | {f"{name}.{k}": _number(part[k]) for k in _SURE if k in part}
 
 
 def _number(value: Any) -> float:
