@@ -19,6 +19,7 @@ from landscape.statistics import Estimate
 
 if TYPE_CHECKING:
     from figures.study.tasks import Machine
+    from landscape import Problem
 
 RUNS = (("squared error", 0.08), ("squared error", 0.1), ("squared error", 0.125), ("cross-entropy", 0.2))
 """(loss, eta). 2/eta has to lie between lambda_max at the start and the largest one of gradient flow.
@@ -44,24 +45,10 @@ NOTES = (
 )
 
 
-def descend(
-    *,
-    data: str,
-    loss: str,
-    label_noise: float,
-    samples: int,
-    hidden: int,
-    lr: float,
-    steps: int,
-    every: int,
-    tolerance: float,
-    seed: int,
-    machine: Machine,
-) -> dict[str, Any]:
-    """Full-batch gradient descent in float64; lambda_max at every `every`-th iterate and at the midpoint to the next.
-
-    Returns arrays over these steps: lambda_max, lambda_max_midpoint, loss, accuracy.
-    """
+def tanh_problem(
+    *, data: str, loss: str, label_noise: float, samples: int, hidden: int, seed: int, machine: Machine
+) -> Problem:
+    """A tanh network with two hidden layers in float64, and its loss over the first examples of the data."""
     import torch.nn.functional as F
 
     import landscape
@@ -87,7 +74,32 @@ def descend(
 
     batch = (examples.inputs(slice(0, samples)).double(), examples.targets(slice(0, samples)))
     losses: dict[str, Any] = {"squared error": squared_error, "cross-entropy": F.cross_entropy}
-    problem = landscape.Problem(network, losses[loss], [batch])
+    return landscape.Problem(network, losses[loss], [batch])
+
+
+def descend(
+    *,
+    data: str,
+    loss: str,
+    label_noise: float,
+    samples: int,
+    hidden: int,
+    lr: float,
+    steps: int,
+    every: int,
+    tolerance: float,
+    seed: int,
+    machine: Machine,
+) -> dict[str, Any]:
+    """Full-batch gradient descent in float64; lambda_max at every `every`-th iterate and at the midpoint to the next.
+
+    Returns arrays over these steps: lambda_max, lambda_max_midpoint, loss, accuracy.
+    """
+    import landscape
+
+    problem = tanh_problem(
+        data=data, loss=loss, label_noise=label_noise, samples=samples, hidden=hidden, seed=seed, machine=machine
+    )
     w, start = problem.weights.clone(), None
     rows = []
     for step in range(steps + 1):
