@@ -305,3 +305,29 @@ def test_products_are_solved_exactly():
 
 def test_names_are_public():
     assert landscape.invariance.rescaling.find is find
+
+
+class Masked(nn.Module):
+    """Branches on token ids, or on what it computes of them with weights."""
+
+    def __init__(self, on_weights):
+        super().__init__()
+        self.table, self.a, self.b, self.on_weights = nn.Embedding(5, 4), nn.Linear(4, 4), nn.Linear(4, 2), on_weights
+
+    def forward(self, ids):
+        h = self.a(self.table(ids)).relu()
+        read = h.argmax() if self.on_weights else (ids == 0)
+        return self.b(h.mean(1)) if bool(read.any()) else self.b(h.amax(1))
+
+
+def test_a_branch_on_token_ids_is_noted_and_one_on_what_weights_make_of_them_refused():
+    ids = torch.tensor([[1, 2, 3], [4, 0, 1]])
+    symmetries = find(settle(Masked(False)), ids)
+    assert symmetries.dimension == 8
+    (note,) = symmetries.notes
+    assert (
+        note
+        == "the model itself (Masked) reads token ids or a mask: inputs that take another branch were not seen"
+    )
+    with pytest.raises(InputError, match="reads the values of a tensor"):
+        find(settle(Masked(True)), ids)

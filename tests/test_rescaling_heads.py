@@ -229,10 +229,11 @@ def test_maps_by_hand_are_members():
     assert kinds(find(other, x)) == kinds(find(model, x))
 
 
+@pytest.mark.parametrize("padded", [False, True])
 @pytest.mark.parametrize("kind", ["bert", "gpt2", "llama", "qwen3"])
-def test_networks_of_hugging_face(kind):
+def test_networks_of_hugging_face(kind, padded):
     transformers = pytest.importorskip("transformers")
-    shared = {"vocab_size": 17, "attn_implementation": "eager"}
+    shared = {"vocab_size": 17, "attn_implementation": "sdpa"}
     wide = {"hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 12}
     grouped = {**wide, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 4}
     config = {
@@ -241,13 +242,12 @@ def test_networks_of_hugging_face(kind):
         "llama": lambda: transformers.LlamaConfig(**shared, **grouped),
         "qwen3": lambda: transformers.Qwen3Config(**shared, **grouped),
     }[kind]()
-    build = {
-        "bert": transformers.AutoModelForSequenceClassification,
-        "gpt2": transformers.AutoModelForCausalLM,
-    }.get(kind, transformers.AutoModelForCausalLM)
-    model = build.from_config(config).double().eval()
+    classes = {"bert": transformers.AutoModelForSequenceClassification}
+    model = classes.get(kind, transformers.AutoModelForCausalLM).from_config(config).double().eval()
     ids = torch.randint(1, 17, (3, 5), generator=torch.Generator().manual_seed(0))
-    symmetries = find(model, {"input_ids": ids, "use_cache": False} if kind != "bert" else {"input_ids": ids})
+    mask = torch.ones_like(ids)
+    mask[0, 3:] = 0
+    symmetries = find(model, {"input_ids": ids, "attention_mask": mask} if padded else {"input_ids": ids})
     whole, planes = ([h for h in symmetries.heads if h.whole], [h for h in symmetries.heads if h.planes])
     assert not symmetries.rejected_heads
     assert (len(whole), len(planes)) == {"bert": (8, 0), "gpt2": (8, 0), "llama": (4, 4), "qwen3": (4, 0)}[kind]

@@ -48,7 +48,7 @@ class GeodesicSharpness(Sharpness):
 def geodesic_sharpness(
     problem: Problem,
     *,
-    rho: float | tuple[float, ...] = 0.1,
+    rho: float | tuple[float, ...] = 0.5,
     metric: str = "inv",
     scaling: str = "elementwise",
     steps: int = 20,

@@ -81,8 +81,10 @@ def clamp(trace: ObservedRun, func: Any, args: tuple, kwargs: dict, out: Any) ->
 @rule("channel_shuffle", "pixel_shuffle", "pixel_unshuffle")
 def shape(trace: ObservedRun, func: Any, args: tuple, kwargs: dict, out: Any) -> Any:
     """Labels are cut, joined and moved as the tensor's entries are: the same function acts on them."""
-    if func is F.unfold:
+    if func is F.unfold or any(isinstance(a, torch.dtype) for a in args):  # x.view(dtype) reads other numbers
         return opaque(trace, func, args, kwargs, out)
+    if plain_name(func) in ("view", "view_as"):  # labels need not lie in memory as the tensor does
+        return trace.labels(args[0]).reshape(out.shape)
     first, *rest = args
     labels = [trace.labels(t) for t in first] if isinstance(first, list | tuple) else trace.labels(first)
     return func(labels, *(host(a) for a in rest), **{k: host(v) for k, v in kwargs.items()})

@@ -68,6 +68,7 @@ class Untraceable(InputError):
 class _Known:
     tensor: Tensor  # kept alive, so that its id stays its own
     labels: Tensor
+    whole: bool = False  # made of whole numbers of the input alone: token ids, masks
 
 
 class ObservedRun(TorchFunctionMode):
@@ -102,7 +103,7 @@ class ObservedRun(TorchFunctionMode):
             Untraceable: the model branches on values, or computes beyond torch's functions.
         """
         for tensor in tensors_of((args, kwargs)):
-            self.set(tensor, torch.zeros(tensor.shape, dtype=torch.int64))
+            self.set(tensor, torch.zeros(tensor.shape, dtype=torch.int64), whole=not tensor.is_floating_point())
         handles = list(self._hooks())
         try:
             with forked(), torch.enable_grad(), self:
@@ -132,9 +133,9 @@ class ObservedRun(TorchFunctionMode):
         labels = self.labels(tensor)
         return self.units.reduce(labels, range(labels.dim() - 1)).reshape(-1)
 
-    def set(self, tensor: Tensor, labels: Tensor) -> None:
+    def set(self, tensor: Tensor, labels: Tensor, *, whole: bool = False) -> None:
         """Give a result its labels."""
-        self._known[id(tensor)] = _Known(tensor, labels.expand(tensor.shape))
+        self._known[id(tensor)] = _Known(tensor, labels.expand(tensor.shape), whole)
 
     def end(self, value: Any) -> None:
         """End the path of every tensor in a structure: their factors are 1."""
@@ -200,7 +201,11 @@ class ObservedRun(TorchFunctionMode):
         if self._hinted or not self._involved((args, kwargs)):
             return func(*args, **kwargs)
         if getattr(func, "__name__", "") in ESCAPES and any(id(t) in self._known for t in tensors_of(args)):
-            raise self._escaped("reads the values of a tensor (a branch on them, .item(), numpy)")
+            if not self._whole(args):
+                raise self._escaped("reads the values of a tensor (a branch on them, .item(), numpy)")
+            note = f"{self.module_name()} reads token ids or a mask: inputs that take another branch were not seen"
+            self.notes += [] if note in self.notes else [note]
+            return func(*args, **kwargs)
         if _in_place(func) and args and isinstance(args[0], Tensor) and not self._involved(args[0]):
             self.set(args[0], self.labels(args[0]))  # a constant that the call writes into: as it is before
         out = func(*args, **kwargs)
@@ -221,7 +226,7 @@ class ObservedRun(TorchFunctionMode):
         one_each = list(labels) if isinstance(labels, list | tuple) else [labels] * len(outputs)
         for tensor, label in zip(outputs, one_each, strict=True):
             if label is not None and not self.is_parameter(tensor):  # None: lengths and the like, free to be read
-                self.set(tensor, label)
+                self.set(tensor, label, whole=self._whole((args, kwargs)))
 
     def _bend(self, name: str, args: tuple, kwargs: dict) -> None:
         """Record what a function does to the outputs of linear layers among its arguments."""
@@ -246,6 +251,12 @@ class ObservedRun(TorchFunctionMode):
         self.mixing.bend(self.labels(value))
         labels[host(index)] = self.labels(value)
         self.set(target, labels)
+
+    def _whole(self, values: Any) -> bool:
+        """Whether all that is followed among the arguments was made of whole numbers of the input alone."""
+        return all(
+            id(t) in self._known and self._known[id(t)].whole for t in tensors_of(values) if self._involved(t)
+        )
 
     def _involved(self, values: Any) -> bool:
         followed = (self._known, self._trainable)
