@@ -325,9 +325,6 @@ def test_a_branch_on_token_ids_is_noted_and_one_on_what_weights_make_of_them_ref
     symmetries = find(settle(Masked(False)), ids)
     assert symmetries.dimension == 8
     (note,) = symmetries.notes
-    assert (
-        note
-        == "the model itself (Masked) reads token ids or a mask: inputs that take another branch were not seen"
-    )
+    assert note == "the model itself (Masked) reads token ids or a mask: inputs that take another branch were not seen"
     with pytest.raises(InputError, match="reads the values of a tensor"):
         find(settle(Masked(True)), ids)

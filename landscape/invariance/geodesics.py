@@ -22,6 +22,7 @@ Horizontal geodesics are those of the quotient.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -38,8 +39,9 @@ from landscape.random import normal, stream
 METRICS = ("inv", "mix")
 _GRAPH = 1 << 25
 """Numbers that the graph of the geodesics of some heads may hold."""
-STEPS = 8
-"""Of the integration of mix: its error is 2e-9 where a tangent of length 0.6 moves weights of 1, as STEPS^-4."""
+STEPS = 4
+"""Of the integration of mix: where tangents of length 0.3 and 0.6 move weights of 1 its error is 1e-9 and 4e-8."""
+_SERIES = 8.0
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,7 @@ class Pair:
         places: in the flat vector, of G (heads, n, h) and of H (heads, m, h).
         bases: Q (heads, n, h) and P (heads, m, h).
         factors: R and S (heads, h, h), G = Q R and H = P S.
+        core: left vectors, singular values and right vectors of M = R S'.
         whole: (heads,) whether all invertible matrices pass; else (rotary embeddings) all tangents count as horizontal,
             which leaves the maximum over the ball as it is: a point of the quotient is within a distance if any of its
             networks is.
@@ -58,6 +61,7 @@ class Pair:
     places: tuple[Tensor, Tensor]
     bases: tuple[Tensor, Tensor]
     factors: tuple[Tensor, Tensor]
+    core: tuple[Tensor, Tensor, Tensor]
     whole: Tensor
 
 
@@ -121,7 +125,7 @@ class GeodesicBall(Ball):
         q, p = pair.bases
         u, v = u @ q.mT @ q, v @ p.mT @ p
         x, y = q.mT @ u, p.mT @ v
-        left, sigma, right = torch.linalg.svd(pair.factors[0] @ pair.factors[1].mT)
+        left, sigma, right = pair.core
         if self.metric == "mix":  # X and Y' are equal: each gives up half of their difference
             cosine = sine = torch.full_like(x, 0.5**0.5)
             left = right = torch.eye(x.shape[-1]).to(x)
@@ -175,14 +179,33 @@ def geodesic_ball(
 
 
 def _inv(q: Tensor, r: Tensor, u: Tensor) -> Tensor:
-    """exp(W - W') exp(W') G for W = U Q': (heads, n, h)."""
-    moved = q @ torch.linalg.matrix_exp(u.mT @ q) @ r
-    a, b = torch.cat([u, -q], -1), torch.cat([q, u], -1)  # W - W' = a b'
-    core, width = b.mT @ a, r.shape[-1]
-    # exp(a b') X = X + a phi(b'a) b'X with phi(z) = (e^z - 1) / z, a block of the exponential of a larger matrix.
-    larger = torch.cat([core, b.mT @ moved], -1)
-    larger = torch.cat([larger, torch.zeros_like(larger[..., :width, :])], -2)
-    return moved + a @ torch.linalg.matrix_exp(larger)[..., : 2 * width, 2 * width :]
+    """exp(W - W') exp(W') G for W = U Q': (heads, n, h).
+
+    With X = Q'U and K = U - Q X, W - W' maps Q to Q (X - X') + K and K to -Q K'K: it acts on the span of (Q, K / c).
+    """
+    x = q.mT @ u
+    k = u - q @ x
+    c = torch.linalg.matrix_norm(u.detach())[:, None, None].clamp(min=torch.finfo(u.dtype).tiny)
+    eye = torch.eye(x.shape[-1]).to(x).expand_as(x)
+    above = torch.cat([x - x.mT, k.mT @ (k / -c)], -1)
+    turn = torch.cat([above, torch.cat([c * eye, torch.zeros_like(x)], -1)], -2)
+    turned = _exponential(turn, torch.cat([eye, torch.zeros_like(x)], -2))
+    return torch.cat([q, k / c], -1) @ turned @ _exponential(x.mT, r)
+
+
+def _exponential(a: Tensor, b: Tensor) -> Tensor:
+    """e^a b; for the small a of usual radii a series, whose backward pass is several times faster than matrix_exp's."""
+    size = float(torch.linalg.matrix_norm(a.detach()).max())
+    if not size <= _SERIES:
+        return torch.linalg.matrix_exp(a) @ b
+    pieces = max(1, math.ceil(size))
+    for _ in range(pieces):
+        term = total = b
+        for k in range(1, 19):  # 1 / 19! = 8e-18
+            term = a @ term / (k * pieces)
+            total = total + term
+        b = total
+    return b
 
 
 def _mix(pair: Pair, u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
@@ -235,7 +258,7 @@ def _pairs(parameters: Parameters, w: Tensor, heads: Sequence[Head]) -> Iterator
         first, second = (torch.stack(side).to(w.device) for side in ([e[0] for e in group], [e[1] for e in group]))
         whole = torch.tensor([head.whole for _, _, head in group], device=w.device)
         (q, r), (p, s) = (_factored(w[places].double(), w.dtype) for places in (first, second))
-        yield Pair((first, second), (q, p), (r, s), whole)
+        yield Pair((first, second), (q, p), (r, s), torch.linalg.svd(r @ s.mT), whole)
 
 
 def _factored(g: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -265,4 +288,5 @@ def _chunks(pair: Pair) -> Iterator[Pair]:
     for start in range(0, len(pair.whole), most):
         some = slice(start, start + most)
         places, bases, factors = ((a[some], b[some]) for a, b in (pair.places, pair.bases, pair.factors))
-        yield Pair(places, bases, factors, pair.whole[some])
+        left, sigma, right = pair.core
+        yield Pair(places, bases, factors, (left[some], sigma[some], right[some]), pair.whole[some])

@@ -96,8 +96,9 @@ def geodesic_sharpness(
             lower rank with mix; weights or loss at w not finite.
 
     Cost: the passes of `worst_case_sharpness` (of one radius and ten classes 61 forward + 49 backward) and 3 forward
-    passes over 8 examples; for each of them exponentials of matrices of 3 x size a head, in float64, and in memory an
-    index of 8 bytes for each parameter of a head.
+    passes over 8 examples; with every pass exponentials of matrices of twice the size of a head, in float64 (as much
+    time as the pass over some dozens of images in a small vision transformer with inv, three times that with mix), and
+    in memory an index of 8 bytes for each parameter of a head.
     Source: da Silva, Dangel and Oore 2025 (arXiv 2505.05409). Differs: geodesics are not approximated to second order,
     nothing is added to G'G, biases belong to G and H. For ||X (u v) - y||^2 with X'X = 1 their eq. 8 says a first order
     of 4 rho ||b (b - b*)||; their metric gives 2 sqrt(2) rho ||b (b - b*)||, which is adaptive sharpness.

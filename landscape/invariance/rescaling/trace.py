@@ -254,9 +254,7 @@ class ObservedRun(TorchFunctionMode):
 
     def _whole(self, values: Any) -> bool:
         """Whether all that is followed among the arguments was made of whole numbers of the input alone."""
-        return all(
-            id(t) in self._known and self._known[id(t)].whole for t in tensors_of(values) if self._involved(t)
-        )
+        return all(id(t) in self._known and self._known[id(t)].whole for t in tensors_of(values) if self._involved(t))
 
     def _involved(self, values: Any) -> bool:
         followed = (self._known, self._trainable)
