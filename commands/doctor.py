@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -38,10 +39,13 @@ def command(context: click.Context, checkpoint: Path | None, measured: MeasureOp
     _show(machine.extras())
     _show(machine.devices())
     _show([f"data: {data_directory(problem.data_dir)}"])
+    starting = time.process_time()
     well = _tested(str(resolve_device(problem.device)))
     if checkpoint is not None:
         measured.requests(problem.seed, 0)  # a misspelled name costs no reading
-        well = _cost(measured.beside(problem.subject(checkpoint), problem), measured, problem.seed) and well
+        testing = time.process_time() - starting
+        subject = measured.beside(problem.subject(checkpoint), problem)
+        well = _cost(subject, measured, problem.seed, time.process_time() - testing) and well
     context.exit(0 if well else 1)
 
 
@@ -56,8 +60,15 @@ def _tested(device: str) -> bool:
     return all(c.ok for c in checks)
 
 
-def _cost(subject: Subject, measured: MeasureOptions, seed: int) -> bool:
-    """What `landscape analyze` would compute, in how much memory and time; whether it fits."""
+def _cost(subject: Subject, measured: MeasureOptions, seed: int, starting: float) -> bool:
+    """What `landscape analyze` would compute, in how much memory and time; whether it fits.
+
+    Args:
+        subject: the checkpoint, brought back to life.
+        measured: what is wanted.
+        seed: of every draw.
+        starting: seconds of computing until the checkpoint and its data are there.
+    """
     from figures.page import measuring
     from figures.page.estimate import estimates
     from landscape.formatting import count
@@ -76,11 +87,11 @@ def _cost(subject: Subject, measured: MeasureOptions, seed: int) -> bool:
             _show([f"  WRONG  {error}"])
             return False
         _show([f"  {plan}"])
-    _show(_lines(estimates(problem, wanted, plan, subject.companions)))
+    _show(_lines(estimates(problem, wanted, plan, subject.companions), starting))
     return True
 
 
-def _lines(made: Iterable[CostEstimate]) -> Iterable[str]:
+def _lines(made: Iterable[CostEstimate], starting: float) -> Iterable[str]:
     """A line a measure as soon as it is known, then the sum."""
     from landscape.formatting import duration, number
 
@@ -90,7 +101,7 @@ def _lines(made: Iterable[CostEstimate]) -> Iterable[str]:
         cost = one.obstacle or f"{passes} passes, about {duration(one.seconds)}"
         total += 0.0 if one.obstacle else one.seconds
         yield f"  {one.key}: {cost}"
-    yield f"  in all about {duration(total)}"
+    yield f"  in all about {duration(total)}, after {duration(starting)} to start and to read"
 
 
 def _show(lines: Iterable[str]) -> None:

@@ -19,6 +19,7 @@ NEEDED = (
 EXTRAS = {
     "vision": ("torchvision", "timm"),
     "hf": ("transformers", "safetensors"),
+    "llc": ("arviz-stats",),
     "notebook": ("pandas", "xarray"),
 }
 """Extra -> the distributions that it installs, as in pyproject.toml."""

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 import tomllib
+import types
 from pathlib import Path
 
 import pytest
@@ -107,14 +108,18 @@ def test_estimated_passes_are_those_that_are_made(checkpoint, monkeypatch):
     problem = subject(checkpoint, Sample(batch_size=100)).problem
     wanted = requests(["sam_sharpness", "adaptive_sharpness"], rho=(0.05, 0.1), seed=0, subsets=4)
     wanted.append(surface_request(11, 0.07, 0))
-    monkeypatch.setattr(estimate, "_seconds", lambda *_: {"forward": 2.0, "backward": 3.0, "hvp": 5.0})
+    of_all, of_few = ({"forward": 2.0 * n, "backward": 3.0 * n, "hvp": 5.0 * n} for n in (1.0, 0.25))
+    monkeypatch.setattr(estimate, "_seconds", lambda p, _: of_few if p.examples == estimate.FEW else of_all)
+    ticks = iter(range(0, 10**6, 1000))  # every trial takes 1,000 s
+    monkeypatch.setattr(estimate, "time", types.SimpleNamespace(perf_counter=lambda: float(next(ticks))))
     loss, *made = estimate.estimates(problem, wanted, None)
     assert loss.seconds == 4.0
     for request, one in zip(wanted[:2], made, strict=False):
         cost = MEASURES[request.measure](problem, **request.arguments).cost
         assert one.passes == {k: n for k, n in cost.items() if n}
-        assert one.seconds == 2 * cost["forward"] + 3 * cost["backward"]
+        assert one.seconds == 1000 + 0.75 * (2 * cost["forward"] + 3 * cost["backward"])
     assert made[-1].passes == {"forward": 121.0}
+    assert made[-1].seconds == pytest.approx(1000 * 121 / 25 + 0.75 * 2 * 121)
 
 
 def test_seconds_of_a_pass_are_those_of_a_part(checkpoint, monkeypatch):
@@ -135,6 +140,19 @@ def test_seconds_of_a_pass_are_those_of_a_part(checkpoint, monkeypatch):
     )
 
 
+def test_the_median_of_a_few_runs_is_taken_and_long_ones_are_not_repeated(monkeypatch):
+    for taken, expected, calls in (([9.0, 0.1, 0.3, 0.2, 0.1, 0.4], 0.2, 6), ([3.0, 4.0], 4.0, 2)):
+        clock, ran = [0.0], iter(taken)
+
+        def call(clock=clock, ran=ran):
+            clock[0] += next(ran)
+            return torch.ones(1)
+
+        monkeypatch.setattr(estimate, "time", types.SimpleNamespace(perf_counter=lambda clock=clock: clock[0]))
+        assert estimate._second(call) == pytest.approx(expected)
+        assert len(taken) - len(list(ran)) == calls
+
+
 def test_a_checkpoint_is_told_its_cost_and_nothing_is_written(checkpoint, capsys):
     before = sorted(checkpoint.parent.iterdir())
     assert cli.run(["doctor", str(checkpoint), "--device", "cpu", "--grid", "5", "-k", "2"]) == 0
@@ -142,7 +160,7 @@ def test_a_checkpoint_is_told_its_cost_and_nothing_is_written(checkpoint, capsys
     assert any("vectors of" in line and "are free" in line for line in lines)
     assert any(line.startswith("  surface: 25 forward passes, about ") for line in lines)
     assert any(line.startswith("  hessian_top_eigenvalues: ") and " hvp passes, about " in line for line in lines)
-    assert lines[-1].startswith("  in all about ")
+    assert re.fullmatch(r"  in all about [\d.]+ m?s, after [\d.]+ m?s to start and to read", lines[-1])
     assert sorted(checkpoint.parent.iterdir()) == before
 
 
