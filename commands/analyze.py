@@ -168,10 +168,11 @@ def _compare(
     from landscape.files import write_json
 
     directory = output.directory(checkpoints[0].parent / "analysis" if len(checkpoints) == 1 else Path("comparison"))
-    names = analysis.labels(checkpoints)
     # Measures are looked up before any checkpoint is read: a misspelled name costs nothing.
     measured.requests(problem.seed, 0)
-    subjects = [measured.beside(problem.subject(path), problem) for path in checkpoints]
+    labelled = zip(analysis.labels(checkpoints), checkpoints, strict=True)
+    pairs = [(label + kind, subject) for label, path in labelled for kind, subject in problem.subjects(path)]
+    names, subjects = [name for name, _ in pairs], [measured.beside(subject, problem) for _, subject in pairs]
     subsets = measuring.subsets_for([s.problem for s in subjects]) if measured.subsets is None else measured.subsets
     requests = measured.requests(problem.seed, subsets)
     claim(directory)
@@ -181,7 +182,7 @@ def _compare(
     again = shlex.join(["landscape", *sys.argv[1:]])
     analyses = []
     for subject, name in zip(subjects, names, strict=True):
-        prefix = f"{name}/" if len(checkpoints) > 1 else ""
+        prefix = f"{name}/" if len(subjects) > 1 else ""
         analyses.append(measuring.analyze(subject, name, store, requests, prefix=prefix, command=again))
     summary = analysis.summarize(analyses)
     write_json(directory / "summary.json", summary)

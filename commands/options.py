@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., Any])
 
 _DEVICE = "cpu, cuda, cuda:1, ...; default: cuda where there is one."
+_ADAPTER = {"alone": "adapter alone", "merged": "merged weights"}
+"""Of an adapter's network: what is analyzed, and how it is labelled."""
 _DATA_DIR = "Where data files lie; default $LANDSCAPE_DATA."
 device = click.option("--device", default=None, help=_DEVICE)
 data_dir = click.option("--data-dir", type=click.Path(), default=None, help=_DATA_DIR)
@@ -100,18 +102,20 @@ class ProblemOptions:
         "What the network is made with; repeatable.", multiple=True, metavar="KEY=VALUE"
     )
     data: str | None = option(
-        "A built-in data set, npz:FILE, hdf5:FILE, pt:FILE, images:FOLDER, or module:callable that returns batches.",
+        "A built-in data set, npz:FILE, hdf5:FILE, pt:FILE, images:FOLDER, hf:FOLDER (a data set of Hugging Face, "
+        "saved to disk), text:FILE, or module:callable that returns batches.",
         metavar="NAME",
     )
     data_arg: tuple[str, ...] = option(
-        "Options of the data set, see `landscape data list --options`, or of the callable; repeatable. All take "
-        "normalization=imagenet (cifar10, half, ...), or mean= and std=.",
+        "Options of the data set, see `landscape data list --options`, or of the callable; repeatable. Images and "
+        "features take normalization=imagenet (cifar10, half, ...), or mean= and std=; hf: and text: tokenizer=FOLDER, "
+        "length=128, text=COLUMN, label=COLUMN, split=NAME, task=NAME, mask=0.15.",
         multiple=True,
         metavar="KEY=VALUE",
     )
     loss: str | None = option(
         "cross-entropy, mse, bce, nll, own (what the model returns), or module:callable, called as loss(outputs, "
-        "targets) with what the model returned; default cross-entropy of class labels.",
+        "targets) with what the model returned; default cross-entropy of class labels, of hf: and text: own.",
         metavar="NAME",
     )
     objective: str | None = option(
@@ -129,6 +133,11 @@ class ProblemOptions:
     )
     rename: tuple[str, ...] = option(
         "What the model calls a part of the names in the file; repeatable.", multiple=True, metavar="OLD=NEW"
+    )
+    adapter: str | None = option(
+        "Of an adapter (LoRA): its own parameters, or all weights with it merged into them; default alone; analyze "
+        "shows both.",
+        type=click.Choice(["alone", "merged"]),
     )
     split: str = option(None, type=click.Choice(["train", "test"]), default="train")
     samples: int | None = option("Examples of the fixed sample; default 4096, or all.", type=Whole())
@@ -163,6 +172,7 @@ class ProblemOptions:
             ),
             model=resolve_model(self.model, dict(map(parse_argument, self.model_arg))),
             selection=Selection(self.key, self.allow_missing, self.allow_extra, self.rename),
+            adapter=self.adapter,
             loss=resolve_loss(self.loss),
             objective=import_callable(self.objective, "--objective") if self.objective else None,
             batch_norm=self.batch_norm,
@@ -170,6 +180,20 @@ class ProblemOptions:
             dtype=getattr(torch, self.dtype),
             device=resolve_device(self.device),
         )
+
+    def subjects(self, path: Path) -> Iterator[tuple[str, Subject]]:
+        """What is analyzed of a checkpoint: of an adapter both, alone and merged, unless one of them is wanted.
+
+        Yields:
+            What is added to the checkpoint's label, and the subject.
+        """
+        from trainers.hugging_face import adapter_folder
+
+        if self.adapter is not None or adapter_folder(path) is None:
+            yield "" if self.adapter is None else f" ({_ADAPTER[self.adapter]})", self.subject(path)
+            return
+        for kind, words in _ADAPTER.items():
+            yield f" ({words})", dataclasses.replace(self, adapter=kind).subject(path)
 
     def other_split(self, path: Path, problem: Problem) -> dict[str, Problem]:
         """The split that these options do not name -> the same loss over its examples."""

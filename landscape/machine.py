@@ -18,7 +18,7 @@ NEEDED = (
 )
 EXTRAS = {
     "vision": ("torchvision", "timm"),
-    "hf": ("transformers", "safetensors"),
+    "hf": ("transformers", "safetensors", "peft", "datasets"),
     "llc": ("arviz-stats",),
     "notebook": ("pandas", "xarray"),
 }

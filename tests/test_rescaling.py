@@ -91,6 +91,25 @@ def test_every_way_to_read_values_is_seen(read):
     check(settle(fine), images(3), 4)
 
 
+@pytest.mark.parametrize("full", [True, False])
+def test_a_branch_on_a_mask_among_the_inputs_keeps_the_symmetries(full):
+    class Masked(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(3, 4), nn.Linear(4, 2)
+
+        def forward(self, x, mask):
+            h = F.relu(self.a(x))
+            return self.b(h if (mask == 1).all() else h * mask[:, None])
+
+    mask = torch.ones(5, dtype=torch.long)
+    mask[0] = int(full)
+    model, x = settle(Masked()), torch.randn(5, 3, generator=torch.Generator().manual_seed(0)).double()
+    found = find(model, (x, mask))
+    assert found.dimension == 4
+    assert found.residual < 1e-12
+
+
 class OnTop(nn.Module):
     def __init__(self):
         super().__init__()

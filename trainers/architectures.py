@@ -6,9 +6,11 @@ import contextlib
 import importlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from landscape.errors import InputError, unknown
+from trainers.hugging_face.networks import Folder
 from trainers.models import MODELS, build_model
 from trainers.names import checked_arguments, parse_name
 
@@ -73,6 +75,34 @@ class BuiltIn:
                         yield f"{name}={chosen[name]}", f"{name}={value}", other.network(data)
 
 
+@dataclass(frozen=True)
+class OfLibrary:
+    """A network of torchvision or timm, without its weights.
+
+    Attributes:
+        text: as the command line names it.
+        name: of the architecture.
+        build: the library's function.
+        arguments: what it is made with.
+    """
+
+    text: str
+    name: str
+    build: Callable[..., nn.Module]
+    arguments: Mapping[str, Any]
+
+    def __call__(self) -> nn.Module:
+        """The network.
+
+        Raises:
+            InputError: the library refuses the arguments.
+        """
+        try:
+            return self.build(self.name, **self.arguments)
+        except (TypeError, ValueError) as error:
+            raise InputError(f"--model {self.text!r} refuses its arguments {dict(self.arguments)}: {error}") from error
+
+
 def is_named(text: str) -> bool:
     """Whether `text` names a network that is not a callable of the user's: PREFIX:NAME, NAME or NAME:key=value."""
     head, colon, rest = text.partition(":")
@@ -87,9 +117,7 @@ def named_network(text: str, arguments: Mapping[str, Any]) -> BuiltIn | Callable
     """
     head, _, rest = text.partition(":")
     if head == "hf":
-        from trainers.hugging_face import network
-
-        return lambda: network(rest, arguments)
+        return Folder(Path(rest).expanduser(), arguments)
     if head == "torchvision":
         models = _library(text, "torchvision.models")
         return _of_library(text, rest, models.list_models(), models.get_model, {"weights": None, **arguments})
@@ -114,15 +142,8 @@ def _library(text: str, module: str) -> Any:
 
 def _of_library(
     text: str, name: str, known: list[str], build: Callable[..., nn.Module], arguments: dict[str, Any]
-) -> Callable[[], nn.Module]:
+) -> OfLibrary:
     # Names with the tag of their weights, as in vit_base_patch16_224.augreg_in21k, are of an architecture too.
     if name.partition(".")[0] not in known:
         raise unknown(f"architecture of {text.partition(':')[0]}", name, known)
-
-    def network() -> nn.Module:
-        try:
-            return build(name, **arguments)
-        except (TypeError, ValueError) as error:
-            raise InputError(f"--model {text!r} refuses its arguments {arguments}: {error}") from error
-
-    return network
+    return OfLibrary(text, name, build, arguments)

@@ -12,7 +12,7 @@ import dataclasses
 import functools
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,17 +22,17 @@ from torch import Tensor, nn
 from landscape import checkpoint
 from landscape.checkpoint import Selection, UnfitWeights
 from landscape.errors import InputError
-from landscape.problem.batches import Reader
 from landscape.problem.losses import NAMED
 from landscape.problem.problem import Problem
-from landscape.random import stream
 from landscape.results import digest
 from trainers.architectures import BuiltIn
 from trainers.companions import NOTHING_BESIDE, Companions
 from trainers.datasets import Data, load_data
+from trainers.hugging_face import Examples, Folder, adapter_folder
 from trainers.loop.base import stored_optimizer
 from trainers.names import parse_name
 from trainers.references import import_callable, resolve_data, resolve_device, resolve_loss, resolve_model
+from trainers.sample import Sample, batches_of
 from trainers.subject_checks import (
     naming_the_loss,
     require_finite,
@@ -40,8 +40,9 @@ from trainers.subject_checks import (
     tell_if_another_fits_better,
     tell_if_worse_than_nothing,
 )
+from trainers.weights import loaded
 
-DEFAULT_SAMPLES = 4096
+__all__ = ["Sample", "Subject", "batches_of", "problem_from", "subject"]
 
 
 @dataclass(frozen=True)
@@ -70,39 +71,6 @@ class Subject:
     split: str = ""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Sample:
-    """The examples that a loss is stated over.
-
-    Attributes:
-        data: a built-in data set, `npz:FILE` and its kin, or a callable that returns batches; default: what the
-            checkpoint names.
-        data_arguments: options of a data set that has a name, see `trainers.datasets.load_data`.
-        split: "train" (without augmentation) or "test".
-        samples: examples, drawn without replacement by the seed; default 4,096 or all. A callable's batches are taken
-            in order until there are as many.
-        batch_size: default by `_batch_size` (a callable's batches stay as they are).
-        seed: of the draw.
-        data_dir: where data files lie.
-
-    Raises:
-        InputError: no examples asked for.
-    """
-
-    data: str | Callable[[], Iterable[Any]] | None = None
-    data_arguments: Mapping[str, Any] = field(default_factory=dict)
-    split: str = "train"
-    samples: int | None = None
-    batch_size: int | None = None
-    seed: int = 0
-    data_dir: str | Path | None = None
-
-    def __post_init__(self) -> None:
-        for name, value in (("samples", self.samples), ("batch size", self.batch_size)):
-            if value is not None and value <= 0:
-                raise InputError(f"{name} must be at least 1, received {value}")
-
-
 def subject(
     path: str | Path,
     sample: Sample | None = None,
@@ -115,6 +83,7 @@ def subject(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
     selection: Selection | None = None,
+    adapter: str | None = None,
     **options: Any,
 ) -> Subject:
     """Rebuild the model of a checkpoint and state its loss over a fixed sample.
@@ -125,13 +94,15 @@ def subject(
         model: returns the architecture of a foreign checkpoint, or a built-in one.
         loss: a name ("own", "cross-entropy", "mse", "bce", "nll") or called as loss(outputs, targets); default
             cross-entropy of class labels without label smoothing or weight decay, whatever the training added, so that
-            methods can be compared.
+            methods can be compared; of the data of `hf:` and `text:` what the network returns.
         objective: called as objective(model, batch), in place of a loss.
         batch_norm: policy, see Problem.
         parameters: shell patterns; default all.
         dtype: of the analysis.
         device: where it runs.
         selection: which of the sets of weights in the file, and what of it may be left; default all of the one.
+        adapter: of an adapter of peft: "alone" (default), L as a function of its own parameters over the fixed network
+            below, or "merged", of all weights with the adapter's change in them.
         options: fields of `sample` (data, split, samples, ...) and of `selection` (key, rename, ...) by name.
 
     Raises:
@@ -140,6 +111,11 @@ def subject(
     chosen = {f.name: options.pop(f.name) for f in dataclasses.fields(Selection) if f.name in options}
     selection, path = replace(selection or Selection(), **chosen), Path(path)
     sample = replace(sample or Sample(), **options)
+    if model is None and adapter_folder(path) is not None:
+        raise InputError(
+            f"{path} is an adapter: say which network it was trained over, --model hf:FOLDER of its base (or "
+            "module:callable that returns the base with its weights), and --data"
+        )
     if model is not None and sample.data is None:
         raise InputError(f"{path} is analyzed with --model: give its data too, --data NAME or module:callable")
     content = checkpoint.read(path) if model is None else checkpoint.contents(path)
@@ -155,10 +131,14 @@ def subject(
         network = model.network(data) if isinstance(model, BuiltIn) else _called(model)
     made_with = model.options if isinstance(model, BuiltIn) else ""
     with _naming_the_options(made_with):
-        network = _loaded(path, network, content, selection, dtype).to(device).eval()
+        network = loaded(path, network, content, selection, dtype, model=model, adapter=adapter)
+        network = network.to(device).eval()
     if objective is not None and loss is not None:
         raise InputError("--objective computes the loss by itself: give it without --loss")
-    batches = batches_of(data, sample, network, whole=objective is not None)
+    if loss is None and objective is None and isinstance(sample.data, Examples):
+        loss = sample.data.loss(network)
+    folders = [path if path.is_dir() else path.parent, *([model.path] if isinstance(model, Folder) else [])]
+    batches = batches_of(data, sample, network, whole=objective is not None, folders=folders)
     with naming_the_loss() if loss is None and objective is None else contextlib.nullcontext():
         problem = Problem(
             network,
@@ -201,15 +181,15 @@ def problem_from(
         model: a built-in network, torchvision:NAME, timm:NAME, hf:FOLDER, module:callable, or the callable itself; a
             network that is there already stays as it is, its copy gets the weights.
         model_arguments: what the network is made with.
-        data: a built-in data set, npz:FILE, hdf5:FILE, pt:FILE, images:FOLDER, module:callable, a callable that returns
-            batches, or the batches.
-        data_arguments: of the data set, or of module:callable.
+        data: a built-in data set, npz:FILE, hdf5:FILE, pt:FILE, images:FOLDER, hf:FOLDER (a data set of Hugging Face),
+            text:FILE, module:callable, a callable that returns batches, or the batches.
+        data_arguments: of the data set, of hf:FOLDER or text:FILE, or of module:callable.
         loss: a name, module:callable or a function of (outputs, targets), see `subject`.
         objective: module:callable or a function of (model, batch), in place of a loss.
         dtype: of the analysis, or its name.
         device: default CUDA where there is one.
         options: `split`, `samples`, `batch_size`, `seed`, `data_dir`; `batch_norm`, `parameters`; `key`,
-            `allow_missing`, `allow_extra`, `rename`; as `Sample` and `subject` take them.
+            `allow_missing`, `allow_extra`, `rename`, `adapter`; as `Sample` and `subject` take them.
 
     Raises:
         InputError: as `subject`; a name that refers to nothing.
@@ -280,22 +260,6 @@ def _called(build: Callable[[], nn.Module]) -> nn.Module:
     return network
 
 
-def _loaded(path: Path, network: nn.Module, content: Any, selection: Selection, dtype: torch.dtype) -> nn.Module:
-    """The network in the analysis' dtype with the file's weights, which are rounded once and no more."""
-    tensors = [*network.named_parameters(), *network.named_buffers()]
-    imaginary = next((name for name, tensor in tensors if tensor.is_complex()), None)
-    if imaginary is not None:
-        raise InputError(
-            f"the model's {imaginary!r} is complex: weights must be real (store it as real and imaginary parts, "
-            "torch.view_as_real)"
-        )
-    if checkpoint.is_ours(content) and selection.key is None:
-        selection = replace(selection, key="model.state")
-    network = network.to(dtype)
-    checkpoint.load_weights(network, content, path, selection)
-    return network
-
-
 def _others(problem: Problem, model: BuiltIn, data: Data | None) -> Iterator[tuple[str, str, Problem]]:
     """What the network is made with, what else it might be, and the same weights' loss in that."""
     for chosen, other, network in model.others(data):
@@ -304,8 +268,8 @@ def _others(problem: Problem, model: BuiltIn, data: Data | None) -> Iterator[tup
 
 
 def _data(content: dict[str, Any] | None, sample: Sample, device: torch.device | str) -> Data | None:
-    """The data set that the sample names, else the checkpoint; None for a callable's batches."""
-    if callable(sample.data):
+    """The data set that the sample names, else the checkpoint; None where examples are none of ours."""
+    if callable(sample.data) or isinstance(sample.data, Examples):
         return None
     if sample.data is not None:
         name, arguments = parse_name(sample.data)
@@ -318,55 +282,10 @@ def _data(content: dict[str, Any] | None, sample: Sample, device: torch.device |
     return _load(name, json.dumps(arguments, sort_keys=True), str(device))
 
 
-def batches_of(data: Data | None, sample: Sample, network: nn.Module, *, whole: bool = False) -> Iterable[Any]:
-    """The examples that a sample means: of a data set, or of the sample's own callable.
-
-    Args:
-        data: the data set; None for a callable's batches.
-        sample: which of them.
-        network: whose kind says how many make a batch.
-        whole: the objective takes the items as they are.
-    """
-    if data is None:
-        assert callable(sample.data)
-        return _limited(sample.data(), sample.samples, Reader(network.forward, whole=whole))
-    count = data.size(sample.split)
-    size = min(sample.samples or DEFAULT_SAMPLES, count)
-    indices = None
-    if size < count:
-        order = torch.randperm(count, generator=stream(sample.seed, f"samples of {sample.split}"))
-        indices = order[:size].sort().values
-    return data.batches(sample.split, sample.batch_size or _batch_size(network), indices)
-
-
 @functools.lru_cache(maxsize=2)
 def _load(name: str, arguments: str, device: str) -> Data:
     """The data set on the device; several checkpoints of one comparison read it once."""
     return load_data(name, **json.loads(arguments)).to(device)
-
-
-def _batch_size(network: nn.Module) -> int:
-    """One big batch for fully connected networks, 256 for all others.
-
-    On a CPU one batch is 4x faster than batches of 128 for an MLP, while a ResNet-20 is 2.4x slower in one batch of
-    2,000 than in batches of 64 to 256; activations of 256 examples fit beside any model that trained. A surface, the
-    longest of the analyses, times the alternatives and chooses for itself.
-    """
-    dense = (nn.Linear, nn.modules.batchnorm._BatchNorm, nn.LayerNorm)
-    plain = all(isinstance(m, dense) for m in network.modules() if next(m.parameters(recurse=False), None) is not None)
-    return DEFAULT_SAMPLES if plain else 256
-
-
-def _limited(batches: Iterable[Any], size: int | None, read: Reader) -> Iterable[Any]:
-    if size is None:
-        return batches
-    kept, count = [], 0
-    for raw in batches:
-        kept.append(raw)
-        count += read(raw).size
-        if count >= size:
-            break
-    return kept
 
 
 def _metadata(content: dict[str, Any] | None) -> dict[str, Any]:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import torch
 
     from trainers.architectures import BuiltIn
+    from trainers.hugging_face.examples import Examples
 
 LOSSES = ("own", "cross-entropy", "mse", "bce", "nll")
 """Those of `landscape.problem.losses.NAMED`, which needs torch."""
@@ -99,26 +100,29 @@ def resolve_model(
     if isinstance(model, str) and is_named(model):
         return named_network(model, arguments)
     build = import_callable(model, "--model") if isinstance(model, str) else model
-    if build is None or not arguments:
-        if build is None and arguments:
+    if build is None:
+        if arguments:
             raise InputError("--model-arg is for the network that --model names: give --model too")
-        return build
+        return None
     return _with_arguments(build, f"--model {model!r}", arguments)
 
 
 def resolve_data(
     text: str | Callable[..., Any] | None, arguments: Mapping[str, Any] | None = None
-) -> str | Callable[..., Any] | None:
-    """A data set's name as it is (`npz:FILE`, `digits`), else the callable of `module:callable` with its arguments.
+) -> str | Examples | Callable[..., Any] | None:
+    """A data set's name as it is (`npz:FILE`, `digits`), else examples of Hugging Face or a callable, with arguments.
 
     Raises:
-        InputError: a callable that does not take the arguments; see `import_callable`.
+        InputError: a callable, or examples of Hugging Face, that do not take the arguments; see `import_callable`.
     """
     if not isinstance(text, str):
         return text
     from trainers.data import DATA
+    from trainers.hugging_face.examples import PREFIXES, Examples
     from trainers.names import FILE_PREFIXES
 
+    if text.startswith(PREFIXES):
+        return Examples.named(text, arguments or {})
     name = text.partition(":")[0]
     if text.startswith(FILE_PREFIXES) or name in DATA or ":" not in text:
         return text

@@ -4,6 +4,7 @@ Everything is read as data (`torch.load(weights_only=True)`, safetensors): a fil
 to import. Which of a file's tensors are the network's is decided by the network that they must fit.
 """
 
+from landscape.checkpoint.adapters import is_adapter
 from landscape.checkpoint.contents import contents
 from landscape.checkpoint.format import FORMAT, REQUIRED, VERSION, is_ours, read, write
 from landscape.checkpoint.loading import Selection, UnfitWeights, load_weights
@@ -15,6 +16,7 @@ __all__ = [
     "Selection",
     "UnfitWeights",
     "contents",
+    "is_adapter",
     "is_ours",
     "load_weights",
     "read",

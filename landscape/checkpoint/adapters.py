@@ -37,8 +37,9 @@ def with_adapter_names(tensors: Tensors, needed: Iterable[str], path: str | Path
         return tensors, set()
     if not is_adapter(needed):
         raise InputError(
-            f"{path} is an adapter (LoRA), not a network: give --model module:callable that returns the adapted "
-            "network with the weights of its base, peft.get_peft_model(base, config)"
+            f"{path} is an adapter (LoRA), not a network, and no adapter_config.json lies beside it: put it there, or "
+            "give --model module:callable that returns the adapted network with the weights of its base, "
+            "peft.get_peft_model(base, config)"
         )
     ours = {theirs: name for name, theirs in adapter_names(needed).items()}
     base = {name for name in needed if name not in ours.values()}

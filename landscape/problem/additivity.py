@@ -12,14 +12,13 @@ import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from landscape.ball.vectors import norm
 from landscape.errors import InputError
-from landscape.problem import structure
 from landscape.problem.batches import TARGET_KEYS, Batch
 from landscape.problem.objective import IGNORED, telling
 from landscape.random import normal, stream
@@ -66,17 +65,16 @@ def obstacle(problem: Problem) -> str | None:
     if alone or (max(problem.batches.sizes) == 1 and problem.batches.whole() is None):
         return None  # a single example, or several that cannot be joined: there is nothing to divide
     try:
-        dtype = _coarsest(problem)
-        if dtype in _COARSE:
+        if problem.computed_in in _COARSE:
             return TOO_COARSE
-        adds_up = _adds_up(problem, dtype)
+        adds_up = _adds_up(problem)
     except InputError:
         return "the model or the loss cannot take a part of a batch"
     return None if adds_up else NOT_ADDITIVE
 
 
-def _adds_up(problem: Problem, dtype: torch.dtype) -> bool:
-    tolerance = max(1e3 * torch.finfo(dtype).eps, 1e-9)
+def _adds_up(problem: Problem) -> bool:
+    tolerance = _tolerance(problem)
     seen = [_adds_up_at(problem, None, tolerance)]
     if not problem.objective.exact:
         # A hinge that is satisfied is 0, whatever it hides: it is looked at elsewhere too.
@@ -86,6 +84,11 @@ def _adds_up(problem: Problem, dtype: torch.dtype) -> bool:
     if False in seen or (True not in seen and not problem.objective.exact):
         return False
     return problem.objective.exact or _everywhere(problem, tolerance)
+
+
+def _tolerance(problem: Problem) -> float:
+    """What rounding leaves undecided of a sum of losses; of coarse dtypes what still tells denominators apart."""
+    return min(max(1e3 * torch.finfo(problem.computed_in).eps, 1e-9), 0.02)
 
 
 def _adds_up_at(problem: Problem, w: Tensor | None, tolerance: float) -> bool | None:
@@ -103,21 +106,6 @@ def _adds_up_at(problem: Problem, w: Tensor | None, tolerance: float) -> bool | 
                 if not _close(whole, parts, tolerance):
                     return False
     return True if told else None
-
-
-def _coarsest(problem: Problem) -> torch.dtype:
-    """The coarsest dtype that the network computes in: autocast inside of forward() shows in its modules' outputs."""
-    dtypes = {s.dtype for s in problem.parameters}
-
-    def see(_module: Any, _inputs: Any, output: Any) -> None:
-        dtypes.update(t.dtype for t in structure.tensors(output) if t.is_floating_point())
-
-    with contextlib.ExitStack() as stack, problem.uncounted():
-        for module in (m for m in problem.model.modules() if not isinstance(m, torch.jit.ScriptModule)):
-            stack.callback(module.register_forward_hook(see).remove)
-        with problem.values():
-            problem.forward(next(iter(problem.batches)).rows(0, 2))
-    return max(dtypes, key=lambda d: torch.finfo(d).eps)
 
 
 def _shares(problem: Problem, leaves: Sequence[Tensor], batches: Sequence[Batch]) -> tuple[Tensor, ...]:
@@ -164,7 +152,7 @@ def agrees(problem: Problem, divided: Problem, size: int) -> bool:
     What couples examples in large batches only, or a few rare ones, shows in no try on a few rows.
     """
     if size not in problem.verified:
-        tolerance = max(1e4 * torch.finfo(problem.weights.dtype).eps, 1e-8)
+        tolerance = max(1e4 * torch.finfo(problem.computed_in).eps, 1e-8)
         with problem.uncounted():
             one, other = (float(p.alone().loss()) for p in (problem, divided))
         # A loss that is not finite is refused where it is needed.
@@ -272,6 +260,8 @@ def own_denominator(problem: Problem) -> tuple[str, Callable[[Batch], float]] | 
     if len(fitting) > 1:
         with contextlib.suppress(InputError):  # a model that knows no ignored labels
             fitting = _fitting(problem, fitting, [_masked(b) for b in real]) or fitting
+    if len(fitting) > 1 and problem.computed_in in _COARSE:
+        return None  # rounding hides which
     return next(iter(fitting.items()), None)
 
 
@@ -279,7 +269,7 @@ def _fitting(
     problem: Problem, candidates: dict[str, Callable[[Batch], float]], batches: Sequence[Batch]
 ) -> dict[str, Callable[[Batch], float]]:
     """The candidates by which parts of all these batches add up."""
-    tolerance = max(1e3 * torch.finfo(problem.weights.dtype).eps, 1e-9)
+    tolerance = _tolerance(problem)
     fitting, leaves, seen = dict(candidates), problem.leaves(), set()
     with problem.uncounted(), torch.enable_grad(), problem.bound_tensors(leaves):
         for batch in batches:

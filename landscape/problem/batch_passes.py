@@ -38,6 +38,7 @@ class Shared:
         random: the notes that say why two evaluations may differ.
         division: why batches may not be divided anew, once that was tried out.
         verified: sizes of chunks over which L was seen to be the same.
+        computed_in: the coarsest dtype that L is computed in, once that was tried out.
     """
 
     passes: Passes = field(default_factory=Passes)
@@ -45,6 +46,7 @@ class Shared:
     random: list[str] = field(default_factory=list)
     division: list[str | None] = field(default_factory=list)
     verified: set[int] = field(default_factory=set)
+    computed_in: list[torch.dtype] = field(default_factory=list)
 
 
 class BatchPasses:

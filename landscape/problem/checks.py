@@ -249,8 +249,8 @@ def _graphed(problem: Problem, batch: Batch, leaves: Sequence[Tensor] | None = N
 
 
 def _rounding(problem: Problem) -> float:
-    """What the coarsest dtype among the weights, or that of autocast, leaves undecided of a loss."""
-    dtypes = [s.dtype for s in problem.parameters] + [problem.evaluator.autocast or problem.weights.dtype]
+    """What the coarsest dtype on the way to a loss, or that of autocast, leaves undecided of it."""
+    dtypes = [problem.computed_in, problem.evaluator.autocast or problem.weights.dtype]
     return min(max(1e3 * max(torch.finfo(d).eps for d in dtypes), 1e-10), 0.05)
 
 

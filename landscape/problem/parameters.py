@@ -204,7 +204,13 @@ def _kinds(model: nn.Module) -> Iterator[tuple[str, tuple[str, int]]]:
     for prefix, module in model.named_modules():
         for name, parameter in module.named_parameters(recurse=False):
             full = f"{prefix}.{name}" if prefix else name
-            yield full, (_kind(module, name, parameter), 1 if isinstance(module, _TRANSPOSED) else 0)
+            yield full, (_kind(module, name, parameter), int(_holds_inputs_first(module)))
+
+
+def _holds_inputs_first(module: nn.Module) -> bool:
+    """Whether a weight is (inputs, outputs, ...): transposed convolutions, and the Conv1D of transformers (GPT-2)."""
+    conv1d = type(module).__name__ == "Conv1D" and type(module).__module__ == "transformers.pytorch_utils"
+    return isinstance(module, _TRANSPOSED) or conv1d
 
 
 def _kind(module: nn.Module, name: str, parameter: Tensor) -> str:

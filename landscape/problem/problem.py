@@ -21,6 +21,7 @@ from landscape.problem.memory import Plan, plan
 from landscape.problem.objective import Objective, telling
 from landscape.problem.outputs import count_hits
 from landscape.problem.parameters import Parameters
+from landscape.problem.precision import coarsest
 from landscape.random import undisturbed
 
 LossFunction = Callable[[Any, Any], Tensor]
@@ -272,6 +273,13 @@ class Problem(BatchPasses):
         coupled = reason in additivity.COUPLED or (reason is not None and not self.objective.exact)
         if coupled and len(self.batches) > 1:
             self.notes.append(f"L is that of these {len(self.batches)} batches, never divided anew: {reason}")
+
+    @property
+    def computed_in(self) -> torch.dtype:
+        """The coarsest dtype that L is computed in, tried out once: a loss may be coarser than its weights."""
+        if not self._shared.computed_in:
+            self._shared.computed_in.append(coarsest(self))
+        return self._shared.computed_in[0]
 
     @property
     def verified(self) -> set[int]:

@@ -60,9 +60,9 @@ def check_loss(loss: Tensor, what: str = "loss") -> None:
 
 
 def resolution(problem: Problem, loss: float) -> float:
-    """Estimate of the rounding of a rise: 4 eps (|L| + 0.1), eps of the model's dtype.
+    """Estimate of the rounding of a rise: 4 eps (|L| + 0.1), eps of the coarsest dtype that L is computed in.
 
     The constant part is the rounding of outputs of order 1, which stays when the loss itself is small. Against float64
     the errors of small networks, trained and not, in float32 were 2 to 15 times smaller.
     """
-    return 4 * torch.finfo(problem.weights.dtype).eps * (abs(loss) + 0.1)
+    return 4 * torch.finfo(problem.computed_in).eps * (abs(loss) + 0.1)

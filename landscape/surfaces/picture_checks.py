@@ -101,7 +101,7 @@ def _range(surface: Surface, problem: Problem, evaluation: GridEvaluation) -> It
         return
     loss = np.where(finite, surface.loss, np.nan)
     relief = float(np.nanmax(loss) - np.nanmin(loss))
-    rounding = 20 * torch.finfo(problem.weights.dtype).eps * float(np.nanmax(np.abs(loss)))
+    rounding = 20 * torch.finfo(problem.computed_in).eps * float(np.nanmax(np.abs(loss)))
     highest = _point(surface, np.nanargmax(loss))
     error = sampling_error(problem, evaluation, highest)
     if relief <= rounding:
@@ -185,7 +185,7 @@ def _minimum(surface: Surface, problem: Problem, evaluation: GridEvaluation) -> 
     lowest = int(np.argmin(loss))
     below = float(surface.loss[index] - loss.flat[lowest])
     point = _point(surface, lowest)
-    rounding = 20 * torch.finfo(problem.weights.dtype).eps * max(abs(surface.center_loss), 1e-12)
+    rounding = 20 * torch.finfo(problem.computed_in).eps * max(abs(surface.center_loss), 1e-12)
     if not below > rounding:
         yield PictureCheck("minimum", True, "the center is the lowest point of the picture", 0.0)
         return
