@@ -196,7 +196,9 @@ def test_no_crossing_up_to_the_bound_is_said():
     assert result.summary()["step"] is None
     says = landscape.MEASURES["critical_sharpness"].says
     assert says(result.summary(), 1.0).startswith("No step up to ")
-    assert says(landscape.critical_sharpness(quadratic()[1]).summary(), 1.0).startswith("Steps along the update raise")
+    assert says(landscape.critical_sharpness(quadratic()[1]).summary(), 1.0).startswith(
+        "The first step along the update that raises"
+    )
 
 
 def test_a_guess_that_is_far_off_costs_more_and_changes_little():

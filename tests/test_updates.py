@@ -1,6 +1,7 @@
 """The direction of an optimizer's update: what its step does to a deep copy, and nothing of it changes."""
 
 import copy
+import threading
 
 import numpy as np
 import pytest
@@ -179,6 +180,37 @@ def test_what_is_no_direction_is_told(make, message):
     with pytest.raises(InputError, match=message) as error:
         update_direction(problem, make(model), g)
     assert "\n" not in str(error.value)
+
+
+def test_wrappers_are_looked_through_and_a_method_of_training_is_refused():
+    from trainers import METHODS, MethodOptimizer
+
+    class Wrapped(torch.optim.Optimizer):
+        """As Accelerate's: an optimizer within, whose groups and state it shows."""
+
+        def __init__(self, optimizer):
+            self.optimizer, self.lock = optimizer, threading.Lock()  # which cannot be copied
+
+        param_groups = property(lambda self: self.optimizer.param_groups)
+        state = property(lambda self: self.optimizer.state)
+
+    model, batches = network()
+    inner = trained(model, batches, OPTIMIZERS["adam"])
+    problem = landscape.Problem(model, nn.functional.cross_entropy, batches)
+    d = optimizer_direction(problem, inner, problem.gradient())
+    assert torch.equal(update_direction(problem, Wrapped(inner), problem.gradient()), d)
+    values = [landscape.preconditioned_sharpness(problem, o) for o in (inner, Wrapped(inner))]
+    assert values[0].value == values[1].value
+    assert values[1].optimizer == "Adam"
+    sam = MethodOptimizer(inner, METHODS["sam"](rho=0.05), model)
+    for measure in (
+        lambda: update_direction(problem, sam, d),
+        lambda: landscape.preconditioned_sharpness(problem, sam),
+    ):
+        with pytest.raises(
+            InputError, match="MethodOptimizer steps along gradients of its own.*give its base optimizer"
+        ):
+            measure()
 
 
 def test_vectors_are_told_apart():

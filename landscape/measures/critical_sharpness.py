@@ -57,7 +57,7 @@ def crossing_says(summary: Mapping[str, Any], loss: float) -> str:
     """A sentence on the first step that raises the loss."""
     if not summary.get("crossed"):
         return f"No step up to {number(summary.get('below'), 3)} along the update raises the loss."
-    return f"Steps along the update raise the loss from {number(summary.get('step'), 3)} on: twice its inverse."
+    return f"The first step along the update that raises the loss is {number(summary.get('step'), 3)}."
 
 
 @measure(

@@ -111,7 +111,7 @@ def generalized_sharpness(
         InputError: an unknown norm, restarts or steps below 1; weights, loss or gradient not finite; a model without
             second derivative.
 
-    Cost: 8 to 60 Hessian-vector products a search; for l2 as `hessian_top_eigenvalues`; a singular value decomposition
+    Cost: 3 to 15 Hessian-vector products a search; for l2 as `hessian_top_eigenvalues`; a singular value decomposition
     of every matrix for each product in "spectral".
     Source: Islamov 2026 (arXiv 2603.05002), generalized sharpness.
 

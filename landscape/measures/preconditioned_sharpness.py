@@ -17,6 +17,7 @@ from landscape.measure import measure
 from landscape.measures.hessian_top_eigenvalues import extreme_pairs
 from landscape.problem.problem import Problem
 from landscape.results.result import Result, array
+from landscape.sharpness.updates import unwrapped
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,7 +114,7 @@ def preconditioned_sharpness(
         InputError: another optimizer, no state, none of the parameters, groups that differ in momentum; a loss that is
             not finite, a model without second derivative.
 
-    Cost: 12 to 40 Hessian-vector products; as many again where decay is neither zero nor the same for all parameters.
+    Cost: 6 to 40 Hessian-vector products; as many again where decay is neither zero nor the same for all parameters.
     Source: Cohen 2022 (arXiv 2207.14484), for Adam; the edges with weight decay are derived in
     `landscape.curvature.frozen_step` and tested against spectral radii. Differs from Kalra 2026 (arXiv 2601.16979),
     result 3, whose edge of AdamW is 2 kappa / eta - gamma.
@@ -128,6 +129,7 @@ def preconditioned_sharpness(
         >>> round(result.value, 6), round(result.edge, 6)  # (2 + 2 * 0.9) / 0.1
         (2.0, 38.0)
     """
+    optimizer = unwrapped(optimizer)
     step = frozen_step(problem, optimizer)
     half = step.inverse.sqrt()
     operator = operators.scaled(operators.hessian(problem, hvp=hvp), half, "preconditioned hessian")

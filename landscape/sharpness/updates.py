@@ -119,7 +119,22 @@ def _several(optimizers: Any) -> list[Optimizer]:
     if wrong is not None or not several:
         kind = type(wrong).__name__ if several else "nothing"
         raise InputError(f"direction is of type {kind}: 'gradient', a flat vector (d,) or an optimizer is needed")
-    return several
+    return [unwrapped(optimizer) for optimizer in several]
+
+
+def unwrapped(optimizer: Optimizer) -> Optimizer:
+    """The optimizer inside a wrapper that holds it as `.optimizer` (Accelerate's).
+
+    Raises:
+        InputError: a wrapper that computes gradients of its own (this toolkit's MethodOptimizer).
+    """
+    while isinstance(inner := getattr(optimizer, "optimizer", None), Optimizer):
+        optimizer = inner
+    if isinstance(getattr(optimizer, "base", None), Optimizer):
+        raise InputError(
+            f"{type(optimizer).__name__} steps along gradients of its own, not along that of L: give its base optimizer"
+        )
+    return optimizer
 
 
 def _shadow(optimizer: Optimizer, stand_ins: dict[int, Any]) -> Optimizer:
