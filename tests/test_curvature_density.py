@@ -117,7 +117,7 @@ def test_without_reorthogonalization_the_density_is_nearly_the_same():
 def test_memory_decides_on_reorthogonalization(monkeypatch):
     problem = case("mlp")
     assert landscape.spectral_density(problem, probes=4, steps=5).reorthogonalized
-    monkeypatch.setattr(module, "free_memory", lambda device: 1000.0)
+    monkeypatch.setattr(stochastic, "free_memory", lambda device: 1000.0)
     assert not landscape.spectral_density(problem, probes=4, steps=5).reorthogonalized
 
 

@@ -293,11 +293,62 @@ def layers(bowl: Bowl) -> None:
     bowl.same("layer_eigenvalues", seen, right, (2e4 if bowl.kept["dtype"] == "float64" else 10) * (1e-3 + size))
 
 
+def soft_rank(bowl: Bowl) -> None:
+    """Of all eigenvalues, with the effective dimension; what lies too far below 0 is refused or Gauss-Newton's."""
+    values, n = np.linalg.eigvalsh(bowl.form.hessian(bowl.w)), len(bowl.form.c)
+    size = float(np.abs(values).max())
+    damping = max(bowl.kept["rho"] * size, 20 * max(0.0, -float(values[0])), 1e-3)
+    result = landscape.soft_rank(bowl.problem, damping=damping, precision=damping * n, matrix="hessian", takeuchi=False)
+    right = float((values / (values + damping)).sum())
+    bowl.same("soft_rank", result.value, right, 100)
+    bowl.same("the effective dimension", result.effective_dimension, right, 100)
+    bowl.same("the smallest eigenvalue", result.smallest, values[0], 10 * size)
+
+
+def rounding(bowl: Bowl) -> None:
+    """The rise under rounding of the layers' weights, and its quadratic prediction."""
+    slots, value = list(bowl.problem.parameters), bowl.form.value(bowl.w)
+    bits = 2 + bowl.kept["seed"] % 7
+    result = landscape.quantization_rise(bowl.problem, bits=bits)
+    for i, granularity in enumerate(result.granularities):
+        e = np.zeros_like(bowl.w)
+        for slot in (s for s in slots if s.name.endswith("weight")):
+            rows = bowl.w[slot.start : slot.stop].reshape(slot.shape[0] if granularity == "channel" else 1, -1)
+            step = np.abs(rows).max(axis=1, keepdims=True) / (2 ** (bits - 1) - 1)
+            e[slot.start : slot.stop] = (np.rint(rows / step) * step - rows).reshape(-1)
+        first, second = bowl.form.gradient(bowl.w) @ e, e @ bowl.form.hessian(bowl.w) @ e / 2
+        scale = 10 * (1 + abs(first) + abs(second))
+        bowl.same(f"quantization_rise ({granularity})", result.rise[i, 0], bowl.form.value(bowl.w + e) - value, scale)
+        bowl.same("its first order", result.first_order[i, 0], first, scale)
+        bowl.same("its second order", result.second_order[i, 0], second, scale)
+
+
+def flatness(bowl: Bowl) -> None:
+    """Relative flatness of the first layer, block by block."""
+    slot, hessian = next(iter(bowl.problem.parameters)), bowl.form.hessian(bowl.w)
+    n, m = slot.shape
+    rows, block = bowl.w[: slot.stop].reshape(n, m), hessian[: slot.stop, : slot.stop].reshape(n, m, n, m)
+    right = sum(rows[s] @ rows[t] * np.trace(block[s, :, t]) for s in range(n) for t in range(n))
+    result = landscape.relative_flatness(bowl.problem, layer="first")
+    bowl.same("relative_flatness", result.value, right, 100 * (1 + float(np.abs(rows).sum() ** 2)))
+
+
+def fine_tuning(bowl: Bowl) -> None:
+    """Gradient descent on the same loss, step by step; short enough to go down or up by a little."""
+    lr = 0.1 / (1 + float(np.abs(np.linalg.eigvalsh(bowl.form.hessian(bowl.w))).max()))
+    w = bowl.w
+    for _ in range(4):
+        w = w - lr * bowl.form.gradient(w)
+    result = landscape.forgetting(bowl.problem, bowl.problem, steps=4, lr=lr, batch_size=None)
+    bowl.same("forgetting", result.value, bowl.form.value(w) - bowl.form.value(bowl.w), 10)
+    bowl.same("its distance", result.distance[-1], np.linalg.norm(w - bowl.w), 10)
+
+
 OPERATIONS: dict[str, Callable[[Bowl], None]] = {
     f.__name__: f
     for f in (
         *(products, one_step, worst_case, keskar, average, noise, eigenvalues, trace, diagonal, gradient_norm),
-        layers,
+        *(layers, soft_rank, rounding, flatness, fine_tuning),
     )
 }
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from landscape.ball.vectors import norm
-from landscape.curvature.factorization import Factorization
+from landscape.curvature import stochastic
 from landscape.progress import Bar
 
 Matvec = Callable[[Tensor], Tensor]
@@ -39,12 +39,12 @@ class Forms:
     @property
     def smallest(self) -> float:
         """Smallest Ritz value; the smallest eigenvalue lies at or below it."""
-        return min(float(np.linalg.eigvalsh(t)[0]) for t in self.matrices)
+        return min((float(np.linalg.eigvalsh(t)[0]) for t in self.matrices if len(t)), default=0.0)
 
     @property
     def largest(self) -> float:
         """Largest Ritz value."""
-        return max(float(np.linalg.eigvalsh(t)[-1]) for t in self.matrices)
+        return max((float(np.linalg.eigvalsh(t)[-1]) for t in self.matrices if len(t)), default=0.0)
 
     def inverse(self, damping: float, floor: float) -> np.ndarray:
         """(bound, starts): lower and upper bound of u'(A + damping I)^-1 u.
@@ -65,14 +65,16 @@ class Forms:
         for t in self.matrices:
             values, vectors = np.linalg.eigh(t)
             below = np.minimum(values, 0.0)
-            parts.append(float((vectors[0] ** 2 * below / (below + damping)).sum()))
+            parts.append(float((vectors[:1] ** 2 * below / (below + damping)).sum()))
         return float((np.array(parts) * self.squares).mean())
 
 
 def forms(
     matvec: Matvec, like: Tensor, starts: Iterable[Tensor], *, count: int, steps: int, generator: torch.Generator
 ) -> Forms:
-    """Lanczos with full reorthogonalization, `steps` products from each of `count` start vectors.
+    """Lanczos, `steps` products from each of `count` start vectors; fully reorthogonalized where the vectors fit.
+
+    Without, copies of converged values appear, which share their weight: what lies between the bounds stays.
 
     Args:
         matvec: v -> A v.
@@ -82,32 +84,26 @@ def forms(
         steps: of each process; it ends earlier where it has found an invariant subspace.
         generator: draws nothing but what continues an exhausted process.
     """
-    matrices, betas, squares, products = [], [], [], 0
+    matrices, betas, squares = [], [], []
+    steps, kept = min(steps, like.numel()), stochastic.fits(like, steps)
     with Bar("Lanczos", count * steps) as bar:
         for start in starts:
             length = float(norm(start))
             squares.append(length**2)
-            if length == 0:  # a score of zeros: its form is 0 for every A
-                matrices.append(np.zeros((1, 1)))
-                betas.append(0.0)
-                continue
-            state = Factorization(matvec, like, generator, start=start)
-            for _ in range(min(steps, like.numel())):
-                state.step()
-                bar.advance()
-                if state.beta == 0.0:
-                    break
-            state.symmetric()  # warns
-            matrices.append(state.t[: state.steps, : state.steps].copy())
-            betas.append(state.beta)
-            products += state.products
-    return Forms(matrices, betas, np.array(squares), products)
+            t, beta = np.zeros((0, 0)), 0.0
+            if length:  # a score of zeros has the form 0 for every A
+                t, beta = stochastic.tridiagonal(
+                    matvec, start, steps, reorthogonalize=kept, generator=generator, bar=bar
+                )
+            matrices.append(t)
+            betas.append(beta)
+    return Forms(matrices, betas, np.array(squares), sum(len(t) for t in matrices))
 
 
 def _corner(t: np.ndarray, damping: float) -> float:
     """e_1'(T + damping I)^-1 e_1."""
     values, vectors = np.linalg.eigh(t)
-    return float((vectors[0] ** 2 / (values + damping)).sum())
+    return float((vectors[:1] ** 2 / (values + damping)).sum())
 
 
 def _with_node(t: np.ndarray, beta: float, floor: float) -> np.ndarray:

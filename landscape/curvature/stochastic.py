@@ -21,6 +21,8 @@ from landscape.statistics import allowance
 Matvec = Callable[[Tensor], Tensor]
 _LEAST = 16
 """Probes before a target may end the estimate: an early end on agreement by luck has a chance of 2^(1 - probes)."""
+_SHARE_OF_FREE = 0.25
+"""Of the memory, for vectors that are kept."""
 _REST = 4
 """Probes that a sketch leaves: two that see a rest of rank 1 know too little of their own error."""
 _USUAL = 0.25
@@ -182,7 +184,7 @@ class _LowRank:
 
 def _room(like: Tensor) -> int:
     """Rank of a sketch whose two sets of vectors fit in a quarter of the free memory."""
-    return int(0.25 * free_memory(like.device) / (2 * like.numel() * like.element_size()))
+    return int(_SHARE_OF_FREE * free_memory(like.device) / (2 * like.numel() * like.element_size()))
 
 
 def _projected(matvec: Matvec, z: Tensor, low: _LowRank | None) -> Tensor:
@@ -286,11 +288,7 @@ def quadrature(
     with Bar("spectral density", probes * steps) as bar:
         for _ in range(probes):
             start = random.rademacher(like, generator)
-            t = (
-                _full(matvec, like, start, steps, generator, bar)
-                if reorthogonalize
-                else _plain(matvec, start, steps, bar)
-            )
+            t, _ = tridiagonal(matvec, start, steps, reorthogonalize=reorthogonalize, generator=generator, bar=bar)
             values, vectors = np.linalg.eigh(t)
             products += len(values)
             nodes.append(np.pad(values, (0, steps - len(values)), mode="edge"))
@@ -298,19 +296,41 @@ def quadrature(
     return Quadrature(np.stack(nodes), np.stack(weights), products)
 
 
-def _full(matvec: Matvec, like: Tensor, start: Tensor, steps: int, generator: torch.Generator, bar: Bar) -> np.ndarray:
-    state = Factorization(matvec, like, generator, start=start)
+def tridiagonal(
+    matvec: Matvec, start: Tensor, steps: int, *, reorthogonalize: bool, generator: torch.Generator, bar: Bar
+) -> tuple[np.ndarray, float]:
+    """Lanczos from one vector: T, and the norm of what is left of the last product (0 where nothing is).
+
+    It ends early at an invariant subspace: what follows would carry no weight.
+
+    Args:
+        matvec: v -> A v.
+        start: the first vector, of any length.
+        steps: products at most.
+        reorthogonalize: False keeps three vectors instead of `steps`.
+        generator: draws nothing but what continues an exhausted process.
+        bar: advanced at every step.
+    """
+    if not reorthogonalize:
+        return _recurrence(matvec, start, steps, bar)
+    state = Factorization(matvec, start, generator, start=start)
     for _ in range(steps):
         state.step()
         bar.advance()
-        if state.beta == 0.0:  # an invariant subspace: what follows would carry no weight
+        if state.beta == 0.0:
             break
     state.symmetric()  # warns
-    return state.t[: state.steps, : state.steps]
+    return state.t[: state.steps, : state.steps].copy(), state.beta
 
 
-def _plain(matvec: Matvec, start: Tensor, steps: int, bar: Bar) -> np.ndarray:
-    """Three-term recurrence without reorthogonalization."""
+def fits(like: Tensor, vectors: int) -> bool:
+    """Whether so many vectors (and one) fit in a quarter of the free memory."""
+    size = (min(vectors, like.numel()) + 1) * like.numel() * like.element_size()
+    return size <= _SHARE_OF_FREE * free_memory(like.device)
+
+
+def _recurrence(matvec: Matvec, start: Tensor, steps: int, bar: Bar) -> tuple[np.ndarray, float]:
+    """Three terms, without reorthogonalization."""
     t = np.zeros((steps, steps))
     last = torch.zeros_like(start)
     beta = 0.0
@@ -323,11 +343,12 @@ def _plain(matvec: Matvec, start: Tensor, steps: int, bar: Bar) -> np.ndarray:
         length = norm(product)
         t[j, j], beta = torch.stack([alpha, length]).tolist()
         bar.advance()
-        if j + 1 == steps or beta <= 10 * torch.finfo(start.dtype).eps * np.abs(t).max():
-            return t[: j + 1, : j + 1]
+        ended = beta <= 10 * torch.finfo(start.dtype).eps * np.abs(t).max()
+        if j + 1 == steps or ended:
+            return t[: j + 1, : j + 1], 0.0 if ended else beta
         t[j, j + 1] = t[j + 1, j] = beta
         last, vector = vector, (product / length).to(start)
-    return t
+    return t, beta
 
 
 def smoothed(points: np.ndarray, weights: np.ndarray, axis: np.ndarray, width: float) -> np.ndarray:

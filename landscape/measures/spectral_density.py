@@ -12,12 +12,10 @@ from landscape import random
 from landscape.curvature import operators, stochastic
 from landscape.errors import InputError
 from landscape.measure import measure
-from landscape.problem.memory import free_memory
 from landscape.problem.problem import Problem
 from landscape.results.result import Result, array
 from landscape.statistics import standard_error
 
-_SHARE_OF_FREE = 0.25
 _REACH = 6.0  # kernel widths beyond the outermost node: 2e-9 of its mass lies further out
 
 
@@ -155,7 +153,7 @@ def spectral_density(
     operator = operators.build(
         problem, matrix, w, scaling=(scaling, "scaled"), parameters=parameters, chunk_size=chunk_size
     )
-    fits = _fits(operator.like, steps)
+    fits = stochastic.fits(operator.like, steps)
     ritz = stochastic.quadrature(
         operator.matvec,
         operator.like,
@@ -220,11 +218,6 @@ def _moments(ritz: stochastic.Quadrature) -> dict[str, Any]:
         "moment_values": samples.mean(1),
         "moment_stderr": standard_error(samples, 1),
     }
-
-
-def _fits(like: Tensor, steps: int) -> bool:
-    size = (min(steps, like.numel()) + 1) * like.numel() * like.element_size()
-    return size <= _SHARE_OF_FREE * free_memory(like.device)
 
 
 def _check(probes: int, steps: int, points: int, width: float | None, log_width: float) -> None:
