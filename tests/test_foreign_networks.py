@@ -96,6 +96,8 @@ def test_a_built_in_network_takes_its_shape_from_the_data(tmp_path):
     assert problem.dimension == sum(p.numel() for p in model.parameters())
     digits = load_data("digits")
     require_loss(problem, by_hand(model, digits.x_train, digits.y_train))
+    with pytest.raises(InputError, match="unknown model 'resnet44': did you mean 'resnet"):
+        landscape.problem_from(path, model="resnet44:shortcut=pad", data=batches)
     with pytest.raises(InputError, match="unknown model 'mpl': did you mean 'mlp'"):
         landscape.problem_from(path, model="mpl", data="digits")
     with pytest.raises(InputError, match=r"--model mlp for batches of one's own: say classes and input_shape"):

@@ -106,7 +106,7 @@ class OfLibrary:
 def is_named(text: str) -> bool:
     """Whether `text` names a network that is not a callable of the user's: PREFIX:NAME, NAME or NAME:key=value."""
     head, colon, rest = text.partition(":")
-    return head in PREFIXES or not colon or (head in MODELS.entries and "=" in rest)
+    return head in PREFIXES or not colon or "=" in rest
 
 
 def named_network(text: str, arguments: Mapping[str, Any]) -> BuiltIn | Callable[[], nn.Module]:
