@@ -12,6 +12,7 @@ from landscape.ball import vectors
 from landscape.problem.problem import Problem
 from landscape.progress import Bar
 from landscape.random import normal, stream
+from landscape.sharpness.subsets import RandomBatches
 
 
 class Langevin:
@@ -29,12 +30,14 @@ class Langevin:
         batch_size: random examples, without replacement, of which each gradient is taken; None for all. Their noise
             widens the distribution: little where step x heat^2 x its variance is far below 4.
         seed: of noise and batches.
+
+    Raises:
+        InputError: what `RandomBatches` raises.
     """
 
     def __init__(self, problem: Problem, *, heat: float, tether: float, batch_size: int | None, seed: int) -> None:
         self.problem, self.heat, self.tether, self.seed = problem, heat, tether, seed
-        self.batch_size = None if batch_size is None or batch_size >= problem.examples else batch_size
-        self.whole = None if self.batch_size is None else problem.batches.whole()
+        self.batches = RandomBatches(problem, batch_size, seed)
         self.center = problem.loss()
 
     def chain(self, name: str, step: float, steps: int, bar: Bar | None = None) -> tuple[np.ndarray, Tensor]:
@@ -68,9 +71,5 @@ class Langevin:
 
     def _examples(self, name: str, t: int) -> tuple[Problem, float]:
         """The examples of a step, and the factor that makes their loss an unbiased estimate of L."""
-        if self.whole is None or self.batch_size is None:
-            return self.problem, 1.0
-        n = self.problem.examples
-        rows = torch.randperm(n, generator=stream(self.seed, f"examples of chain {name}, {t}"))[: self.batch_size]
-        part = self.problem.with_batches([self.whole.select(rows.to(self.problem.weights.device))])
-        return part, (n / self.batch_size) * (part.weight / self.problem.weight)
+        part = self.batches.draw(f"examples of chain {name}, {t}")
+        return part, (self.problem.examples / part.examples) * (part.weight / self.problem.weight)

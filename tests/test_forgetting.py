@@ -97,6 +97,10 @@ def test_wrong_input_is_refused():
     ):
         with pytest.raises(InputError, match=says):
             landscape.forgetting(problem, **arguments)
+    coupled = landscape.Problem(model, lambda o, t: o.square().mean() * o.abs().max(), raw(problem))
+    with pytest.raises(InputError, match=r"batch_size=16 divides .*give None"):
+        landscape.forgetting(problem, coupled, batch_size=16)
+    assert landscape.forgetting(problem, coupled, batch_size=None).examples == 96
     with pytest.raises(InputError, match="of one model"):
         landscape.forgetting(problem, others(nn.Sequential(nn.Linear(6, 3)).double()))
     x, y = (torch.cat(part) for part in zip(*raw(problem), strict=True))

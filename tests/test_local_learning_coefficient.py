@@ -212,7 +212,7 @@ def test_the_seed_decides_everything():
         ({"step": 0.0}, "step=0"),
         ({"beta": math.inf}, "beta=inf"),
         ({"localization": -1.0}, "localization=-1"),
-        ({"batch_size": 0}, "m=0"),
+        ({"batch_size": 0}, "batch_size=0"),
     ],
 )
 def test_wrong_arguments_are_refused(arguments, says):

@@ -14,10 +14,9 @@ from landscape.errors import InputError
 from landscape.measure import measure
 from landscape.problem.problem import Problem
 from landscape.progress import track
-from landscape.random import stream
 from landscape.results.result import Result, array
 from landscape.sharpness.checks import check_loss, check_weights
-from landscape.sharpness.subsets import check_division, positive
+from landscape.sharpness.subsets import RandomBatches, positive
 
 _LOOKS = 5
 
@@ -110,7 +109,7 @@ def forgetting(
     before = asdict(then.passes)
     if then.parameters != problem.parameters:
         raise InputError("the other data belong to other parameters: make both Problems of one model")
-    check_division(then, batch_size if batch_size is not None and batch_size < then.examples else None, 0)
+    batches = RandomBatches(then, batch_size, seed)
     looks = sorted({round(steps * i / _LOOKS) for i in range(_LOOKS + 1)})
     start = problem.weights
     w, velocity = start, torch.zeros_like(start)
@@ -120,7 +119,7 @@ def forgetting(
             at = first.evaluate(w)
             rows.append(torch.stack([at.loss, at.accuracy, then.loss(w), norm(w - start)]))
         if t < steps:
-            velocity = momentum * velocity + _examples(then, batch_size, seed, t).gradient(w)
+            velocity = momentum * velocity + batches.draw(f"fine-tuning {t}").gradient(w)
             w = w - lr * velocity
     loss, accuracy, other_loss, distance = torch.stack(rows).cpu().numpy().T
     check_loss(torch.as_tensor(loss[0]))
@@ -142,16 +141,6 @@ def forgetting(
         other_examples=then.examples,
         provenance={} if other is None else {"other": other.provenance()},
     )
-
-
-def _examples(problem: Problem, size: int | None, seed: int, step: int) -> Problem:
-    n = problem.examples
-    if size is None or size >= n:
-        return problem
-    whole = problem.batches.whole()
-    assert whole is not None, "check_division comes first"
-    rows = torch.randperm(n, generator=stream(seed, f"fine-tuning {step}"))[:size]
-    return problem.with_batches([whole.select(rows.to(problem.weights.device))])
 
 
 def _by_class(problem: Problem) -> tuple[Problem, Problem]:

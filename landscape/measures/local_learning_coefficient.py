@@ -19,7 +19,7 @@ from landscape.problem.problem import Problem
 from landscape.progress import Bar
 from landscape.results.result import Result, array
 from landscape.sharpness.checks import check_loss, check_weights
-from landscape.sharpness.subsets import check_division, positive
+from landscape.sharpness.subsets import RandomBatches, positive
 
 R_HAT, LEAST_DRAWS = 1.05, 100
 """Largest R-hat, and smallest effective number of draws, that a verdict accepts."""
@@ -151,7 +151,7 @@ def local_learning_coefficient(
     """
     _check(chains, burn_in, draws, step, beta, localization)
     diagnose = _diagnostics()
-    check_division(problem, batch_size if batch_size is not None and batch_size < problem.examples else None, 0)
+    RandomBatches(problem, batch_size, seed)  # refuses what cannot be divided before any work
     check_weights(problem)
     n = problem.examples
     if beta is None and n < 2:

@@ -64,5 +64,41 @@ def disjoint_subsets(problem: Problem, count: int, seed: int) -> Iterator[Proble
         yield problem.with_batches(_pieces(whole.select(rows), largest))
 
 
+class RandomBatches:
+    """Random examples of a problem, without replacement; a draw depends on its name and the seed alone.
+
+    Args:
+        problem: L.
+        size: examples of a draw; None, or as many as there are: always the problem itself.
+        seed: of the draws.
+
+    Raises:
+        InputError: a size that is no positive number, batches that cannot be divided anew.
+    """
+
+    def __init__(self, problem: Problem, size: int | None, seed: int) -> None:
+        self.problem, self.seed = problem, seed
+        self.size = None if size is None or positive("batch_size", size) >= problem.examples else int(size)
+        self._whole = None
+        if self.size is None:
+            return
+        reason = problem.undividable
+        if problem.examples != problem.batches.examples:
+            reason = "they are spread over several processes"
+        self._whole = None if reason else problem.batches.whole()
+        if self._whole is None:
+            raise InputError(
+                f"batch_size={size} divides the examples anew, and {reason or 'the batches differ in shape'}: give "
+                "None (batch_size=none on the command line), which takes all of them"
+            )
+
+    def draw(self, name: str) -> Problem:
+        """The problem on the examples of this name; passes are counted together."""
+        if self._whole is None:
+            return self.problem
+        rows = torch.randperm(self._whole.size, generator=stream(self.seed, name))[: self.size]
+        return self.problem.with_batches([self._whole.select(rows.to(self.problem.weights.device))])
+
+
 def _pieces(batch: Batch, size: int) -> list[Batch]:
     return [batch.rows(i, min(i + size, batch.size)) for i in range(0, batch.size, size)]
