@@ -153,6 +153,36 @@ def test_a_gate_of_values_has_no_maps():
     assert {h.tensors(dual=False) for h in symmetries.heads} == {("q.weight", "q.bias")}
 
 
+class Showing(nn.Module):
+    """The queries are an output, too."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = network(size=1)
+
+    def forward(self, x):
+        return self.inner(x), self.inner.q(torch.tanh(self.inner.embed(x)))
+
+
+class Summed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.k, self.v = (nn.Linear(3, 4) for _ in range(4))
+
+    def forward(self, x):
+        scores = (self.a(x) + self.b(x)) @ self.k(x).mT
+        return torch.softmax(scores, -1) @ torch.tanh(self.v(x))
+
+
+@pytest.mark.parametrize("model", [Showing, Summed])
+def test_queries_that_are_read_elsewhere_or_summed_are_refused_before_they_are_tried(model):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        symmetries = find(model().double(), tokens())
+    assert not [h for h in symmetries.heads if any("k." in n for n in h.tensors(dual=True))]
+    assert not symmetries.rejected_heads
+
+
 def test_tied_queries_and_keys_have_no_maps():
     model = network()
     model.k = model.q
