@@ -132,7 +132,17 @@ def test_schedulers_and_hooks_see_no_step():
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1)
     calls = []
-    optimizer.register_step_post_hook(lambda *_: calls.append("own"))
+
+    class Hook:
+        """Holds what cannot be copied, as a hook that knows its trainer does."""
+
+        def __init__(self):
+            self.lock = threading.Lock()
+
+        def __call__(self, *_):
+            calls.append("own")
+
+    optimizer.register_step_post_hook(Hook())
     handle = register_optimizer_step_post_hook(lambda *_: calls.append("all"))
     problem = landscape.Problem(model, nn.functional.cross_entropy, batches)
     try:
