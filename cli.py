@@ -53,7 +53,20 @@ from commands.claimed import Claimed
 from landscape.errors import InputError, is_out_of_memory, unknown
 
 HELPERS = {"__init__", "claimed", "options", "ranges"}
-ORDER = ("train", "analyze", "surface", "path", "invariance", "table", "figures", "data", "export", "list", "doctor")
+ORDER = (
+    "train",
+    "analyze",
+    "surface",
+    "path",
+    "invariance",
+    "report",
+    "table",
+    "figures",
+    "data",
+    "export",
+    "list",
+    "doctor",
+)
 FILES = {p.stem for p in (Path(__file__).parent / "commands").glob("*.py")} - HELPERS
 # As a user meets them; a new file in commands/ is a command without being listed here.
 COMMANDS = [*(name for name in ORDER if name in FILES), *sorted(FILES - set(ORDER))]

@@ -50,8 +50,10 @@ def digits(value: float | None, error: float | None, *, usual: int = 4, most: in
 def beside(value: float | None, error: float | None) -> str:
     """`value` to the last place of its error, which is shown with two digits; an error below five digits is none."""
     many = digits(value, error, most=6)
-    if value is None or not error or not math.isfinite(error) or many > 5:
-        return number(value, min(many, 5))
+    if value is None or not error or not math.isfinite(error):
+        return number(value, many)
+    if many > 5:
+        return number(value, 5, zeros=True)
     place = math.floor(math.log10(rounded_up(error))) - 1
     if place < -6 or abs(value) >= 1e6 or not math.isfinite(value):
         return number(value, many, zeros=True)

@@ -259,6 +259,34 @@ def bootstrap(
     return Estimate(float(statistic(*columns)), low, high, len(members), kind, draws, dropped)
 
 
+def kendall(x: np.ndarray, y: np.ndarray) -> float:
+    """Kendall's tau (b), with ties: sum of sign products over all pairs / root of the numbers of untied pairs.
+
+    From the definition: n^2 is small here, and a thousand bootstrap draws cost seconds instead of minutes.
+    """
+    return _cosine(_signs(x), _signs(y))
+
+
+def spearman(x: np.ndarray, y: np.ndarray) -> float:
+    """Spearman's rho: the correlation of the ranks, ties sharing theirs.
+
+    A value's rank, counted from the mean rank, is half of the sum of its signs against all others.
+    """
+    return _cosine(_signs(x).sum(axis=1), _signs(y).sum(axis=1))
+
+
+def _signs(v: np.ndarray) -> np.ndarray:
+    v = np.asarray(v, dtype=np.float64)
+    # nan has no rank: its sign is nan, and so is everything made of it.
+    with np.errstate(invalid="ignore"):
+        return np.sign(v[:, None] - v[None, :])
+
+
+def _cosine(x: np.ndarray, y: np.ndarray) -> float:
+    norm = np.sqrt((x * x).sum() * (y * y).sum())
+    return float((x * y).sum() / norm) if norm > 0 else float("nan")
+
+
 def _expanded_tail(n: int) -> float:
     """Share of the draws beyond each end of the interval.
 

@@ -125,7 +125,8 @@ def test_bands_are_intervals():
 def test_rank_correlations_are_scipys():
     from scipy.stats import kendalltau, spearmanr
 
-    from figures.paper.correlation import kendall, spearman, within
+    from figures.paper.correlation import within
+    from landscape.statistics import kendall, spearman
 
     generator = np.random.default_rng(0)
     x, y = generator.integers(6, size=40).astype(float), generator.normal(size=40)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from report_cases import HOSTILE, analysis, bowl
 
-from figures.page import report
+from figures.page import joined_report, report
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed (pip install -e .[dev])")
 ActionChains = pytest.importorskip("selenium.webdriver.common.action_chains").ActionChains
@@ -50,6 +50,7 @@ def pages(tmp_path_factory):
     report.write([analysis("plain"), hostile], root / "two.html", command=f"landscape analyze '{HOSTILE}'")
     many = [analysis(f"n{i}", surface=bowl(1.0 + i), measures={}) for i in range(10)]
     report.write(many, root / "ten.html")
+    joined_report.write([*many, hostile], root / "joined.html")
     return root
 
 
@@ -359,3 +360,45 @@ def test_every_control_has_a_name(browser, pages):
         "&& !e.getAttribute('aria-label') && !e.getAttribute('aria-labelledby')).map(e => e.outerHTML.slice(0, 80))"
     )
     assert nameless == []
+
+
+# -- many analyses ---------------------------------------------------------------------------------------------------
+
+
+def chosen(browser, name, label):
+    Select = pytest.importorskip("selenium.webdriver.support.select").Select
+    Select(browser.find_element(By.ID, name)).select_by_visible_text(label)
+    settled(browser)
+
+
+def dots(browser):
+    return browser.execute_script(
+        "const p = document.getElementById('scatter-plot'); return [p.data.map(t => [[...t.x], [...t.y]]), "
+        "p.layout.xaxis.title.text, p.layout.yaxis.title.text]"
+    )
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_any_measure_is_drawn_against_any_other(browser, pages, width):
+    opened(browser, pages / "joined.html", width=width)
+    assert errors(browser) == []
+    assert browser.execute_script("return report.errors") == []
+    chosen(browser, "scatter-x", "Accuracy")
+    chosen(browser, "scatter-y", "Loss")
+    traces, x, y = dots(browser)
+    assert (x, y) == ("Accuracy in %", "Loss")
+    assert [len(xs) for xs, _ in traces] == [10, 1]
+    assert all(set(xs) == {93.75} and set(ys) == {0.1} for xs, ys in traces)
+    assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+
+
+def test_the_slider_takes_later_checkpoints_away(browser, tmp_path):
+    epochs = [analysis(f"e{n}", loss=float(n), surface=None, metadata={"epoch": n}) for n in (1, 2, 3)]
+    joined_report.write(epochs, tmp_path / "epochs.html")
+    opened(browser, tmp_path / "epochs.html")
+    chosen(browser, "scatter-x", "Loss")
+    slider = browser.find_element(By.ID, "scatter-step")
+    slider.send_keys(Keys.ARROW_LEFT)
+    settled(browser)
+    assert browser.find_element(By.ID, "scatter-at").text == "2"
+    assert [trace[0] for trace in dots(browser)[0]] == [[1], [2], [None]]

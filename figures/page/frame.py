@@ -29,6 +29,7 @@ def render(
     summary: Mapping[str, Any],
     table: Sequence[Sequence[Any]],
     scenes: Sequence[Any] = (),
+    scatter: Mapping[str, Any] | None = None,
     **shown: Any,
 ) -> str:
     """The page as text.
@@ -40,6 +41,7 @@ def render(
         summary: what the page offers as JSON.
         table: rows of what it offers as CSV.
         scenes: what pictures can show instead, see `figures.page.specification.Scene`.
+        scatter: columns that a plot of dots can show against each other, see `figures.page.joined_report`.
         shown: what the template shows: title, subtitle, tiles, notes, sections, command, ...
     """
     import jinja2
@@ -50,6 +52,7 @@ def render(
     data = {
         "plots": {p.id: {"id": p.id, "group": p.group or p.id, "modes": p.modes} for p in plots},
         "scenes": scenes,
+        "scatter": scatter,
         "arrays": arrays,
         "summary": summary,
         "table": table,

@@ -250,6 +250,34 @@
       report.busy = drawAll([plot]);
     });
   }
+  // Any column of numbers against any other, up to a step of the trainings.
+  const scatter = data.scatter;
+  if (scatter) {
+    const [across, up, upTo] = ["scatter-x", "scatter-y", "scatter-step"].map((id) => document.getElementById(id));
+    [across.value, up.value] = scatter.first.map(String);
+    const show = () => {
+      const plot = data.plots["scatter-plot"];
+      const { data: traces, layout } = plot.modes[""];
+      const last = upTo ? scatter.steps[Number(upTo.value)] : Infinity;
+      const [x, y] = [across, up].map((select) => scatter.columns[Number(select.value)]);
+      const take = (members, values) => members.map((i) => (scatter.at[i] === null || scatter.at[i] <= last ? values[i] : null));
+      scatter.groups.forEach((members, n) => {
+        for (const [axis, column] of [["x", x], ["y", y]]) {
+          traces[n][axis] = take(members, column.values);
+          const errors = take(members, column.errors).map((e) => e ?? 0);
+          traces[n][`error_${axis}`] = { type: "data", array: errors, visible: errors.some((e) => e > 0) };
+        }
+      });
+      layout.xaxis.title.text = x.axis;
+      layout.yaxis.title.text = y.axis;
+      if (upTo) document.getElementById("scatter-at").textContent = last;
+      const pair = [Number(across.value), Number(up.value)].sort((a, b) => a - b).join("-");
+      document.getElementById("caption-scatter-plot").textContent = scatter.correlations[pair] ?? "";
+      report.busy = drawAll([plot]);
+    };
+    for (const select of [across, up]) select.addEventListener("change", show);
+    upTo?.addEventListener("input", show);
+  }
   document.getElementById("theme").addEventListener("click", () => {
     chosen = report.theme === "dark" ? "light" : "dark";
     try { localStorage.setItem("landscape-theme", chosen); } catch { /* a file: page may have no storage */ }

@@ -143,7 +143,7 @@ def _lines(table: LabelledArrays, unit: str, names: Sequence[str]) -> Iterator[d
             error = None if half is None else finite(float(half[i]))
             kind = "" if error is None else _kind(table, name).partition(" ")[2]
             cells.append(Cell(finite(float(table[name][i])), error, kind, as_percent=name == "accuracy"))
-        yield {"at": int(at), "checkpoint": str(table["checkpoint"][i]), "cells": cells}
+        yield {"label": int(at), "described": str(table["checkpoint"][i]), "cells": cells}
 
 
 def _cost(key: str, words: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:

@@ -8,7 +8,6 @@ import numpy as np
 
 from figures.drawing import style
 from figures.paper import all_methods
-from figures.paper.correlation import spearman
 from figures.study import recipes
 from figures.study.figure import Figure
 from figures.study.figure_data import FigureData
@@ -105,7 +104,7 @@ class FlatnessBuys(Figure):
         """Spearman's rho of a column with a loss; of two columns, how much larger the first one's is."""
 
         def value(target: np.ndarray, *values: np.ndarray) -> float:
-            first, *second = (spearman(v, target) for v in values)
+            first, *second = (statistics.spearman(v, target) for v in values)
             return first - second[0] if second else first
 
         arrays = [numbers[n] for n in (loss, *columns)]

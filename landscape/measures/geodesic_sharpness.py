@@ -44,6 +44,7 @@ class GeodesicSharpness(Sharpness):
     meaning="Largest rise of the loss found within geodesic distance ρ, where networks that differ by a matrix between "
     "queries and keys, or between values and outputs, of an attention head count as one. Smaller is flatter.",
     unit="loss",
+    flat="small",
 )
 def geodesic_sharpness(
     problem: Problem,
