@@ -229,7 +229,43 @@ def test_recurrent_cells_and_an_initial_state_of_the_input():
     check(Started().double(), images(6, 3), 0)  # a state that is not zero has no factor, and is added to the hidden one
 
 
-def test_gated_layers_end_the_path():
+class Read(nn.Module):
+    """Units of a ReLU layer that a recurrent layer reads, as it is, packed, or cell by cell."""
+
+    def __init__(self, kind, **options):
+        super().__init__()
+        self.first, self.rnn = nn.Linear(3, 5), kind(5, 4, **options)
+        self.head = nn.LazyLinear(2)
+
+    def forward(self, x):
+        h = torch.relu(self.first(x))
+        if isinstance(self.rnn, nn.RNNCellBase):
+            state = self.rnn(h[:, 0])
+            state = self.rnn(h[:, 1], state)
+            return self.head(state[0] if isinstance(state, tuple) else state)
+        if self.rnn.bias:
+            return self.head(self.rnn(h)[0]).mean(1)
+        packed = nn.utils.rnn.pack_padded_sequence(h, torch.full((len(x),), 6), batch_first=True)
+        return self.head(nn.utils.rnn.pad_packed_sequence(self.rnn(packed)[0], batch_first=True)[0]).mean(1)
+
+
+LAYERS = [
+    *((kind, {"batch_first": True}) for kind in (nn.LSTM, nn.GRU, nn.RNN)),
+    *((kind, {"batch_first": True, "bias": False}) for kind in (nn.LSTM, nn.GRU, nn.RNN)),
+    *((kind, {"batch_first": True, "bidirectional": True, "num_layers": 2}) for kind in (nn.LSTM, nn.GRU, nn.RNN)),
+    (nn.LSTM, {"batch_first": True, "proj_size": 3, "num_layers": 2}),
+    *((kind, {"bias": bias}) for kind in (nn.LSTMCell, nn.GRUCell, nn.RNNCell) for bias in (True, False)),
+]
+
+
+@pytest.mark.parametrize(("kind", "options"), LAYERS)
+def test_what_gated_layers_read_may_be_rescaled(kind, options):
+    model = Read(kind, **options)
+    model(images(6, 3).float())
+    check(model.double(), images(6, 3), 5)
+
+
+def test_hidden_entries_of_gated_layers_have_no_factor():
     for kind in (nn.LSTM, nn.GRU):
         model = Recurrent()
         model.rnn = kind(3, 4, batch_first=True)

@@ -45,7 +45,7 @@ _SERIES = 8.0
 
 
 @dataclass(frozen=True)
-class Pair:
+class HeadPairs:
     """Heads of one shape at the weights, all float64.
 
     Attributes:
@@ -79,7 +79,7 @@ class GeodesicBall(Ball):
 
     w: Tensor
     metric: str
-    pairs: tuple[Pair, ...]
+    pairs: tuple[HeadPairs, ...]
 
     def epsilon(self, u: Tensor) -> Tensor:
         """Exp_w(u) - w, (d,)."""
@@ -114,13 +114,13 @@ class GeodesicBall(Ball):
     def _outside(self, u: Tensor) -> Tensor:
         return u.clone() if self.scale is None else self.w * torch.expm1(u * torch.sign(self.w))
 
-    def _moved(self, pair: Pair, u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    def _moved(self, pair: HeadPairs, u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         if self.metric == "mix":
             return _mix(pair, u, v)
         first, second = (_inv(q, r, x) for q, r, x in zip(pair.bases, pair.factors, (u, v), strict=True))
         return first, second
 
-    def _horizontal(self, pair: Pair, u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    def _horizontal(self, pair: HeadPairs, u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """The orthogonal projection of (U, V), without what moves nothing where G or H has not full rank."""
         q, p = pair.bases
         u, v = u @ q.mT @ q, v @ p.mT @ p
@@ -208,7 +208,7 @@ def _exponential(a: Tensor, b: Tensor) -> Tensor:
     return b
 
 
-def _mix(pair: Pair, u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+def _mix(pair: HeadPairs, u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     """The geodesic of mix at t = 1, in the map of the pair with G = Q M and H = P, and mapped back."""
     (q, p), (r, s) = pair.bases, pair.factors
     m = r @ s.mT
@@ -244,7 +244,7 @@ def _integrated(gram: Tensor) -> Tensor:
 # -- heads of the flat vector --------------------------------------------------------------------------------------
 
 
-def _pairs(parameters: Parameters, w: Tensor, heads: Sequence[Head]) -> Iterator[Pair]:
+def _pairs(parameters: Parameters, w: Tensor, heads: Sequence[Head]) -> Iterator[HeadPairs]:
     """Heads of one shape together."""
     starts = {s.name: torch.arange(s.start, s.stop).view(s.shape) for s in parameters}
     by_shape: dict[tuple[int, ...], list[tuple[Tensor, Tensor, Head]]] = {}
@@ -258,7 +258,7 @@ def _pairs(parameters: Parameters, w: Tensor, heads: Sequence[Head]) -> Iterator
         first, second = (torch.stack(side).to(w.device) for side in ([e[0] for e in group], [e[1] for e in group]))
         whole = torch.tensor([head.whole for _, _, head in group], device=w.device)
         (q, r), (p, s) = (_factored(w[places].double(), w.dtype) for places in (first, second))
-        yield Pair((first, second), (q, p), (r, s), torch.linalg.svd(r @ s.mT), whole)
+        yield HeadPairs((first, second), (q, p), (r, s), torch.linalg.svd(r @ s.mT), whole)
 
 
 def _factored(g: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -273,20 +273,20 @@ def _factored(g: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     return q, q.mT @ g
 
 
-def _at(u: Tensor, pair: Pair) -> tuple[Tensor, Tensor]:
+def _at(u: Tensor, pair: HeadPairs) -> tuple[Tensor, Tensor]:
     return u[pair.places[0]].double(), u[pair.places[1]].double()
 
 
-def _put(u: Tensor, pair: Pair, values: tuple[Tensor, Tensor]) -> None:
+def _put(u: Tensor, pair: HeadPairs, values: tuple[Tensor, Tensor]) -> None:
     for places, value in zip(pair.places, values, strict=True):
         u[places] = value.to(u)
 
 
-def _chunks(pair: Pair) -> Iterator[Pair]:
+def _chunks(pair: HeadPairs) -> Iterator[HeadPairs]:
     """As many heads at a time as the graph of their geodesics has room for."""
     most = max(1, _GRAPH // (2000 * pair.factors[0].shape[-1] ** 2))
     for start in range(0, len(pair.whole), most):
         some = slice(start, start + most)
         places, bases, factors = ((a[some], b[some]) for a, b in (pair.places, pair.bases, pair.factors))
         left, sigma, right = pair.core
-        yield Pair(places, bases, factors, (left[some], sigma[some], right[some]), pair.whole[some])
+        yield HeadPairs(places, bases, factors, (left[some], sigma[some], right[some]), pair.whole[some])

@@ -1,6 +1,6 @@
 """How recurrent layers with ReLU carry scale factors: every hidden entry is one unit at all times.
 
-tanh, LSTM and GRU have no rule: they end the path.
+With tanh, LSTM and GRU the hidden entries have no factor; what their first layer reads has, its columns divide by it.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from landscape.invariance.rescaling.rules import RULES, opaque, rule
-from landscape.invariance.rescaling.trace import ObservedRun, plain_name, tensors_of
+from landscape.invariance.rescaling.trace import NO_FACTOR, ObservedRun, plain_name, tensors_of
 
 __all__ = ["RULES"]
 
@@ -50,6 +50,31 @@ def cell(trace: ObservedRun, func: Any, args: tuple, kwargs: dict, out: Any) -> 
     hidden = trace.units.fresh(out.shape[-1])
     _use(trace, weights, hidden, trace.features(x), trace.features(state))
     return hidden.expand(out.shape)
+
+
+@rule("gru", "lstm", "rnn_tanh")
+def bounded(trace: ObservedRun, func: Any, args: tuple, kwargs: dict, out: Any) -> Any:
+    """The columns of the first layer's input weights divide by the factors of the inputs; all else is fixed."""
+    start = 3 if isinstance(args[3], list | tuple) else 2  # of the weights, as in `recurrent`
+    weights, layers, directions = args[start], args[start + 2], 2 if args[start + 5] else 1
+    per_cell = len(weights) // (layers * directions)
+    return _fixed_but_inputs(trace, args[0], args[start - 1], weights, weights[: per_cell * directions : per_cell])
+
+
+@rule("gru_cell", "lstm_cell", "rnn_tanh_cell")
+def bounded_cell(trace: ObservedRun, func: Any, args: tuple, kwargs: dict, out: Any) -> Any:
+    """As one step of such a layer."""
+    return _fixed_but_inputs(trace, args[0], args[1], [w for w in args[2:] if w is not None], args[2:3])
+
+
+def _fixed_but_inputs(
+    trace: ObservedRun, inputs: Tensor, state: Any, weights: Sequence[Tensor], first: Sequence[Tensor]
+) -> Tensor:
+    trace.end(state)
+    trace.end([w for w in weights if not any(w is f for f in first)])
+    for weight in first:
+        trace.use(weight, (trace.features(inputs)[None, :], -1))
+    return NO_FACTOR
 
 
 @rule("pack_padded_sequence", "pad_packed_sequence")
