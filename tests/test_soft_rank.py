@@ -35,7 +35,7 @@ def test_soft_rank_is_the_degrees_of_freedom_of_ridge_regression():
     assert found.value == pytest.approx(degrees, rel=1e-10)
     assert found.exact
     assert found.matrix == "hessian"
-    assert found.hvps == 2 * d
+    assert found.hvps == d
     assert landscape.soft_rank(problem, damping=2 * alpha / n, matrix="ggn").value == pytest.approx(degrees, rel=1e-10)
     assert landscape.soft_rank(problem, damping=1.0, precision=2 * alpha).effective_dimension == pytest.approx(
         degrees, rel=1e-10
@@ -76,7 +76,7 @@ def test_sampled_estimates_hold_the_truth_in_their_intervals():
     names = ("value", "effective_dimension", "takeuchi")
     ends = ("interval", "effective_dimension_interval", "takeuchi_interval")
     held = dict.fromkeys(names, 0)
-    for seed in range(20):
+    for seed in range(12):
         found = landscape.soft_rank(problem, damping=0.01, matrix="ggn", probes=6, steps=15, precision=1.0, seed=seed)
         assert not found.exact
         assert found.hvps == 2 * 6 * 15
@@ -84,8 +84,8 @@ def test_sampled_estimates_hold_the_truth_in_their_intervals():
             low, high = getattr(found, interval)
             assert low < getattr(found, name) < high
             held[name] += low <= getattr(exact, name) <= high
-    # 20 intervals of 95%: fewer than 16 have a chance of 0.3%.
-    assert min(held.values()) >= 16, held
+    # 12 intervals of 95%: fewer than 9 have a chance of 0.2%.
+    assert min(held.values()) >= 9, held
 
 
 @pytest.mark.parametrize("kept", [True, False])
@@ -122,6 +122,26 @@ def test_random_combinations_have_the_covariance_of_the_gradients():
     torch.testing.assert_close(mean_square, scores.covariance(problem), rtol=1e-8, atol=1e-12)
 
 
+def test_weights_of_the_examples_stand_squared_in_the_criterion():
+    """Class weights: C = n sum_i (c_i / W)^2 s_i s_i' - g g', dense and by combinations; one target is ignored."""
+    problem = case("mlp", loss=nn.CrossEntropyLoss(weight=torch.tensor([0.2, 1.0, 5.0]).double(), ignore_index=-1))
+    x, y = everything(problem)
+    y = torch.where(torch.arange(len(y)) == 3, -1, y)
+    problem = landscape.Problem(problem.model, problem.objective.loss, [(x[:10], y[:10]), (x[10:], y[10:])])
+    unit = [nn.functional.cross_entropy(problem.model(x[i : i + 1]), y[i : i + 1].clamp(min=0)) for i in range(len(x))]
+    slopes = torch.stack(
+        [torch.cat([g.reshape(-1) for g in torch.autograd.grad(u, list(problem.model.parameters()))]) for u in unit]
+    )
+    c = torch.tensor([0.2, 1.0, 5.0]).double()[y.clamp(min=0)] * (y >= 0)
+    rows = slopes * (len(x) * c / c.sum())[:, None]
+    torch.testing.assert_close(rows.mean(0), problem.gradient())
+    expected = rows.mT @ rows / len(x) - rows.mean(0)[:, None] * rows.mean(0)
+    torch.testing.assert_close(scores.covariance(problem), expected, rtol=1e-8, atol=1e-12)
+    u = next(iter(scores.combinations(problem, None, 1, stream(1, "signs"))))
+    signs = rademacher(torch.empty(len(x), dtype=torch.float64), stream(1, "signs"))
+    torch.testing.assert_close(u, ((signs - signs.mean()) / len(x) ** 0.5) @ rows)
+
+
 def test_takeuchi_is_the_gap_over_repeated_samples():
     """A ridge regression that does not fit, 4,000 samples: the mean gap against one large sample's criterion."""
     generator = np.random.default_rng(0)
@@ -143,7 +163,7 @@ def test_takeuchi_is_the_gap_over_repeated_samples():
         w = fitted(x, y)
         gaps.append(np.mean((large_x[:20_000] @ w - large_y[:20_000]) ** 2) - np.mean((x @ w - y) ** 2))
     w = fitted(large_x, large_y)
-    found = landscape.soft_rank(linear(large_x[:50_000], large_y[:50_000], w), damping=damping)
+    found = landscape.soft_rank(linear(large_x[:8_000], large_y[:8_000], w), damping=damping)
     expected = found.takeuchi / n
     error = np.std(gaps) / math.sqrt(len(gaps))
     # Beyond 4 standard errors the second order in 1 / n, about d / n of it.

@@ -8,22 +8,45 @@ import torch
 from torch import Tensor
 
 from landscape import random
-from landscape.curvature import operators
 from landscape.errors import InputError
 from landscape.problem.problem import Problem
 
+_TOGETHER = 64
+"""Examples whose gradients are taken from one graph: each walks all of it."""
 
-def covariance(problem: Problem, w: Tensor | None = None, *, chunk_size: int | None = None) -> Tensor:
-    """C = mean_i g_i g_i' - g g', (d, d), g_i the gradients of the examples' parts of L, g = mean_i g_i that of L.
+
+def covariance(problem: Problem, w: Tensor | None = None) -> Tensor:
+    """C = mean_i g_i g_i' - g g', (d, d) float64, g_i the gradients of the examples' parts of L, g that of L.
+
+    An example with a weight has that weight in g_i, squared in C; the empirical Fisher matrix has it once.
 
     Raises:
-        InputError: outputs that are no (examples, outputs) matrix.
+        InputError: the loss knows no single examples, or they are spread over several processes.
 
-    Cost: d products with the empirical Fisher matrix and one gradient.
+    Cost: one forward pass and at most 64 backward passes (of batches that cannot be divided one an example of theirs).
     """
-    squares = operators.gauss_newton(problem, w, matrix="empirical-fisher", chunk_size=chunk_size).dense()
-    g = problem.gradient(w)
-    return squares - g[:, None] * g
+    _require_one_process(problem)
+    divided = problem.undividable is None and problem.batches.whole() is not None
+    parts, n = problem.divided(_TOGETHER) if divided else problem, problem.examples
+    leaves, squares, total = problem.leaves(w), problem.zero(), problem.zero()
+    with torch.enable_grad(), problem.bound_tensors(leaves):
+        for batch in parts.batches:
+            losses = problem.example_losses(problem.forward(batch), batch) * (n / problem.weight)
+            rows = torch.stack([_gradient(problem, loss, leaves) for loss in losses])
+            problem.passes.backward += batch.size**2
+            squares, total = squares + rows.mT @ rows / n, total + rows.sum(0) / n
+    return squares - total[:, None] * total
+
+
+def _gradient(problem: Problem, loss: Tensor, leaves: list[Tensor]) -> Tensor:
+    parts = torch.autograd.grad(loss, leaves, retain_graph=True, allow_unused=True)
+    zeros = [torch.zeros_like(t) if g is None else g for g, t in zip(parts, leaves, strict=True)]
+    return problem.parameters.flatten(zeros).double()
+
+
+def _require_one_process(problem: Problem) -> None:
+    if problem.examples != problem.batches.examples:
+        raise InputError("the covariance of the gradients needs all examples in one process: run in one")
 
 
 def combinations(problem: Problem, w: Tensor | None, count: int, generator: torch.Generator) -> Iterator[Tensor]:
@@ -35,8 +58,7 @@ def combinations(problem: Problem, w: Tensor | None, count: int, generator: torc
     Raises:
         InputError: the loss knows no single examples, or they are spread over several processes.
     """
-    if problem.examples != problem.batches.examples:
-        raise InputError("the covariance of the gradients needs all examples in one process: run in one")
+    _require_one_process(problem)
     n = problem.examples
     for _ in range(count):
         signs = random.rademacher(torch.empty(n, dtype=torch.float64), generator)

@@ -48,7 +48,7 @@ class SoftRank(Result):
         gap: takeuchi / n, the estimate of the expected loss on new examples minus that on these.
         smallest: smallest eigenvalue, or where not all are known the smallest Ritz value.
         negative: part of `value` that negative eigenvalues make, at most 0.
-        hvps: products with A, and with C where that is dense.
+        hvps: products with A.
     """
 
     value: float
@@ -143,7 +143,8 @@ def soft_rank(
             Gauss-Newton matrix outputs that are no (examples, outputs) matrix.
 
     Cost: at most probes x steps Hessian-vector products, and as many again, with `probes` forward + backward passes,
-    for Takeuchi's criterion; twice that where "auto" turns to the Gauss-Newton matrix.
+    for Takeuchi's criterion (at most 64 backward passes where all eigenvalues are computed); twice that where "auto"
+    turns to the Gauss-Newton matrix.
     Source: Shoham, Mor-Yosef and Avron 2025 (arXiv 2506.17809); effective dimension: MacKay 1992, Maddox 2020 (arXiv
     2003.02139); Takeuchi 1976; bounds: Golub and Meurant 2010. Differs: C is centered, since a penalty leaves a mean
     gradient; no Kronecker factors.
@@ -219,8 +220,8 @@ class _Number:
         return cls(float((lower + upper).mean() / 2), ends, products)
 
     @classmethod
-    def exactly(cls, value: float, products: int = 0) -> _Number:
-        return cls(value, np.array([value, value]), products)
+    def exactly(cls, value: float) -> _Number:
+        return cls(value, np.array([value, value]))
 
 
 @dataclass(frozen=True)
@@ -301,9 +302,9 @@ class _Plan:
         """Tr C (A + damping I)^-1, or why it cannot be had."""
         try:
             if isinstance(spectrum, _Dense):
-                c = scores.covariance(self.problem, self.w, chunk_size=self.chunk_size).double().cpu().numpy()
+                c = scores.covariance(self.problem, self.w).cpu().numpy()
                 along = np.einsum("ia,ij,ja->a", spectrum.vectors, c, spectrum.vectors, optimize=True)
-                return _Number.exactly(float((along / (spectrum.values + damping)).sum()), len(c)), None
+                return _Number.exactly(float((along / (spectrum.values + damping)).sum())), None
             generator = random.stream(self.seed, "scores")
             starts = scores.combinations(self.problem, self.w, self.probes, generator)
             forms = self._forms(spectrum.operator, starts)
