@@ -22,5 +22,7 @@ def command(kind: str, with_options: bool) -> None:
     module, name = REGISTRIES[kind]
     for entry in getattr(importlib.import_module(module), name).entries.values():
         click.echo(f"{entry.name:28} {entry.summary}")
+        if with_options and "source" in entry.facts:
+            click.echo(f"    defaults: {entry.facts['source']}")
         for option in entry.options if with_options else ():
             click.echo(f"    {option.name}={option.default!r:12} {option.help}")

@@ -10,11 +10,11 @@ from commands import options
 from commands.claimed import claim
 from commands.options import OutputOptions, ProblemOptions
 from commands.ranges import POSITIVE, Whole
+from landscape.errors import InputError
 
 
 @click.command("path")
-@click.argument("first", type=click.Path(path_type=Path), metavar="CKPT")
-@click.argument("second", type=click.Path(path_type=Path), metavar="CKPT")
+@click.argument("checkpoints", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="CKPT CKPT")
 @click.option("--curve", type=click.Choice(["linear", "bezier", "polygon"]), default="linear", show_default=True)
 @click.option("--align", "aligned", is_flag=True, help="Reorder the second network's units to match the first's.")
 @click.option("--points", type=Whole(3, 10**6), default=25, show_default=True, help="Of the path.")
@@ -24,8 +24,7 @@ from commands.ranges import POSITIVE, Whole
 @options.problem(batch_norm={"default": "recalibrate"})
 @options.output("Default: path/ beside the first checkpoint.")
 def command(
-    first: Path,
-    second: Path,
+    checkpoints: tuple[Path, ...],
     curve: str,
     aligned: bool,
     points: int,
@@ -45,6 +44,9 @@ def command(
     from figures.page.terminal import path_text
     from landscape.files import write_json
 
+    if len(checkpoints) != 2:
+        raise InputError(f"{len(checkpoints)} checkpoint{'s' * (len(checkpoints) != 1)}: a path lies between two")
+    first, second = checkpoints
     directory = output.directory(first.parent / "path")
     start, end = (problem.subject(path) for path in (first, second))
     claim(directory)

@@ -12,6 +12,7 @@ import click
 from commands import options
 from commands.claimed import announce
 from commands.ranges import Real, Whole
+from landscape.errors import InputError
 from landscape.registry import Entry, Option, argument_help
 from trainers import METHODS
 from trainers.loop.settings import BASES, ENDS, PRECISIONS, SCHEDULES, Settings
@@ -44,6 +45,25 @@ class Methods(click.Group):
         return method_command(METHODS.entry(cmd_name))
 
 
+class MethodCommand(click.Command):
+    """A method's sub-command: an option that other methods have is told as theirs."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """As click does it."""
+        try:
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption as error:
+            name = error.option_name.lstrip("-").replace("-", "_")
+            having = [e.name for e in METHODS.entries.values() if name in {o.name for o in e.options}]
+            if not having:
+                raise
+            own = [f"--{o.name.replace('_', '-')}" for o in METHODS.entry(str(self.name)).options]
+            its = f"its own are {', '.join(own)}" if own else "it has none of its own"
+            raise InputError(
+                f"{self.name} has no {error.option_name}: that is an option of {', '.join(having)}; {its}"
+            ) from error
+
+
 @click.group("train", cls=Methods, subcommand_metavar="METHOD [OPTIONS]")
 def command() -> None:
     """Train a network with METHOD and write ckpt.pt, history.csv and config.json to a directory."""
@@ -65,7 +85,7 @@ def method_command(entry: Entry) -> click.Command:
         _train(entry.name, arguments, settings, directory, device=device, resume=resume, monitor=monitor)
 
     parameters = [_option(o) for o in (*entry.options, *settings)]
-    made = click.Command(entry.name, callback=run, params=[*parameters], help=_help(entry), short_help=entry.summary)
+    made = MethodCommand(entry.name, callback=run, params=[*parameters], help=_help(entry), short_help=entry.summary)
     for decorate in (
         options.quiet,
         options.resume,
