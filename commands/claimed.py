@@ -7,10 +7,14 @@ import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from landscape.errors import InputError
+
+if TYPE_CHECKING:
+    from landscape.shards import Claims, Shard
 
 
 @dataclass
@@ -84,3 +88,21 @@ def claim(directory: Path) -> None:
 
     announce(directory)
     click.get_current_context().with_resource(locked(directory))
+
+
+def share(directory: Path, shard: Shard | None) -> Claims | None:
+    """`claim` for all processes with --shard together, and this one's claims; without a shard, `claim` and None.
+
+    Raises:
+        InputError: see `claim`.
+    """
+    if shard is None:
+        claim(directory)
+        return None
+    from landscape.locks import locked
+    from landscape.shards import Claims, directory_of
+
+    announce(directory)
+    context = click.get_current_context()
+    context.with_resource(locked(directory, shared=True))
+    return context.with_resource(Claims(directory_of(directory), shard))

@@ -5,15 +5,19 @@ from __future__ import annotations
 import os
 import traceback
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from commands import options
-from commands.claimed import claim
+from commands.claimed import share
 from commands.ranges import Whole
 from landscape.errors import InputError
 from landscape.progress import is_shown
 from trainers.references import resolve_device
+
+if TYPE_CHECKING:
+    from landscape.shards import Shard
 
 
 @click.command("figures")
@@ -31,6 +35,7 @@ from trainers.references import resolve_device
 @click.option("--seeds", type=Whole(1, 10_000), default=None, help="Seeds; default by figure and preset.")
 @click.option("--workers", type=Whole(), default=None, help="Processes; default: the cores, on a GPU one.")
 @options.always_resumes
+@options.shard
 @options.out("Directory of the figures and of what they were made from; default figures-out.")
 @options.data_dir
 @options.device
@@ -42,6 +47,7 @@ def command(
     preset: str,
     seeds: int | None,
     workers: int | None,
+    shard: Shard | None,
     out: str | None,
     data_dir: str | None,
     device: str | None,
@@ -50,7 +56,8 @@ def command(
 
     Writes NAME.pdf, .svg, .png, .csv, .h5 and NAME-verdict.md, .json for every NAME, and verdicts.md; each as soon as
     its own runs are done. What an earlier call has run is reused; an interrupted one goes on. A figure that fails
-    leaves the others alone, and the exit status is 1 (2 if all fail by wrong input).
+    leaves the others alone, and the exit status is 1 (2 if all fail by wrong input). With --shard the trainings and
+    measurements of all figures are shared, one at a time in each process.
     """
     from figures import FIGURES
 
@@ -63,8 +70,12 @@ def command(
     chosen = list(FIGURES) if every else list(names)
     for name in chosen:
         FIGURES.entry(name)
+    if shard is not None and (workers or 1) > 1:
+        raise InputError(
+            f"--workers {workers} with --shard {shard}: a shard is one process, start more of them instead"
+        )
     directory = Path(out or "figures-out")
-    claim(directory)
+    claims = share(directory, shard)
     from figures.study.figure import Unfinished, make
     from figures.study.study import Study
 
@@ -76,6 +87,7 @@ def command(
         device=where,
         workers=workers or (1 if where.startswith("cuda") else _cores()),
         data_dir=data_dir,
+        claims=claims,
     )
     for note in dict.fromkeys(FIGURES[name]().note(study) for name in chosen):
         if note and is_shown():

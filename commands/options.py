@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from commands.ranges import SEED, Whole
+from commands.ranges import SEED, ShardType, Whole
 from landscape.progress import is_shown, shown
 from trainers.names import parse_argument
 from trainers.references import import_callable, resolve_data, resolve_device, resolve_loss, resolve_model
@@ -35,6 +35,14 @@ device = click.option("--device", default=None, help=_DEVICE)
 data_dir = click.option("--data-dir", type=click.Path(), default=None, help=_DATA_DIR)
 resume = click.option("--resume", is_flag=True, help="Go on with what is in the output directory.")
 always_resumes = click.option("--resume", is_flag=True, expose_value=False, help="As always: what is done is reused.")
+
+shard = click.option(
+    "--shard",
+    type=ShardType(),
+    default=None,
+    metavar="I/N",
+    help="Be one of N processes that share the work in one --out, for job arrays; every one ends when all is done.",
+)
 
 
 def _show_progress(context: click.Context, parameter: click.Parameter, quiet: bool) -> None:

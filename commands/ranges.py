@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from landscape.errors import InputError
+from landscape.shards import Shard
 
 
 class Real(click.types.FloatParamType):
@@ -60,6 +61,16 @@ class Whole(click.types.IntParamType):
 POSITIVE = Real(0, above=True)
 SEED = Whole(-(2**63), 2**63 - 1)
 """What torch's generators take, with room for the ranks of the processes."""
+
+
+class ShardType(click.ParamType):
+    """I/N: which of how many processes that share the work."""
+
+    name = "shard"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Shard:
+        """The shard; anything else is refused."""
+        return value if isinstance(value, Shard) else Shard.parsed(value)
 
 
 def _name(param: click.Parameter | None) -> str:

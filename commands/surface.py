@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from commands import options
-from commands.claimed import claim
+from commands.claimed import share
 from commands.options import OutputOptions, ProblemOptions, option
 from commands.ranges import POSITIVE, Whole
 from landscape.errors import InputError
 
 if TYPE_CHECKING:
     from landscape.problem.problem import Problem
+    from landscape.shards import Shard
     from trainers.rebuild import Subject
 
 THROUGH = ("trajectory", "checkpoints")
@@ -56,8 +57,10 @@ class GridOptions:
         """Whether several directions or parts of the data make a band."""
         return self.draws != 1 or self.subsets != 1
 
-    def check(self, checkpoints: int) -> None:
+    def check(self, checkpoints: int, shard: Shard | None) -> None:
         """Refuse options that do not go together."""
+        if self.band and shard is not None:
+            raise InputError("--shard shares the points of a surface: a band (--draws, --subsets) has none to share")
         if self.band and (self.dimensions == 2 or not (checkpoints == 1 or self.directions in THROUGH)):
             raise InputError(
                 "--draws and --subsets make a band of one checkpoint's profile: give --dimensions 1, one CKPT"
@@ -86,14 +89,21 @@ class GridOptions:
 @options.group(GridOptions, "grid")
 @options.problem()
 @options.resume
+@options.shard
 @options.output("Default: surface/ beside the checkpoint, surfaces/ for several.")
 def command(
-    checkpoints: tuple[Path, ...], grid: GridOptions, problem: ProblemOptions, output: OutputOptions, resume: bool
+    checkpoints: tuple[Path, ...],
+    grid: GridOptions,
+    problem: ProblemOptions,
+    output: OutputOptions,
+    resume: bool,
+    shard: Shard | None,
 ) -> None:
     """Evaluate the loss on a grid around checkpoints and draw it, with checks of the picture.
 
     Writes surface.h5, surface.json and figures/ to one directory. Finished points are safe on disk: --resume goes on
-    with what is there. Under torchrun the points are shared among its processes.
+    with what is there. Under torchrun the points are shared among its processes, with --shard among jobs that know of
+    each other by the directory alone; --shard always goes on with what is there.
     """
     from figures.drawing import surface as drawing
     from figures.page.terminal import surface_text
@@ -103,7 +113,7 @@ def command(
 
     single = len(checkpoints) == 1 or grid.directions in THROUGH
     directory = output.directory(checkpoints[0].parent / "surface" if single else Path("surfaces"))
-    grid.check(len(checkpoints))
+    grid.check(len(checkpoints), shard)
     arguments = {**(grid.line() if grid.band else grid.plane()), "seed": problem.seed}
     with options.processes(problem.device) as (device, rank):
         problem = dataclasses.replace(problem, device=str(device))
@@ -111,12 +121,12 @@ def command(
         for subject in subjects:
             curved = grid.curvature or grid.directions == "hessian"
             options.show_plan(subject.problem, str(subject.path), 2 + LEAST_BEYOND if curved else None)
-        claim(directory)
+        share(directory, shard)
         file = directory / "surface.h5"
         if grid.band:
             results = {"profiles": _profiles(subjects[0].problem, grid, arguments)}
         else:
-            journal = {"file": file, "resume": resume}
+            journal = {"file": file, "resume": resume or shard is not None, "shard": shard}
             if single:
                 results = {"surface": _surface(subjects, grid, problem, {**arguments, **journal})}
             else:

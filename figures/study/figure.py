@@ -15,6 +15,7 @@ from figures.study.figure_data import FigureData
 from figures.study.study import Study
 from figures.study.tasks import Task
 from figures.study.verdict import Claim
+from landscape.results import digest
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawing
@@ -86,6 +87,8 @@ def make(
     for name in pending.complete():
         pending.finish(name)
     study.run(pending.tasks(), pending.ended)
+    if pending.pictures:  # of processes that share the figures each has seen its own last
+        study.once(f"verdicts {pending.key}", lambda: verdict.collect(Path(out)))
     if len(pending.errors) == len(pending.figures) == 1:
         raise next(iter(pending.errors.values()))
     if pending.errors:
@@ -102,11 +105,19 @@ class _Pending:
         self.errors: dict[str, Exception] = {}
         self.pictures: list[Path] = []
         self.waiting: dict[str, dict[Path, Task]] = {}
+        self.keys: dict[str, str] = {}
         for name, figure in self.figures.items():
             try:
-                self.waiting[name] = {study.path(t): t for t in study.missing(figure.plan(study))}
+                plan = figure.plan(study)
+                self.waiting[name] = {study.path(t): t for t in study.missing(plan)}
+                self.keys[name] = digest.of_configuration([study.preset, sorted(t.name for t in plan)])[:16]
             except Exception as error:
                 self.errors[name] = error
+
+    @property
+    def key(self) -> str:
+        """Hash of what all figures are made of."""
+        return digest.of_configuration(self.keys)[:16]
 
     def complete(self) -> list[str]:
         """Figures that wait for nothing."""
@@ -136,17 +147,21 @@ class _Pending:
     def finish(self, name: str) -> None:
         """Collect, draw and judge a figure whose tasks are done."""
         del self.waiting[name]
-        figure = self.figures[name]
         try:
-            numbers = figure.collect(self.study)
-            numbers = replace(numbers, facts={**caption(name, figure, self.study), **numbers.facts})
-            numbers.save(self.out / f"{name}.h5")
-            self.pictures.append(redraw(name, self.out))
-            verdict.collect(self.out)
+            self.study.once(f"{name} {self.keys[name]}", lambda: self._write(name))
         except Exception as error:
             self.errors[name] = error
         else:
+            self.pictures.append(self.out / f"{name}.png")
             self.drawn(self.pictures[-1])
+
+    def _write(self, name: str) -> None:
+        figure = self.figures[name]
+        numbers = figure.collect(self.study)
+        numbers = replace(numbers, facts={**caption(name, figure, self.study), **numbers.facts})
+        numbers.save(self.out / f"{name}.h5")
+        redraw(name, self.out)
+        verdict.collect(self.out)
 
 
 def redraw(name: str, out: str | Path) -> Path:

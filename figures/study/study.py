@@ -7,7 +7,7 @@ common, a second call runs nothing, and a killed study goes on where it was (tra
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,10 @@ import numpy as np
 
 from figures.study.figure_data import load_arrays
 from figures.study.tasks import Computation, Machine, Task, Training, needed, read_cost
-from figures.study.workers import Job, execute
+from figures.study.workers import Job, Outcome, execute
 from landscape.errors import unknown
 from landscape.progress import Bar
+from landscape.shards import Claims, Item
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,7 @@ class Study:
         device: where networks are trained and measured.
         workers: processes that share the tasks; trainings in one process with 1.
         data_dir: where data files lie.
+        claims: tasks are shared with the other processes that claim them; this one runs one at a time.
     """
 
     def __init__(
@@ -70,13 +72,14 @@ class Study:
         device: str = "cpu",
         workers: int = 1,
         data_dir: str | None = None,
+        claims: Claims | None = None,
     ) -> None:
         if isinstance(preset, str):
             if preset not in PRESETS:
                 raise unknown("preset", preset, PRESETS)
             preset = PRESETS[preset]
         self.directory, self.preset = Path(directory), preset
-        self._seeds, self._workers = seeds, workers
+        self._seeds, self._workers, self._claims = seeds, workers, claims
         self._machine = Machine(device, data_dir)
 
     # -- what figures ask ------------------------------------------------------------------------------------------
@@ -182,7 +185,8 @@ class Study:
         missing = self.missing(tasks)
         jobs = [Job(t, self.path(t), [self.path(n) for n in needed(t)], self._machine) for t in missing]
         with Bar("figures", len(missing)) as bar:
-            for job, error in execute(jobs, self._workers):
+            outcomes = execute(jobs, self._workers) if self._claims is None else self._shared(jobs, self._claims)
+            for job, error in outcomes:
                 bar.note(job.task.name)
                 bar.advance()
                 if ended is not None:
@@ -190,3 +194,41 @@ class Study:
                 elif error is not None:
                     raise error
         return len(missing)
+
+    def once(self, name: str, run: Callable[[], object]) -> None:
+        """Run what is made of finished tasks; in one process where they are shared, while the others wait for it."""
+        if self._claims is None:
+            run()
+        else:
+            self._claims.once(name, run)
+
+    def _shared(self, jobs: Sequence[Job], claims: Claims) -> Iterator[Outcome]:
+        """Run jobs that nobody else has, and wait for the others; what fails here is not tried again here.
+
+        Those that measure time are one item behind all others: one process runs them while the rest waits.
+        """
+        failed: dict[Path, Exception] = {}
+
+        def settled(job: Job) -> bool:
+            return job.path in failed or self.done(job.task)
+
+        def item(name: str, part: Sequence[Job], ready: Callable[[], bool]) -> Item:
+            def run() -> None:
+                for job, error in execute([j for j in part if not settled(j)], 1, failed):
+                    if error is not None:
+                        failed[job.path] = error
+
+            return Item(name, run, lambda: all(map(settled, part)), ready)
+
+        def needs(job: Job) -> Callable[[], bool]:
+            inputs = [j for j in together.values() if j.path in job.inputs]
+            return lambda: all(map(settled, inputs))
+
+        together = {j.task.name: j for j in jobs if not j.alone}
+        alone = [j for j in jobs if j.alone]
+        items = [item(name, [job], needs(job)) for name, job in together.items()]
+        if alone:
+            items.append(item("alone", alone, lambda: all(map(settled, together.values()))))
+        for one in claims.settle(items):
+            for job in [together[one.name]] if one.name in together else alone:
+                yield job, failed.get(job.path)

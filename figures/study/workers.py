@@ -44,15 +44,15 @@ class Job:
         return self.task.timed or any(t.timed for t in needed(self.task))
 
 
-def execute(jobs: Sequence[Job], workers: int) -> Iterator[Outcome]:
+def execute(jobs: Sequence[Job], workers: int, failed: dict[Path, Exception] | None = None) -> Iterator[Outcome]:
     """Run jobs and yield each with the error that ended it, or None, as they end.
 
     They start in the given order, in which a training comes before what reads it. Jobs that measure time run behind
     all others, in this process, one after the other. A job whose training failed is not run and ends with that error.
     A job has one thread whatever the number of processes: so many small networks train fastest, and sums come out the
-    same on every machine.
+    same on every machine. `failed` are trainings that failed in an earlier call; those of this one are added.
     """
-    failed: dict[Path, Exception] = {}
+    failed = {} if failed is None else failed
     together = [j for j in jobs if not j.alone]
     shared = _in_processes if min(workers, len(together)) > 1 else _here
     for run, part in ((shared, together), (_here, [j for j in jobs if j.alone])):

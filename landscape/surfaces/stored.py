@@ -61,7 +61,13 @@ def identity_of(
 
 
 def opened(
-    file: Path, name: str, identity: Mapping[str, Any], *, resume: bool = True, replace_other: bool = False
+    file: Path,
+    name: str,
+    identity: Mapping[str, Any],
+    *,
+    resume: bool = True,
+    replace_other: bool = False,
+    shared: bool = False,
 ) -> Surface | PointJournal:
     """The finished surface that the file holds under `name`, or the journal beside it, which may be new.
 
@@ -71,6 +77,7 @@ def opened(
         identity: what the surface must belong to.
         resume: go on with what is there; False starts anew.
         replace_other: start anew instead of refusing another surface.
+        shared: other processes go on with it at the same time.
 
     Raises:
         InputError: file or journal hold something else, or are damaged.
@@ -81,11 +88,11 @@ def opened(
         shutil.rmtree(directory, ignore_errors=True)  # of a run that was killed while it removed it
         return finished
     try:
-        return PointJournal(directory, identity, resume=resume)
+        return PointJournal(directory, identity, resume=resume, shared=shared)
     except InputError:
         if not replace_other:
             raise
-        return PointJournal(directory, identity, resume=False)
+        return PointJournal(directory, identity, resume=False, shared=shared)
 
 
 def _finished(file: Path, name: str, identity: Mapping[str, Any], resume: bool, replace_other: bool) -> Surface | None:

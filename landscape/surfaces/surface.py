@@ -2,31 +2,25 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
-from dataclasses import asdict, replace
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from torch import Tensor
 
 from landscape import processes
+from landscape.errors import InputError
 from landscape.locks import locked
 from landscape.problem.problem import Problem
 from landscape.results import hdf5
+from landscape.shards import Claims, Shard, directory_of
 from landscape.sharpness.checks import check_loss
-from landscape.surfaces import picture_checks, plan, stored
+from landscape.surfaces import plan, stored
+from landscape.surfaces.computing import SurfaceRun, together
 from landscape.surfaces.directions.directions import Directions
 from landscape.surfaces.directions.directions import directions as draw
-from landscape.surfaces.grid import quantities
-from landscape.surfaces.grid.evaluation import Choice, GridEvaluation
 from landscape.surfaces.grid.journal import PointJournal
-from landscape.surfaces.grid.precision import precision_errors
-from landscape.surfaces.grid.quantities import Quantity
-from landscape.surfaces.grid.tiles import Tiles
 from landscape.surfaces.result import Surface
 
 __all__ = ["Surface", "surface"]
@@ -56,6 +50,7 @@ def surface(
     name: str = "surface",
     resume: bool = True,
     replace_other: bool = False,
+    shard: Shard | None = None,
 ) -> Surface:
     """L(w0 + a d1 + b d2) on a grid, with the checks of `landscape.surfaces.picture_checks`.
 
@@ -85,6 +80,8 @@ def surface(
         name: the group.
         resume: go on with what `file` holds; False starts anew.
         replace_other: replace a surface of another checkpoint or other arguments in `file` instead of refusing.
+        shard: share the points with other processes that were given the same `file` and everything else (see
+            `landscape.shards`); each returns the whole surface when it is finished.
 
     Raises:
         InputError: see `surfaces.grid.axes.axis` and `surfaces.directions.directions.directions`; a loss at the weights
@@ -113,17 +110,11 @@ def surface(
     problems = {"": problem, **(others or {})}
     ready = directions if isinstance(directions, Directions) else None
     identity = processes.agree(stored.identity_of(problems, arguments, ready, checkpoints, optimizer))
-    with nullcontext() if file is None else locked(file, file=True):
-        journal: PointJournal | None = None
-        save: Callable[[Surface], None] = _nowhere
-        if file is not None:
-            path, options = Path(file), {"resume": resume, "replace_other": replace_other}
-            kept = processes.on_first(lambda: stored.opened(path, name, identity, **options))
-            if isinstance(kept, Surface):
-                return kept
-            journal = kept
-            if processes.rank() == 0:
-                save = partial(_save, path, name)
+    if shard is not None and (file is None or not resume or processes.world() > 1):
+        raise InputError("shards share a file, and go on with what is there: give file and resume; without torchrun")
+
+    def start(journal: PointJournal | None) -> tuple[Directions, Mapping[str, Any]]:
+        """What the journal holds of directions and header, or new ones."""
         plane = (journal.directions if journal else None) or ready
         if plane is None:
             sources: dict[str, Any] = {"checkpoints": checkpoints, "optimizer": optimizer}
@@ -137,93 +128,24 @@ def surface(
             header = processes.agree(plan.header(problems, plane, arguments, batch_size, points_per_launch))
             if journal and processes.rank() == 0:
                 journal.begin(header, plane)
-        return _computed(problems, plane, header, arguments, identity, journal, save)
+        return plane, header
 
+    if file is None:
+        return SurfaceRun(problems, arguments, identity, *start(None)).finished(_nowhere)
+    path, options = Path(file), {"resume": resume, "replace_other": replace_other, "shared": shard is not None}
 
-def _computed(
-    problems: Mapping[str, Problem],
-    plane: Directions,
-    header: Mapping[str, Any],
-    arguments: Mapping[str, Any],
-    identity: Mapping[str, Any],
-    journal: PointJournal | None,
-    save: Callable[[Surface], None],
-) -> Surface:
-    """Compute everything that is missing, check the picture, save it."""
-    problem, choice = problems[""], Choice(**header["choice"])
-    axes = [np.array(a, dtype=np.float64) for a in header["axes"]]
-    evaluation = GridEvaluation(problems, plane.center, plane.vectors, choice)
-    tiles = Tiles(list(itertools.product(*(a.tolist() for a in axes))), problem, journal)
-    wanted = [quantities.loss(evaluation)]
-    if arguments["gradient_norm"]:
-        wanted.append(quantities.gradient_norm(problem, evaluation))
-    if arguments["curvature"]:
-        wanted.append(quantities.curvature(problem, evaluation, arguments["seed"]))
-    empty = _empty(problem, plane, axes, arguments)
-    empty = replace(empty, others=list(problems)[1:], choice=asdict(choice), identity=dict(identity))
+    def opened() -> Surface | PointJournal:
+        return processes.on_first(lambda: stored.opened(path, name, identity, **options))
 
-    def publish() -> None:
-        save(_filled(empty, tiles, wanted))
-
-    publish()
-    try:
-        for quantity in wanted:
-            tiles.complete(quantity, publish)
-    except BaseException:
-        if journal:
-            journal.close()
-        publish()
-        raise
-    surface = _filled(empty, tiles, wanted)
-    if choice.precision != "native":
-        errors = precision_errors(problem, evaluation, plane, axes)
-        surface = replace(surface, facts={**surface.facts, "precision_error": errors})
-    surface = replace(surface, checks=picture_checks.check(surface, problem, evaluation))
-    save(surface)
-    if journal:
-        journal.close(delete=processes.rank() == 0)
-    return surface
-
-
-def _empty(problem: Problem, plane: Directions, axes: Sequence[np.ndarray], arguments: Mapping[str, Any]) -> Surface:
-    """The surface before any of its points is known."""
-    nowhere = np.full([len(a) for a in axes], np.nan)
-    return Surface(
-        x=axes[0],
-        y=axes[1] if len(axes) == 2 else None,
-        loss=nowhere,
-        accuracy=nowhere,
-        done=np.zeros(nowhere.shape, dtype=bool),
-        marks=None if plane.marks is None else plane.marks.cpu().numpy(),
-        residuals=None if plane.residuals is None else plane.residuals.cpu().numpy(),
-        unit=plane.unit,
-        directions=plane.name,
-        radius=max(abs(v) for span in plan.spans(plane, arguments) for v in span),
-        facts=plane.facts,
-        complete=False,
-        arguments=dict(arguments),
-        provenance={**problem.provenance(), "has_batch_norm": bool(problem.evaluator.batch_norms)},
-    )
-
-
-def _filled(empty: Surface, tiles: Tiles, wanted: Sequence[Quantity]) -> Surface:
-    """The surface with everything that is known so far."""
-    shape, (first, *extras) = empty.loss.shape, wanted
-    losses, accuracies = np.moveaxis(tiles.values(first).reshape(*shape, -1, 2), (-1, -2), (0, 1))
-    columns = {n: c.reshape(shape) for q in extras for n, c in zip(q.columns, tiles.values(q).T, strict=True)}
-    cost = tiles.cost()
-    return replace(
-        empty,
-        loss=losses[0],
-        accuracy=accuracies[0],
-        done=tiles.known(first).reshape(shape),
-        other_loss=losses[1:] if empty.others else None,
-        other_accuracy=accuracies[1:] if empty.others else None,
-        **columns,
-        complete=all(bool(tiles.known(q).all()) for q in wanted),
-        seconds=cost.pop("seconds"),
-        cost=cost,
-    )
+    save = partial(_save, path, name) if processes.rank() == 0 else _nowhere
+    with locked(file, file=True, shared=shard is not None):
+        kept = opened()
+        if isinstance(kept, Surface):
+            return kept
+        if shard is None:
+            return SurfaceRun(problems, arguments, identity, *start(kept), kept).finished(save)
+        with Claims(directory_of(path, file=True) / name.replace("/", "-"), shard) as claims:
+            return together(opened, start, partial(SurfaceRun, problems, arguments, identity), claims, save)
 
 
 def _save(path: Path, name: str, surface: Surface) -> None:

@@ -2,13 +2,15 @@
 
 The journal is a directory: `header.json` (whose points these are and how they are computed), `directions.pt`, and
 `points.bin`, a sequence of records that each carry a checksum. A record is whole or, being the last one when the
-process was killed, ignored. The result file itself is only ever replaced atomically: it opens at any moment.
+process was killed, ignored. Of processes that share the points each has a file of its own, `points-*.bin`, and reads
+the others'. The result file itself is only ever replaced atomically: it opens at any moment.
 """
 
 from __future__ import annotations
 
 import shutil
 import struct
+import uuid
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -40,24 +42,35 @@ class PointJournal:
         directory: of the journal; it need not exist.
         identity: what the points belong to (weights, sample, arguments); plain JSON values.
         resume: go on with what is there; else start anew.
+        shared: with other processes.
 
     Raises:
         InputError: the journal there belongs to something else, or its header is damaged.
     """
 
-    def __init__(self, directory: Path, identity: Mapping[str, Any], *, resume: bool = True) -> None:
+    def __init__(
+        self, directory: Path, identity: Mapping[str, Any], *, resume: bool = True, shared: bool = False
+    ) -> None:
         self.directory, self.identity = directory, dict(identity)
         self.header: dict[str, Any] | None = None
         self.directions: Directions | None = None
         self.records: Records = {}
-        self._file = files.AppendedFile(directory / "points.bin", _SYNC_SECONDS)
+        self._mine = directory / (f"points-{uuid.uuid4().hex}.bin" if shared else "points.bin")
+        self._file = files.AppendedFile(self._mine, _SYNC_SECONDS)
+        self._read: dict[Path, int] = {}
         if not resume and directory.exists():
             shutil.rmtree(directory)
-        if (directory / "header.json").exists():
+        if self.begun:
             self.header = self._read_header()
             refuse_other(self.header["identity"], self.identity, directory)
             self.directions = self._read_directions()
-            self._read_points()
+            self.look()
+            self._cut_off()
+
+    @property
+    def begun(self) -> bool:
+        """Whether `begin` has ended, in whatever process."""
+        return (self.directory / "header.json").exists()
 
     def begin(self, header: Mapping[str, Any], directions: Directions) -> None:
         """Start an empty journal: its directions and header are on disk when this returns."""
@@ -81,6 +94,7 @@ class PointJournal:
         """Let go of the file; `delete` once the result is saved."""
         self._file.close()
         if delete:
+            (self.directory / "header.json").unlink(missing_ok=True)  # first: it says that everything else is there
             shutil.rmtree(self.directory, ignore_errors=True)
 
     def _read_header(self) -> dict[str, Any]:
@@ -104,17 +118,25 @@ class PointJournal:
         except Exception as error:
             raise InputError(f"{path} is damaged: delete {self.directory} and run again") from error
 
-    def _read_points(self) -> None:
-        path = self.directory / "points.bin"
-        if not path.exists():
-            return
-        content = path.read_bytes()
-        whole = 0
-        for quantity, index, values, whole in _records(content):  # noqa: B007 - the last end is needed
-            self.records[quantity, index] = values
-        if whole < len(content):
-            with open(path, "r+b") as stream:
-                stream.truncate(whole)
+    def look(self) -> None:
+        """Take in what was written since the last look, by whomever."""
+        for path in sorted(self.directory.glob("points*.bin")):
+            start = self._read.get(path, 0)
+            try:
+                with open(path, "rb") as stream:
+                    stream.seek(start)
+                    content, whole = stream.read(), 0
+            except FileNotFoundError:  # the surface is finished, and its points are being removed
+                continue
+            for quantity, index, values, whole in _records(content):  # noqa: B007 - the last end is needed
+                self.records[quantity, index] = values
+            self._read[path] = start + whole
+
+    def _cut_off(self) -> None:
+        """Behind the last whole record of the file that is appended to."""
+        if self._mine.exists() and self._read[self._mine] < self._mine.stat().st_size:
+            with open(self._mine, "r+b") as stream:
+                stream.truncate(self._read[self._mine])
 
 
 def refuse_other(stored: Mapping[str, Any], wanted: Mapping[str, Any], path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -11,6 +11,7 @@ import torch
 from landscape import processes
 from landscape.problem.problem import Problem
 from landscape.progress import Bar
+from landscape.shards import Claims, Item
 from landscape.surfaces.grid.evaluation import Point
 from landscape.surfaces.grid.journal import PointJournal, Records
 from landscape.surfaces.grid.quantities import Quantity
@@ -18,6 +19,8 @@ from landscape.surfaces.grid.quantities import Quantity
 _COSTS = ("forward", "backward", "hvp", "seconds")
 """What follows the values in a record: the tile's share of the passes and seconds that were spent."""
 _FETCH_SECONDS = 1.0
+_BLOCKS = 8
+"""Blocks of tiles to a process where processes claim them."""
 _PUBLISH_SECONDS = 10.0
 
 
@@ -60,24 +63,60 @@ class Tiles:
 
     def cost(self) -> dict[str, float]:
         """Passes over the examples, and seconds, of this run and of those that it went on from."""
-        total = np.sum([v[-len(_COSTS) :] for v in self._records.values()], axis=0)
+        # Shares of a pass come back to whole passes, in whatever order they are added.
+        total = np.round(np.sum([v[-len(_COSTS) :] for v in self._records.values()], axis=0), 6)
         return dict(zip(_COSTS, np.broadcast_to(total, len(_COSTS)).tolist(), strict=True))
 
     def complete(self, quantity: Quantity, publish: Callable[[], None] = lambda: None) -> None:
         """Compute what is missing of a quantity; `publish` is called now and then to bring a result file up to date."""
-        count = -(-len(self.points) // quantity.tile)
-        missing = [t for t in range(count) if (quantity.number, t) not in self._records]
-        rounds, position = 1, 0
         with quantity.opened(), Bar(quantity.name, len(self.points), done=int(self.known(quantity).sum())) as bar:
-            while position < len(missing):
-                started = time.monotonic()
-                tiles = missing[position : position + rounds * (processes.world() if self._shared else 1)]
-                self._keep(quantity, self._computed(quantity, tiles))
-                position += len(tiles)
-                bar.advance(min(len(tiles) * quantity.tile, len(self.points) - bar.done))
+            for tiles in self._compute(quantity, self._missing(quantity, self._every(quantity))):
+                bar.advance(min(tiles * quantity.tile, len(self.points) - bar.done))
                 self._publish_when_due(publish)
-                seconds = max(time.monotonic() - started, 1e-4)
-                rounds = processes.agree(max(1, min(2 * rounds, int(rounds * _FETCH_SECONDS / seconds))))
+
+    def complete_together(self, quantity: Quantity, claims: Claims) -> None:
+        """The same among the processes that claim blocks of points; when it returns everything is known here, too."""
+        assert self._journal is not None
+        journal, tiles = self._journal, self._every(quantity)
+        size = -(-len(tiles) // (_BLOCKS * claims.shard.count))
+
+        def item(block: range) -> Item:
+            def run() -> None:
+                with quantity.opened():
+                    for _ in self._compute(quantity, self._missing(quantity, block)):
+                        pass
+
+            # What is no longer begun is finished and kept elsewhere.
+            name = f"{quantity.name} {block.start}-{block.stop}"
+            return Item(name, run, lambda: not (journal.begun and self._missing(quantity, block)))
+
+        def look() -> None:
+            journal.look()
+            self._records |= journal.records
+
+        blocks = [tiles[i : i + size] for i in tiles[::size]]
+        with Bar(quantity.name, len(self.points)) as bar:
+            for _ in claims.settle([item(block) for block in blocks], look):
+                bar.advance(int(self.known(quantity).sum()) - bar.done)
+
+    def _every(self, quantity: Quantity) -> range:
+        """Numbers of the tiles."""
+        return range(-(-len(self.points) // quantity.tile))
+
+    def _missing(self, quantity: Quantity, tiles: range) -> list[int]:
+        return [t for t in tiles if (quantity.number, t) not in self._records]
+
+    def _compute(self, quantity: Quantity, missing: Sequence[int]) -> Iterator[int]:
+        """Compute tiles and keep them, as many at a time as take about a second; yields how many those were."""
+        rounds, position = 1, 0
+        while position < len(missing):
+            started = time.monotonic()
+            tiles = missing[position : position + rounds * (processes.world() if self._shared else 1)]
+            self._keep(quantity, self._computed(quantity, tiles))
+            position += len(tiles)
+            yield len(tiles)
+            seconds = max(time.monotonic() - started, 1e-4)
+            rounds = processes.agree(max(1, min(2 * rounds, int(rounds * _FETCH_SECONDS / seconds))))
 
     def _computed(self, quantity: Quantity, tiles: Sequence[int]) -> list[tuple[int, np.ndarray]]:
         """The tiles' values, of all processes that share them, fetched from the device at once."""
