@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import shlex
 import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING
 import click
 
 from commands import options
-from commands.claimed import claim
+from commands.claimed import share
 from commands.options import OutputOptions, ProblemOptions, option
 from commands.ranges import POSITIVE, Whole
 from landscape.errors import InputError
@@ -21,6 +22,7 @@ from trainers.references import resolve_data
 
 if TYPE_CHECKING:
     from landscape.problem.problem import Problem
+    from landscape.shards import Shard
     from trainers.rebuild import Subject
     from trainers.requests import MeasureRequest
     from trainers.run_checkpoints import RunCheckpoints
@@ -90,6 +92,7 @@ class MeasureOptions:
 @options.group(MeasureOptions, "measured")
 @options.problem()
 @options.always_resumes
+@options.shard
 @click.option("--every", type=Whole(), default=None, help="Of a run: every so many of its checkpoints, and the last.")
 @options.output("Default: analysis/ beside the checkpoint, comparison/ for several, over-steps/ in a run.")
 def command(
@@ -97,6 +100,7 @@ def command(
     measured: MeasureOptions,
     problem: ProblemOptions,
     output: OutputOptions,
+    shard: Shard | None,
     every: int | None,
 ) -> None:
     """Measure the loss around checkpoints: sharpness, curvature with error bounds, a 2-D surface, a report.
@@ -104,21 +108,27 @@ def command(
     Writes analysis.h5, summary.json, report.html and figures/ to one directory. The checkpoints of a run (its folder,
     or files of one folder with their step or epoch in the name) give every measure over the steps: run.csv, run.h5,
     summary.json, report.html and figures/run. What an earlier call of the same checkpoint computed with the same
-    settings is reused, also after an interruption.
+    settings is reused, also after an interruption. With --shard the measures of the checkpoints, of a run its
+    checkpoints, are shared among jobs.
     """
     from trainers.run_checkpoints import run_of
 
     run = run_of(checkpoints)
     if run is not None:
-        _analyze_run(run, every or 1, measured, problem, output)
+        _analyze_run(run, every or 1, measured, problem, output, shard)
     elif every is None:
-        _compare(checkpoints, measured, problem, output)
+        _compare(checkpoints, measured, problem, output, shard)
     else:
         raise InputError("--every thins out the checkpoints of a run: give its folder, or leave --every out")
 
 
 def _analyze_run(
-    run: RunCheckpoints, every: int, measured: MeasureOptions, problem: ProblemOptions, output: OutputOptions
+    run: RunCheckpoints,
+    every: int,
+    measured: MeasureOptions,
+    problem: ProblemOptions,
+    output: OutputOptions,
+    shard: Shard | None,
 ) -> None:
     """Every measure over the steps of a run."""
     from figures.drawing import run as drawing
@@ -142,9 +152,9 @@ def _analyze_run(
     first = read(stages[0].path)
     subsets = measuring.subsets_for([first.problem]) if measured.subsets is None else measured.subsets
     wanted = requests(problem.seed, subsets)
-    claim(directory)
     options.show_plan(first.problem, f"{len(stages)} checkpoints", measuring.vectors_needed(wanted))
-    rows = running.measure_run(first, stages, read, wanted, directory / "run.journal")
+    claims = share(directory, shard)
+    rows = running.measure_run(first, stages, read, wanted, directory / "run.journal", claims)
     facts = {"provenance": first.problem.provenance(), "arguments": {"every": every}}
     keys, label = [request.key for request in wanted], f"{run.folder.resolve().name} over its steps"
     table = running.as_table(rows, run.unit, stages, keys, label=label, **facts)
@@ -159,7 +169,11 @@ def _analyze_run(
 
 
 def _compare(
-    checkpoints: tuple[Path, ...], measured: MeasureOptions, problem: ProblemOptions, output: OutputOptions
+    checkpoints: tuple[Path, ...],
+    measured: MeasureOptions,
+    problem: ProblemOptions,
+    output: OutputOptions,
+    shard: Shard | None,
 ) -> None:
     """One checkpoint, or several side by side."""
     from figures.drawing import static
@@ -175,15 +189,19 @@ def _compare(
     names, subjects = [name for name, _ in pairs], [measured.beside(subject, problem) for _, subject in pairs]
     subsets = measuring.subsets_for([s.problem for s in subjects]) if measured.subsets is None else measured.subsets
     requests = measured.requests(problem.seed, subsets)
-    claim(directory)
     for name, subject in zip(names, subjects, strict=True):
         options.show_plan(subject.problem, name, measuring.vectors_needed(requests))
-    store = Store(directory / "analysis.h5", {n: s.sha256 for n, s in zip(names, subjects, strict=True)})
-    again = shlex.join(["landscape", *sys.argv[1:]])
-    analyses = []
-    for subject, name in zip(subjects, names, strict=True):
-        prefix = f"{name}/" if len(subjects) > 1 else ""
+    claims = share(directory, shard)
+    file, owners = directory / "analysis.h5", {n: s.sha256 for n, s in zip(names, subjects, strict=True)}
+    prefixes = [f"{name}/" if len(subjects) > 1 else "" for name in names]
+    if claims is not None:
+        measuring.share(dict(zip(prefixes, subjects, strict=True)), Store(file, owners), requests, claims)
+    store, analyses = Store(file, owners), []
+    again = shlex.join(["landscape", *_without_shard(sys.argv[1:])])
+    for subject, name, prefix in zip(subjects, names, prefixes, strict=True):
         analyses.append(measuring.analyze(subject, name, store, requests, prefix=prefix, command=again))
+    if claims is None:
+        store.remove_parts()
     summary = analysis.summarize(analyses)
     write_json(directory / "summary.json", summary)
     static.write(analyses, directory / "figures")
@@ -192,3 +210,13 @@ def _compare(
     if not output.as_json:
         table.show(analyses, differences=paired)
     output.show(summary, f"report: {directory / 'report.html'}")
+
+
+def _without_shard(arguments: Sequence[str]) -> Iterator[str]:
+    """The arguments of the command that makes the same alone."""
+    left = iter(arguments)
+    for argument in left:
+        if argument == "--shard":
+            next(left, None)
+        elif not argument.startswith("--shard="):
+            yield argument

@@ -154,13 +154,19 @@ class Claims:
                 has left the directory.
             run: as of an `Item`.
         """
-        mark = self.directory / f"{_stem(name)}.done"
 
         def marked() -> None:
             run()
-            mark.touch()
+            self._mark(name).touch()
 
-        self.wait_for(Item(name, marked, mark.exists))
+        self.wait_for(Item(name, marked, lambda: self.has_ended(name)))
+
+    def has_ended(self, name: str) -> bool:
+        """Whether `once` has run this."""
+        return self._mark(name).exists()
+
+    def _mark(self, name: str) -> Path:
+        return self.directory / f"{_stem(name)}.done"
 
     # -- claims ----------------------------------------------------------------------------------------------------
 

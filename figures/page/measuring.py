@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +20,10 @@ from landscape.curvature.krylov import LEAST_BEYOND
 from landscape.errors import InputError
 from landscape.problem.outputs import class_counts, example_hits
 from landscape.problem.problem import Problem
+from landscape.progress import Bar
+from landscape.results import digest
 from landscape.results.result import Result
+from landscape.shards import Claims, Item
 from landscape.surfaces.result import Surface
 from trainers.rebuild import Subject
 from trainers.requests import MeasureRequest
@@ -47,37 +53,15 @@ def analyze(
         command: what the user typed.
     """
     problem = subject.problem
-    provenance = {**problem.provenance(), "checkpoint_sha256": subject.sha256, "sample_seed": subject.seed}
-    provenance |= {"split": subject.split} if subject.split else {}
-    at = problem.evaluate()
-    if not at.loss.isfinite():
-        raise InputError(
-            f"{subject.path}: the loss over the sample is {float(at.loss)}: nothing can be measured around it"
-        )
-    computed: dict[str, Result] = {}
-    for request in wanted:
-        settings = {
-            "arguments": request.arguments,
-            **subject.companions.facts(request),
-            "parameters": list(problem.parameters.names),
-            **{k: provenance[k] for k in ("loss", "sample_sha256", "batch_norm", "dtype")},
-            # The code of --model decides the value too, and cannot be seen.
-            "loss_at_weights": f"{float(at.loss):.4g}",
-        }
-        name = prefix + request.key
-        result = store.get(name, settings)
-        if result is None:
-            result = _compute(request, subject, store, name)
-            result = dataclasses.replace(result, provenance={**result.provenance, **provenance})
-            store.put(name, result, settings)
-        computed[request.key] = result
+    measured = Measured(subject)
+    computed = {request.key: measured.result(request, prefix + request.key, store) for request in wanted}
     surface = computed.pop(SURFACE, None)
     return Analysis(
         label=label,
         checkpoint=str(subject.path),
         sha256=subject.sha256,
-        loss=float(at.loss),
-        accuracy=float(at.accuracy),
+        loss=float(measured.at.loss),
+        accuracy=float(measured.at.accuracy),
         samples=problem.examples,
         classified=problem.classified,
         parameters=problem.dimension,
@@ -86,9 +70,94 @@ def analyze(
         examples=_examples(problem),
         history=read_history(subject.path.parent / "history.csv"),
         metadata=subject.metadata,
-        provenance=provenance,
+        provenance=measured.provenance,
         command=command,
     )
+
+
+class Measured:
+    """A checkpoint at which measures are taken.
+
+    Attributes:
+        subject: the checkpoint brought back to life.
+        at: loss and accuracy.
+        provenance: of every result.
+
+    Raises:
+        InputError: the loss is not finite.
+    """
+
+    def __init__(self, subject: Subject) -> None:
+        self.subject, problem = subject, subject.problem
+        self.provenance = {
+            **problem.provenance(),
+            "checkpoint_sha256": subject.sha256,
+            "sample_seed": subject.seed,
+            **({"split": subject.split} if subject.split else {}),
+        }
+        self.at = problem.evaluate()
+        if not self.at.loss.isfinite():
+            raise InputError(
+                f"{subject.path}: the loss over the sample is {float(self.at.loss)}: nothing can be measured around it"
+            )
+
+    def settings(self, request: MeasureRequest) -> dict[str, Any]:
+        """What decides the result."""
+        return {
+            "arguments": request.arguments,
+            **self.subject.companions.facts(request),
+            "parameters": list(self.subject.problem.parameters.names),
+            **{k: self.provenance[k] for k in ("loss", "sample_sha256", "batch_norm", "dtype")},
+            # The code of --model decides the value too, and cannot be seen.
+            "loss_at_weights": f"{float(self.at.loss):.4g}",
+        }
+
+    def result(self, request: MeasureRequest, name: str, store: Store) -> Result:
+        """As the store holds it, or computed now and kept there."""
+        settings = self.settings(request)
+        result = store.get(name, settings)
+        if result is None:
+            result = _compute(request, self.subject, store, name)
+            result = dataclasses.replace(result, provenance={**result.provenance, **self.provenance})
+            store.put(name, result, settings)
+        return result
+
+
+def share(subjects: Mapping[str, Subject], store: Store, wanted: Sequence[MeasureRequest], claims: Claims) -> None:
+    """Compute the wanted measures that nobody else has until the store's file holds all of them.
+
+    Args:
+        subjects: prefix of the groups in the store -> checkpoint.
+        store: as in `analyze`.
+        wanted: likewise.
+        claims: of this process.
+    """
+    taken: list[tuple[Measured, MeasureRequest, str]] = []
+    for prefix, subject in subjects.items():
+        measured = Measured(subject)
+        taken += [(measured, request, prefix + request.key) for request in wanted]
+    parts = [store.part(name, measured.settings(request)) for measured, request, name in taken]
+    whole = f"analysis {digest.of_configuration([p.name for p in parts])[:16]}"
+
+    def item(measured: Measured, request: MeasureRequest, name: str, part: Path) -> Item:
+        def run() -> None:
+            unfinished = Store(part.with_name(f"unfinished-{part.name}"), store.owners)
+            measured.result(request, name, unfinished)
+            os.replace(unfinished.path, part)
+
+        held = store.holds(name, measured.settings(request))
+        return Item(f"{name} {part.stem}", run, lambda: held or part.exists() or claims.has_ended(whole))
+
+    def merge() -> None:
+        merged = Store(store.path, store.owners)
+        for measured, request, name in taken:
+            merged.get(name, measured.settings(request))
+        merged.remove_parts()
+
+    with Bar("measures", len(taken)) as bar:
+        for _ in claims.settle([item(*one, part) for one, part in zip(taken, parts, strict=True)]):
+            bar.advance()
+    claims.once(whole, merge)
 
 
 def subsets_for(problems: Sequence[Problem]) -> int:

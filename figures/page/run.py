@@ -6,6 +6,7 @@ import csv
 import functools
 import io
 import math
+import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -13,15 +14,17 @@ from typing import Any
 
 import numpy as np
 
+from figures.page import run_shards
 from figures.page.meanings import title
 from landscape import MEASURES
 from landscape.errors import InputError, InputWarning
 from landscape.files import write_bytes
 from landscape.formatting import number
-from landscape.progress import track
+from landscape.progress import Bar
 from landscape.results import digest
 from landscape.results.journal import Journal
 from landscape.results.result import LabelledArrays, plain
+from landscape.shards import Claims
 from landscape.statistics import Z
 from trainers.monitor.columns import columns_of
 from trainers.monitor.measurements import Measurements
@@ -30,7 +33,8 @@ from trainers.requests import MeasureRequest
 from trainers.run_checkpoints import Stage
 from trainers.subject_checks import Diverged
 
-_JOURNAL = "landscape analyze of a run"
+_CHAIN = 4
+"""Checkpoints whose eigenvectors start from one another's."""
 
 
 def measure_run(
@@ -39,12 +43,14 @@ def measure_run(
     read: Callable[[Path], Subject],
     requests: Sequence[MeasureRequest],
     journal: Path,
+    claims: Claims | None = None,
 ) -> list[dict[str, Any]]:
     """One row a checkpoint, in their order; rows that an earlier call has kept are not computed again.
 
-    Eigenvectors start from those of the checkpoint before; in the middle of the run they are computed from random ones
-    too, so that what this saves is measured (`hvps_from_random` beside `hvps`). A checkpoint whose loss is not finite,
-    or a measure that fails there, has no number.
+    Eigenvectors start from those of the checkpoint before, but for every fourth, which starts anew: so a run that is
+    shared or interrupted gets the same numbers. In the middle of the run they are computed from random ones too, so
+    that what this saves is measured (`hvps_from_random` beside `hvps`). A checkpoint whose loss is not finite, or a
+    measure that fails there, has no number.
 
     Args:
         first: the first checkpoint, brought back to life.
@@ -52,23 +58,64 @@ def measure_run(
         read: brings a checkpoint back to life.
         requests: measures.
         journal: where rows are kept.
+        claims: the rows are shared with the other processes that claim them.
 
     Raises:
         InputError: a checkpoint of another network, or no checkpoint whose loss is finite.
     """
-    measurements = Measurements(requests, first.companions)
-    kept, settings = Journal(journal, resume=True), digest.of_configuration(_settings(first, requests))
-    kept.open(_JOURNAL)
-    rows = []
+    settings = digest.of_configuration(_settings(first, requests))
+    names = {s: f"{s.path.name} {digest.of_path(s.path)} {settings}" for s in stages}
+    chained = Measurements(requests, first.companions).chained
+    size = _CHAIN if chained else 1
+    blocks = [stages[i : i + size] for i in range(0, len(stages), size)]
+    compared = _compared(stages, size)
+
+    def rows_of(block: Sequence[Stage], kept: Journal) -> list[dict[str, Any]]:
+        measurements = Measurements(requests, first.companions)
+        rows = []
+        for stage in block:
+            compute = functools.partial(_row, first, stage, read, measurements, stage == compared)
+            rows.append(kept.row(names[stage], compute))
+            bar.advance()
+        return rows
+
+    kept, parts = Journal(journal if claims is None else None, resume=True), journal.with_suffix(".parts")
     try:
-        for i, stage in enumerate(track(stages, "checkpoints")):
-            name = f"{stage.path.name} {digest.of_path(stage.path)} {settings}"
-            compared = i == len(stages) // 2
-            rows.append(kept.row(name, functools.partial(_row, first, stage, read, measurements, compared)))
+        with Bar("checkpoints", len(stages)) as bar:
+            if claims is None:
+                kept.open(run_shards.KEY)
+                run_shards.take_in(kept, parts)
+            else:
+                kept.rows = run_shards.share(
+                    {tuple(names[s] for s in block): functools.partial(rows_of, block, Journal()) for block in blocks},
+                    journal,
+                    parts,
+                    claims,
+                )
+                bar.done = 0
+            if chained:
+                for block in blocks:
+                    _drop_interrupted(kept, [names[s] for s in block])
+            rows = [row for block in blocks for row in rows_of(block, kept)]
+        shutil.rmtree(parts, ignore_errors=True)
     finally:
         kept.close()
     _require_a_loss(rows)
     return rows
+
+
+def _compared(stages: Sequence[Stage], size: int) -> Stage:
+    """The one in the middle, or behind it where a chain begins there."""
+    middle = len(stages) // 2
+    begins = size > 1 and middle % size == 0 and middle + 1 < len(stages)
+    return stages[middle + begins]
+
+
+def _drop_interrupted(kept: Journal, names: Sequence[str]) -> None:
+    """Of a chain that was cut off, its beginning too: what follows starts from its eigenvectors."""
+    there = [name in kept.rows for name in names]
+    if not all(there) and there == sorted(there, reverse=True):
+        kept.drop([name for name in names if name in kept.rows])
 
 
 def _require_a_loss(rows: Sequence[dict[str, Any]]) -> None:

@@ -1,17 +1,21 @@
-"""What an analysis directory keeps of its results: analysis.h5."""
+"""What an analysis directory keeps of its results: analysis.h5, and what several processes add to it."""
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 from landscape.errors import InputError
-from landscape.results import hdf5
+from landscape.results import digest, hdf5
 from landscape.results.result import Result, plain
 
 
 class Store:
-    """analysis.h5: results are written as soon as they are there and reused where nothing about them changed."""
+    """analysis.h5: results are written as soon as they are there and reused where nothing about them changed.
+
+    Processes that share an analysis leave each result in a file of its own in analysis.parts/; `get` takes it in.
+    """
 
     def __init__(self, path: Path, owners: dict[str, str]) -> None:
         self.path, self.owners = path, owners
@@ -30,7 +34,28 @@ class Store:
 
     def get(self, name: str, settings: dict[str, Any]) -> Result | None:
         """The stored result called `name` if it was computed with exactly these settings."""
-        return self.known.get(name) if self.settings.get(name) == plain(settings) else None
+        if self.holds(name, settings):
+            return self.known[name]
+        part = self.part(name, settings)
+        if not part.exists():
+            return None
+        result = hdf5.load_group(part, name)
+        if result is not None:
+            self.put(name, result, settings)
+        return result
+
+    def holds(self, name: str, settings: dict[str, Any]) -> bool:
+        """Whether the file itself had it when it was read."""
+        return name in self.known and self.settings.get(name) == plain(settings)
+
+    def part(self, name: str, settings: dict[str, Any]) -> Path:
+        """Where a process that shares the analysis puts this result."""
+        key = digest.of_configuration([name, plain(settings), self.owners])[:16]
+        return self.path.with_suffix(".parts") / f"{key}.h5"
+
+    def remove_parts(self) -> None:
+        """Everything was taken in."""
+        shutil.rmtree(self.path.with_suffix(".parts"), ignore_errors=True)
 
     def put(self, name: str, result: Result, settings: dict[str, Any]) -> None:
         """Keep a result; it is on disk when this returns."""

@@ -50,6 +50,11 @@ class Measurements:
         self.described = {r.key: plain({"measure": r.measure, **r.arguments}) for r in requests}
         self.provenance: dict[str, Any] = {}
 
+    @property
+    def chained(self) -> bool:
+        """Whether a number depends on what was measured before, within its error."""
+        return any("start" in inspect.signature(MEASURES[r.measure]).parameters for r in self.requests)
+
     def __call__(self, problem: Problem, *, columns: Sequence[str] | None = None) -> dict[str, float]:
         """Column -> number, see `trainers.monitor.columns`.
 
