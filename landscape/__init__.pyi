@@ -25,6 +25,7 @@ from landscape import random as random
 from landscape import registry as registry
 from landscape import results as results
 from landscape import self_test as self_test
+from landscape import shards as shards
 from landscape import sharpness as sharpness
 from landscape import statistics as statistics
 from landscape import surfaces as surfaces
