@@ -71,6 +71,7 @@ def _cost(subject: Subject, measured: MeasureOptions, seed: int, starting: float
     """
     from figures.page import measuring
     from figures.page.estimate import estimates
+    from landscape import checkpoint
     from landscape.formatting import count
 
     problem = subject.problem
@@ -78,6 +79,9 @@ def _cost(subject: Subject, measured: MeasureOptions, seed: int, starting: float
     wanted = measured.requests(seed, subsets)
     vectors = measuring.vectors_needed(wanted)
     _show([f"{subject.path}: {count(problem.examples)} examples, {count(problem.dimension)} parameters"])
+    if checkpoint.lacks_checksum(subject.path):
+        unknown = "  this kind of file has no checksum: compare its SHA-256 with what its publisher states: "
+        _show([unknown + subject.sha256])
     plan = None
     if vectors is not None:
         try:

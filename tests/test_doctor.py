@@ -9,6 +9,7 @@ import types
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 
 import cli
@@ -17,6 +18,7 @@ from figures.page.requests import surface_request
 from landscape import MEASURES, machine
 from landscape.problem import memory
 from landscape.problem.problem import Problem
+from landscape.results import digest
 from landscape.self_test import self_test
 from trainers import train
 from trainers.rebuild import Sample, subject
@@ -120,6 +122,25 @@ def test_estimated_passes_are_those_that_are_made(checkpoint, monkeypatch):
         assert one.seconds == 1000 + 0.75 * (2 * cost["forward"] + 3 * cost["backward"])
     assert made[-1].passes == {"forward": 121.0}
     assert made[-1].seconds == pytest.approx(1000 * 121 / 25 + 0.75 * 2 * 121)
+
+
+@pytest.mark.parametrize(
+    ("save", "told"),
+    [
+        (lambda state, path: torch.save(state, path), False),
+        (lambda state, path: torch.save(state, path, _use_new_zipfile_serialization=False), True),
+        (lambda state, path: safetensors.torch.save_file(state, path), True),
+    ],
+    ids=["zip", "no zip", "safetensors"],
+)
+def test_a_kind_of_file_that_cannot_say_whether_it_is_whole(save, told, checkpoint, tmp_path, capsys):
+    path = tmp_path / "weights.pth"
+    save(torch.load(checkpoint, weights_only=True)["model"]["state"], path)
+    made = ["--model", "mlp:hidden=8", "--data", "toy2d:n=300", "--measure", "sam_sharpness", "--device", "cpu"]
+    assert cli.run(["doctor", str(path), *made]) == 0
+    out = capsys.readouterr().out
+    assert ("this kind of file has no checksum" in out) == told
+    assert (digest.of_file(path) in out) == told
 
 
 def test_seconds_of_a_pass_are_those_of_a_part(checkpoint, monkeypatch):

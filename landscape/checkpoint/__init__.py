@@ -5,7 +5,7 @@ to import. Which of a file's tensors are the network's is decided by the network
 """
 
 from landscape.checkpoint.adapters import is_adapter
-from landscape.checkpoint.contents import contents
+from landscape.checkpoint.contents import contents, lacks_checksum
 from landscape.checkpoint.format import FORMAT, REQUIRED, VERSION, is_ours, read, write
 from landscape.checkpoint.loading import Selection, UnfitWeights, load_weights
 
@@ -18,6 +18,7 @@ __all__ = [
     "contents",
     "is_adapter",
     "is_ours",
+    "lacks_checksum",
     "load_weights",
     "read",
     "write",

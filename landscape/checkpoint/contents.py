@@ -14,6 +14,8 @@ from landscape.checkpoint import folders, pickles
 from landscape.checkpoint.kinds import is_safetensors, require_known
 from landscape.errors import InputError
 
+_WEIGHTS = {".safetensors", ".bin", ".pt", ".pth", ".ckpt"}
+
 
 def contents(path: str | Path) -> Any:
     """The containers and tensors in a file, a file of several (shards), or a folder that holds one network's weights.
@@ -29,6 +31,16 @@ def contents(path: str | Path) -> Any:
     if path.is_dir():
         return folders.contents(path, _file)
     return folders.shards(path, _file) or _file(path)
+
+
+def lacks_checksum(path: str | Path) -> bool:
+    """Whether a damaged weight in this file could not be told from a trained one; of a folder, in some file of it.
+
+    Members of a zip archive, as `torch.save` writes it, have a CRC-32 each, which `contents` compares.
+    """
+    path = Path(path)
+    files = [p for p in path.rglob("*") if p.suffix in _WEIGHTS] if path.is_dir() else [path]
+    return not all(zipfile.is_zipfile(file) for file in files)
 
 
 def _file(path: Path) -> Any:
