@@ -191,15 +191,16 @@ def _compare(
     requests = measured.requests(problem.seed, subsets)
     for name, subject in zip(names, subjects, strict=True):
         options.show_plan(subject.problem, name, measuring.vectors_needed(requests))
+    measured_at = [measuring.Measured(subject) for subject in subjects]  # a loss of nan is told before any is measured
     claims = share(directory, shard)
     file, owners = directory / "analysis.h5", {n: s.sha256 for n, s in zip(names, subjects, strict=True)}
     prefixes = [f"{name}/" if len(subjects) > 1 else "" for name in names]
     if claims is not None:
-        measuring.share(dict(zip(prefixes, subjects, strict=True)), Store(file, owners), requests, claims)
+        measuring.share(dict(zip(prefixes, measured_at, strict=True)), Store(file, owners), requests, claims)
     store, analyses = Store(file, owners), []
     again = shlex.join(["landscape", *_without_shard(sys.argv[1:])])
-    for subject, name, prefix in zip(subjects, names, prefixes, strict=True):
-        analyses.append(measuring.analyze(subject, name, store, requests, prefix=prefix, command=again))
+    for at, name, prefix in zip(measured_at, names, prefixes, strict=True):
+        analyses.append(measuring.analyze(at, name, store, requests, prefix=prefix, command=again))
     if claims is None:
         store.remove_parts()
     summary = analysis.summarize(analyses)

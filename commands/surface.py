@@ -13,7 +13,7 @@ from commands import options
 from commands.claimed import share
 from commands.options import OutputOptions, ProblemOptions, option
 from commands.ranges import POSITIVE, Whole
-from landscape.errors import InputError
+from landscape.errors import InputError, unknown
 
 if TYPE_CHECKING:
     from landscape.problem.problem import Problem
@@ -110,11 +110,18 @@ def command(
     from landscape.curvature.krylov import LEAST_BEYOND
     from landscape.files import write_json
     from landscape.results import hdf5
+    from landscape.surfaces import plan
+    from landscape.surfaces.directions.directions import KINDS
 
+    if grid.directions not in KINDS:
+        raise unknown("kind of directions", grid.directions, KINDS)
     single = len(checkpoints) == 1 or grid.directions in THROUGH
     directory = output.directory(checkpoints[0].parent / "surface" if single else Path("surfaces"))
     grid.check(len(checkpoints), shard)
     arguments = {**(grid.line() if grid.band else grid.plane()), "seed": problem.seed}
+    if not grid.band:
+        plan.check(arguments)
+        plan.check_axes(arguments)
     with options.processes(problem.device) as (device, rank):
         problem = dataclasses.replace(problem, device=str(device))
         subjects = [problem.subject(path) for path in checkpoints]

@@ -117,7 +117,7 @@ def test_accuracy_is_of_the_examples_whose_class_counts(runs, tmp_path):
         split="",
         metadata={},
     )
-    measured = measuring.analyze(owner, "a", Store(tmp_path / "a.h5", {"a": "0"}), [])
+    measured = measuring.analyze(measuring.Measured(owner), "a", Store(tmp_path / "a.h5", {"a": "0"}), [])
     hits = (says == y)[y != ignored].double().numpy()
     assert (measured.samples, measured.classified) == (100, len(hits))
     assert len(hits) < 100
@@ -126,7 +126,7 @@ def test_accuracy_is_of_the_examples_whose_class_counts(runs, tmp_path):
     # A loss of one's own that knows no single examples: hits are known all the same, and differences stay paired.
     batches = [(x[:60], y[:60]), (x[60:], y[60:])]
     owner.problem = landscape.Problem(models["a"], lambda o, t: loss(o, t).square(), batches)
-    measured = measuring.analyze(owner, "a", Store(tmp_path / "b.h5", {"b": "0"}), [])
+    measured = measuring.analyze(measuring.Measured(owner), "a", Store(tmp_path / "b.h5", {"b": "0"}), [])
     assert set(measured.examples) == {"accuracy"}
     assert np.array_equal(measured.examples["accuracy"], (says == y).double().numpy())
 

@@ -34,7 +34,7 @@ KEPT_VECTOR_ENTRIES = 10_000_000
 
 
 def analyze(
-    subject: Subject,
+    measured: Measured,
     label: str,
     store: Store,
     wanted: Sequence[MeasureRequest],
@@ -45,15 +45,14 @@ def analyze(
     """Compute (or take from the store) the wanted measures of one checkpoint.
 
     Args:
-        subject: the checkpoint brought back to life.
+        measured: the checkpoint.
         label: its name.
         store: where results are kept.
         wanted: measures; `surface` is one of them.
         prefix: of the groups in the store, "" or "label/".
         command: what the user typed.
     """
-    problem = subject.problem
-    measured = Measured(subject)
+    subject, problem = measured.subject, measured.subject.problem
     computed = {request.key: measured.result(request, prefix + request.key, store) for request in wanted}
     surface = computed.pop(SURFACE, None)
     return Analysis(
@@ -123,19 +122,18 @@ class Measured:
         return result
 
 
-def share(subjects: Mapping[str, Subject], store: Store, wanted: Sequence[MeasureRequest], claims: Claims) -> None:
+def share(checkpoints: Mapping[str, Measured], store: Store, wanted: Sequence[MeasureRequest], claims: Claims) -> None:
     """Compute the wanted measures that nobody else has until the store's file holds all of them.
 
     Args:
-        subjects: prefix of the groups in the store -> checkpoint.
+        checkpoints: prefix of the groups in the store -> checkpoint.
         store: as in `analyze`.
         wanted: likewise.
         claims: of this process.
     """
-    taken: list[tuple[Measured, MeasureRequest, str]] = []
-    for prefix, subject in subjects.items():
-        measured = Measured(subject)
-        taken += [(measured, request, prefix + request.key) for request in wanted]
+    taken = [
+        (measured, request, prefix + request.key) for prefix, measured in checkpoints.items() for request in wanted
+    ]
     parts = [store.part(name, measured.settings(request)) for measured, request, name in taken]
     whole = f"analysis {digest.of_configuration([p.name for p in parts])[:16]}"
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from landscape.errors import InputError
 from landscape.problem.problem import Problem
+from landscape.sharpness.checks import check_loss
 from landscape.surfaces.directions.directions import Directions, described
 from landscape.surfaces.directions.directions import directions as draw
 from landscape.surfaces.result import Surface
@@ -29,11 +30,14 @@ def compare_surfaces(
         **arguments: of `landscape.surface`; with `file` each surface is kept there under its name.
 
     Raises:
-        InputError: checkpoints of different architectures, naming the first tensor that differs.
+        InputError: checkpoints of different architectures, naming the first tensor that differs; one whose loss is not
+            finite.
     """
     first = next(iter(problems.values()))
     for name, problem in problems.items():
         check_same_architecture(first, problem, name)
+    for problem in problems.values():  # before the first surface is computed
+        check_loss(problem.evaluate().loss)
     shared: Directions | None = None
     if absolute:
         options = {k: arguments[k] for k in ("seed", "biases") if k in arguments}

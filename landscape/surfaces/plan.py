@@ -28,6 +28,17 @@ def check(arguments: Mapping[str, Any]) -> None:
         raise InputError("radius and ranges were both given: give one of them")
 
 
+def check_axes(arguments: Mapping[str, Any]) -> None:
+    """Raise InputError for axes that no directions can have; those through checkpoints bring ranges of their own."""
+    ranges, dimensions = arguments["ranges"], arguments["dimensions"]
+    if ranges is None and arguments["directions"] in ("trajectory", "checkpoints"):
+        return
+    if ranges is not None and len(ranges) != dimensions:
+        raise InputError(f"{len(ranges)} ranges for {dimensions} directions: give (low, high) for each")
+    suggested = ranges or [(-1.0, 1.0)] * dimensions
+    axes_of(arguments["grid"], suggested, spacing=arguments["spacing"], center=arguments["center"])
+
+
 def spans(plane: Directions, arguments: Mapping[str, Any]) -> list[tuple[float, float]]:
     """(low, high) of every axis."""
     ranges, radius = arguments["ranges"], arguments["radius"]
