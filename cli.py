@@ -23,6 +23,11 @@ def _interrupt(_signal: int, frame: FrameType | None) -> None:
 def _end_now() -> None:
     claimed = globals().get("_claimed")
     os.write(2, f"landscape: {claimed.interrupted() if claimed else 'interrupted'}\n".encode())
+    _leave()
+
+
+def _leave() -> None:
+    """End with 130 and without the end of the interpreter, which takes most of a second once torch is imported."""
     if "multiprocessing.process" in sys.modules:
         for child in sys.modules["multiprocessing.process"].active_children():
             child.terminate()
@@ -41,6 +46,7 @@ _program = __name__ == "__main__" or os.path.basename(sys.argv[0]) == "landscape
 if _program and "multiprocessing.spawn" not in sys.modules:  # a worker imports it too, and is its parent's to end
     _listen()  # before anything that takes time
 
+import contextlib
 import errno
 import importlib
 import warnings
@@ -109,6 +115,11 @@ def main(arguments: list[str] | None = None) -> None:
     except KeyboardInterrupt:  # before the command began, or after it ended
         status = _fail("interrupted", 130)
     _listen(signal.SIG_IGN)  # everything is done and said: an interpreter that ends cannot answer
+    if status == 130:
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):  # closed, by us or at its other end
+                stream.flush()
+        _leave()
     sys.exit(status)
 
 

@@ -113,6 +113,10 @@ class Claims:
         self._left = threading.Event()
 
     def __enter__(self) -> Claims:
+        for link in (
+            p for p in (self.directory, self.directory.parent) if p.name.endswith(".shards") and p.is_symlink()
+        ):
+            raise InputError(f"{link} is a link: claims are made in the directory itself; remove it")
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -157,7 +161,7 @@ class Claims:
 
         def marked() -> None:
             run()
-            self._mark(name).touch()
+            os.close(os.open(self._mark(name), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666))
 
         self.wait_for(Item(name, marked, lambda: self.has_ended(name)))
 

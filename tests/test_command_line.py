@@ -249,6 +249,16 @@ def test_a_command_that_is_done_is_not_interrupted_while_its_interpreter_ends(nu
     assert (ran.returncode, ran.stderr) == (0, "")
 
 
+def test_an_interrupted_command_does_not_wait_for_the_end_of_its_interpreter():
+    """With torch imported that takes most of a second, of the two in which it must be gone."""
+    code = (
+        "import atexit, cli; atexit.register(print, 'late'); print('kept'); "
+        "cli.run = lambda arguments: cli._fail('interrupted', 130); cli.main([])"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert (ran.returncode, ran.stdout, ran.stderr) == (130, "kept\n", "landscape: interrupted\n")
+
+
 @pytest.mark.parametrize("epochs", [0, 1])
 def test_an_interrupted_command_says_what_it_kept_and_how_to_go_on(epochs, capsys, monkeypatch, tmp_path):
     from trainers.loop.trainer import Trainer

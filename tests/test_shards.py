@@ -184,3 +184,17 @@ def test_a_failure_lets_go_of_the_item(tmp_path):
     with Claims(tmp_path, Shard(1, 1)) as claims, pytest.raises(InputError, match="no"):
         claims.wait_for(Item("with a very long name/" * 20, fail, lambda: False))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_claims_that_lead_elsewhere_are_refused(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "out").mkdir()
+    link = tmp_path / "out" / ".shards"
+    link.symlink_to(tmp_path / "elsewhere")
+    for directory in (link, link / "surface"):
+        with pytest.raises(InputError, match="out/.shards is a link"), Claims(directory, Shard(1, 1)):
+            pass
+    with Claims(tmp_path / "out", Shard(1, 1)) as claims, pytest.raises(OSError, match="symbolic links"):
+        claims._mark("a").symlink_to(tmp_path / "elsewhere" / "made")
+        claims.once("a", lambda: None)
+    assert list((tmp_path / "elsewhere").iterdir()) == []
