@@ -190,6 +190,7 @@ def tokens(model):
     return [{"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}]
 
 
+@pytest.mark.hf
 @pytest.mark.oracle
 @pytest.mark.parametrize("architecture", NETWORKS)
 def test_networks_of_a_hugging_face_folder(architecture, tmp_path):
@@ -210,6 +211,7 @@ def test_networks_of_a_hugging_face_folder(architecture, tmp_path):
     assert problem.dimension == sum(p.numel() for p in model.parameters())
 
 
+@pytest.mark.hf
 @pytest.mark.oracle
 def test_a_configuration_with_code_is_refused(tmp_path):
     pytest.importorskip("transformers")
@@ -222,6 +224,7 @@ def test_a_configuration_with_code_is_refused(tmp_path):
     assert not (tmp_path / "pwned").exists()
 
 
+@pytest.mark.hf
 @pytest.mark.oracle
 def test_an_adapter_over_its_base(tmp_path):
     peft = pytest.importorskip("peft")

@@ -132,7 +132,6 @@ def test_one_command_shows_both(tmp_path, capsys, monkeypatch):
     assert one["label"] == "adapter (merged weights)"
     close(one["loss"], both[1]["loss"])
     run(capsys, "surface", folder, *common, "--grid", 3, "--adapter", "merged", "--out", "surface")
-    run(capsys, "path", folder, folder, *common, "--points", 3, "--out", "path")
     seen = run(capsys, "invariance", folder, *common[:-2], "--transforms", 2, "--steps", 1, "--out", "invariance")
     assert seen["outputs"]["max_relative_change"] < 1e-9
 

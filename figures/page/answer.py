@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from figures.page.rows import Row
-from landscape.formatting import beside, number
+from landscape.formatting import beside, count, number
 
 if TYPE_CHECKING:
     from figures.page.analysis import Analysis
@@ -216,8 +216,10 @@ def _cautions(analyses: Sequence[Analysis]) -> Iterator[str]:
         if len(values) > 1:
             yield f"The checkpoints are measured on {words}{_shown(values)}: their numbers are not of one function."
     kinds = list(dict.fromkeys(str(_named(a, "model")) for a in analyses))
-    if len(kinds) > 1 or len({a.parameters for a in analyses}) > 1:
-        yield f"The networks differ{_shown(kinds)}: sharpness depends on the parametrization."
+    sizes = list(dict.fromkeys(f"{count(a.parameters)} parameters" for a in analyses))
+    if len(kinds) > 1 or len(sizes) > 1:
+        shown = kinds if len(kinds) > 1 else sizes
+        yield f"The networks differ{_shown(shown)}: sharpness depends on the parametrization."
     if len(data := list(dict.fromkeys(str(_named(a, "data")) for a in analyses))) > 1:
         yield f"The networks were trained on different data{_shown(data)}."
     yield from _seeds(analyses)

@@ -29,7 +29,8 @@ def render(analyses: Sequence[Analysis], *, differences: Differences | None = No
         differences: see `figures.page.rows.Differences`.
     """
     first = analyses[0]
-    about = f"{count(first.samples)} examples, {count(first.parameters)} parameters"
+    sizes = dict.fromkeys(count(a.parameters) for a in analyses)
+    about = f"{count(first.samples)} examples, {' and '.join(sizes)} parameters"
     policy = first.provenance.get("batch_norm") if first.provenance.get("has_batch_norm", True) else None
     head = Text(first.label if len(analyses) == 1 else f"{len(analyses)} checkpoints", style="bold")
     head.append(f"  {about}" + (f", BatchNorm {policy}" if policy else ""), style="dim")

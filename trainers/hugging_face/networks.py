@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from landscape.errors import InputError, unknown
@@ -53,6 +54,7 @@ class Folder:
         if task is not None and task not in TASKS:
             raise unknown("task", str(task), TASKS)
         with local(f"--model hf:{self.path}: transformers cannot make the network of its config.json"), undisturbed():
+            torch.manual_seed(0)  # what a file lacks is the same every time
             config = transformers.AutoConfig.from_pretrained(self.path, local_files_only=True, trust_remote_code=False)
             auto = getattr(transformers, TASKS[task or self._task(config)][0])
             return auto.from_config(config, trust_remote_code=False, **arguments)

@@ -87,8 +87,6 @@ def shape(trace: ObservedRun, func: Any, args: tuple, kwargs: dict, out: Any) ->
         return trace.labels(args[0]).reshape(out.shape)
     first, *rest = args
     labels = [trace.labels(t) for t in first] if isinstance(first, list | tuple) else trace.labels(first)
-    if plain_name(func) in ("view", "view_as") and isinstance(labels, Tensor):
-        labels = labels.contiguous()  # labels are laid out otherwise than the tensor, where one stands for many entries
     return func(labels, *(host(a) for a in rest), **{k: host(v) for k, v in kwargs.items()})
 
 
