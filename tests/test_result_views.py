@@ -153,6 +153,39 @@ def test_numbers_of_a_figure_are_its_tidy_csv():
     assert len(expected) == 8
 
 
+def history():
+    arrays = LabelledArrays(label="Measures over the steps of a training")
+    arrays.axis("step", [0, 10, 20])
+    for name, values, unit in (
+        ("training_seconds", [0.0, 1.0, 2.0], "s"), ("lambda_max", [8.0, 4.0, 2.0], "loss / weight²"),
+        ("lambda_max.error_bound", [0.1, 0.1, 0.1], "loss / weight²"), ("sharpness", [0.1, np.nan, 0.05], "loss"),
+    ):  # fmt: skip
+        arrays.add(name, ("step",), values, unit)
+    return arrays
+
+
+def test_a_history_is_drawn_as_lines_and_is_a_table_over_its_steps():
+    axes = history().plot()
+    assert [line.get_label() for line in axes.get_lines()] == ["lambda_max", "sharpness"]
+    np.testing.assert_array_equal(axes.get_lines()[0].get_xydata(), [[0, 8], [10, 4], [20, 2]])
+    assert (axes.get_xlabel(), axes.get_ylabel(), axes.get_yscale()) == ("step", "", "log")
+    pytest.importorskip("pandas")
+    table = history().to_dataframe("step")
+    assert table.columns.tolist() == [
+        *("step", "training_seconds", "lambda_max", "lambda_max.error_bound", "sharpness"),
+    ]
+    assert table.lambda_max.tolist() == [8, 4, 2]
+
+
+def test_what_cannot_be_drawn_leaves_no_empty_figure():
+    import matplotlib.pyplot as plt
+
+    before = plt.get_fignums()
+    with pytest.raises(InputError, match="no one number or curve to draw: use to_dataframe"):
+        numbers().plot()
+    assert plt.get_fignums() == before
+
+
 def test_xarray_selects_by_coordinate_and_carries_units(tmp_path):
     data = bowl().to_xarray()
     assert data.loss.sel(x=1.0, y=-0.5).item() == pytest.approx(0.1 + 1 + 0.75)

@@ -42,8 +42,14 @@ def draw(result: Result, axes: Axes | None = None) -> Axes:
     """
     drawing = next((d for kind, d in _DRAWINGS.items() if isinstance(result, kind)), _numbers)
     with style.sheet():
-        axes = _new(_height(result)) if axes is None else axes
-        drawing(result, axes)
+        own = _new(_height(result)) if axes is None else None
+        axes = own or axes
+        assert axes is not None
+        try:
+            drawing(result, axes)
+        except InputError:
+            _close(own)  # a notebook would show it empty
+            raise
         if result.label and not axes.get_title("left") and not isinstance(result, Surface | Profiles | LossPath):
             axes.set_title(result.label, loc="left")
     return axes
@@ -53,6 +59,14 @@ def _new(height: float) -> Axes:
     import matplotlib.pyplot as plt
 
     return plt.subplots(figsize=(style.COLUMN, height), layout="constrained")[1]
+
+
+def _close(axes: Axes | None) -> None:
+    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure
+
+    if axes is not None and isinstance(axes.figure, Figure):
+        plt.close(axes.figure)
 
 
 def _height(result: Result) -> float:
@@ -156,6 +170,28 @@ def _invariance(result: Invariance, axes: Axes) -> None:
     axes.set(xscale="log", xlabel="relative spread\n(green: rounding)", ylim=(len(spreads) - 0.5, -0.5))
 
 
+_BESIDE = (".stderr", ".error_bound", ".low", ".high", ".hvps", "_seconds")
+"""Ends of names of what says how sure a quantity is, or what it cost."""
+
+
+def _history(result: LabelledArrays, axes: Axes) -> None:
+    """Quantities over the steps of a run, a line each; nothing is drawn of arrays over several axes."""
+    over = {a for names in result.axes.values() for a in names}
+    along = over.pop() if len(over) == 1 else ""
+    numeric = [n for n, v in result.values.items() if v.dtype.kind in "if" and n != along and not n.endswith(_BESIDE)]
+    if not numeric or along not in result.values or result[along].dtype.kind not in "if":
+        raise InputError("LabelledArrays has no one number or curve to draw: use to_dataframe()")
+    for i, name in enumerate(numeric):
+        axes.plot(result[along], result[name], marker="o", markersize=2.2, color=style.color(i), label=name)
+    known = np.concatenate([result[name][np.isfinite(result[name])] for name in numeric])
+    units = {result.unit(name) for name in numeric}
+    if known.size and known.min() > 0 and known.max() > 30 * known.min():
+        axes.set_yscale("log")
+    axes.set(xlabel=along, ylabel=units.pop() if len(units) == 1 else "")
+    if len(numeric) > 1:
+        axes.legend()
+
+
 def _numbers(result: Result, axes: Axes) -> None:
     """Of any other result: its values by layer, else its value with its error, else its numbers as bars."""
     summary = result.summary()
@@ -172,7 +208,7 @@ def _numbers(result: Result, axes: Axes) -> None:
 
 def _bars_of(numbers: dict[str, float], result: Result, axes: Axes) -> None:
     names = [n for n in numbers if n not in ("seconds", "hvps", *result.arguments)]
-    if not names or isinstance(result, LabelledArrays):
+    if not names:
         raise InputError(f"{type(result).__name__} has no one number or curve to draw: use to_dataframe()")
     panels.bars(axes, [n.replace("_", " ") for n in names], [numbers[n] for n in names])
 
@@ -192,5 +228,6 @@ _DRAWINGS: dict[type[Result], Callable[[Any, Any], None]] = {
     Profiles: _profiles,
     LossPath: loss_path.draw_losses,
     Invariance: _invariance,
+    LabelledArrays: _history,
 }
 """Kind of result -> what draws it."""

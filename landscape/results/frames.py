@@ -24,7 +24,7 @@ _ENDS = ("low", "high")
 def dataframe(result: Result, axes: tuple[str, ...] = ()) -> pandas.DataFrame:
     """See `Result.to_dataframe`."""
     pandas = _required("pandas", "to_dataframe()")
-    if isinstance(result, LabelledArrays):
+    if isinstance(result, LabelledArrays) and not axes:
         frame = pandas.DataFrame(list(result.tidy()), columns=result.tidy_columns)
     elif axes or not _scalar(result):
         frame = pandas.DataFrame(_columns(result, axes))
