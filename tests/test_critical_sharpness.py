@@ -130,6 +130,8 @@ def test_the_other_loss_is_one_of_the_same_parameters():
     other = landscape.Problem(model, nn.functional.cross_entropy, batches)
     with pytest.raises(InputError, match="other is a loss of other parameters"):
         landscape.relative_critical_sharpness(problem, other)
+    with pytest.raises(InputError, match="other is missing: the Problem of the other data is needed"):
+        landscape.relative_critical_sharpness(problem)
     with pytest.raises(InputError, match="other is of type list: the Problem of the other data is needed"):
         landscape.relative_critical_sharpness(problem, batches)
 

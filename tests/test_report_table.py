@@ -57,7 +57,7 @@ def test_number(value, text):
         (1.2e-6, 3e-7, "1.20×10⁻⁶ ± 3.0×10⁻⁷"),
         (12345.6, 130, "12,346 ± 130"),
         (1.23456, None, "1.235"),
-        (0.0578701, 6.9e-8, "0.05787 ± 6.9×10⁻⁸"),  # never more than five digits
+        (0.0578701, 6.9e-8, "0.057870 ± 6.9×10⁻⁸"),  # never more than five digits
     ],
 )
 def test_number_with_error(value, error, text):

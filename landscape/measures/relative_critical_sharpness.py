@@ -22,7 +22,7 @@ from landscape.sharpness.updates import Direction, described, slope_of, update_d
 )
 def relative_critical_sharpness(
     problem: Problem,
-    other: Problem,
+    other: Problem | None = None,
     start: float | None = None,
     *,
     direction: Direction = "gradient",
@@ -67,7 +67,8 @@ def relative_critical_sharpness(
         (8.0, 0.25)
     """
     if not isinstance(other, Problem):
-        raise InputError(f"other is of type {type(other).__name__}: the Problem of the other data is needed")
+        received = "missing" if other is None else f"of type {type(other).__name__}"
+        raise InputError(f"other is {received}: the Problem of the other data is needed")
     if [(s.name, s.shape) for s in other.parameters] != [(s.name, s.shape) for s in problem.parameters]:
         raise InputError("other is a loss of other parameters: make both Problems of one model and the same parameters")
     loss, gradient = problem.loss_and_gradient()
