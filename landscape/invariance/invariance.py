@@ -21,10 +21,18 @@ from torch import Tensor
 
 from landscape.errors import InputError
 from landscape.invariance import rescaling
-from landscape.invariance.measures import InvarianceOptions, Value, adaptive_ball, bias_treatments, measure, take
+from landscape.invariance.measures import (
+    InvarianceOptions,
+    Value,
+    adaptive_ball,
+    bias_treatments,
+    kept_values,
+    measure,
+    read_values,
+    take,
+)
 from landscape.invariance.rescaling import Symmetries
 from landscape.invariance.rotations import candidates, rotated
-from landscape.problem.batches import Batch
 from landscape.problem.problem import Problem
 from landscape.progress import Bar
 from landscape.random import stream
@@ -89,12 +97,8 @@ class Invariance(Result):
         if self.mapped is None or self.mapped_changes is None:
             return None
         rows = {
-            name: {
-                "values": values,
-                "relative_spread": relative_spread(values),
-                "verdict": verdict(values, float(tolerance)),
-            }
-            for name, values, tolerance in zip(self.names, self.mapped, self.tolerance, strict=True)
+            name: {"values": row, "relative_spread": relative_spread(row), "verdict": verdict(row, float(tolerance))}
+            for name, row, tolerance in zip(self.names, self.mapped, self.tolerance, strict=True)
         }
         return {"outputs": {"max_relative_change": float(self.mapped_changes.max())}, "measures": rows}
 
@@ -186,7 +190,11 @@ def rescaling_invariance(
     start = time.perf_counter()
     with problem.counting() as cost, Bar("rescalings", 3 * transforms + 1) as bar:
         symmetries = rescaling.find(
-            problem.model, _example(problem), parameters=problem.parameters, hints=hints, batch_norm=problem.batch_norm
+            problem.model,
+            problem.few_examples(8),
+            parameters=problem.parameters,
+            hints=hints,
+            batch_norm=problem.batch_norm,
         )
         generator = stream(seed, "rescaling")
         taus = [symmetries.sample(generator, low, high) for _ in range(transforms)]
@@ -241,7 +249,7 @@ class _Run:
 
     def all(self) -> dict[str, Any]:
         """Measures at every transform, outputs, and the table on biases."""
-        first = _values(self._row("reference", lambda: _plain(measure(self.problem, self.settings))))
+        first = read_values(self._row("reference", lambda: kept_values(measure(self.problem, self.settings))))
         rows = [self._row(f"rescaled {j}", partial(self._at, tau)) for j, tau in enumerate(self.taus)]
         mapped = [self._row(f"mapped {j}", partial(self._mapped, maps)) for j, maps in enumerate(self.maps)]
         changes, names = [row["change"] for row in rows], list(first)
@@ -266,7 +274,7 @@ class _Run:
         outputs = moved.outputs()
         few = outputs[:5].reshape(min(5, len(outputs)), -1)
         return {
-            "measures": _plain(measure(moved, self.settings)),
+            "measures": kept_values(measure(moved, self.settings)),
             "logits": few.double().cpu().tolist(),
             "change": _change(outputs, self.reference),
             "treatments": bias_treatments(moved, self.settings.adaptive_rho),
@@ -277,7 +285,7 @@ class _Run:
         ones = torch.ones(self.symmetries.dimension, dtype=torch.float64)
         moved = self.problem.relocated(self.symmetries.apply(self.problem.weights, ones, maps=maps).weights)
         change = _change(moved.outputs(), self.reference)
-        return {"measures": _plain(measure(moved, self.settings)), "change": change}
+        return {"measures": kept_values(measure(moved, self.settings)), "change": change}
 
     def _row(self, name: str, compute: Callable[[], Any]) -> Any:
         """The row, with its passes: those of a kept one count as if it had been computed now."""
@@ -351,17 +359,9 @@ class _Run:
         return {name: value.value for name, value in values.items()}
 
 
-def _plain(measured: Mapping[str, Value]) -> dict[str, list[float]]:
-    return {name: [v.value, v.rho, v.rounding] for name, v in measured.items()}
-
-
-def _values(kept: Mapping[str, Sequence[float]]) -> dict[str, Value]:
-    return {name: Value(*v) for name, v in kept.items()}
-
-
 def _table(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> np.ndarray:
     """Values (measure, transform)."""
-    measured = [_values(row["measures"]) for row in rows]
+    measured = [read_values(row["measures"]) for row in rows]
     return np.array([[row.get(name, Value(math.nan)).value for row in measured] for name in names])
 
 
@@ -395,10 +395,6 @@ def _deterministic_outputs(problem: Problem) -> Tensor:
             "nothing; make the model and the batches deterministic"
         )
     return first
-
-
-def _example(problem: Problem, most: int = 8) -> Batch:
-    return problem.few_examples(most)
 
 
 def _key_of(problem: Problem, arguments: dict[str, Any]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -178,3 +178,13 @@ def bias_treatments(problem: Problem, rho: float) -> dict[str, float]:
         scaling, biases = ("asam-official", "scaled") if name == "asam-official" else ("elementwise", name)
         values[name] = adaptive_sharpness(problem, rho=rho, scaling=scaling, biases=biases, one_step_only=True).value
     return values
+
+
+def kept_values(measured: Mapping[str, Value]) -> dict[str, list[float]]:
+    """What a journal keeps of measured values."""
+    return {name: [v.value, v.rho, v.rounding] for name, v in measured.items()}
+
+
+def read_values(kept: Mapping[str, Sequence[float]]) -> dict[str, Value]:
+    """Measured values from what a journal kept."""
+    return {name: Value(*v) for name, v in kept.items()}
