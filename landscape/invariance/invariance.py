@@ -30,6 +30,7 @@ from landscape.invariance.measures import (
     measure,
     read_values,
     take,
+    values_of_rows,
 )
 from landscape.invariance.rescaling import Symmetries
 from landscape.invariance.rotations import candidates, rotated
@@ -253,7 +254,7 @@ class _Run:
         rows = [self._row(f"rescaled {j}", partial(self._at, tau)) for j, tau in enumerate(self.taus)]
         mapped = [self._row(f"mapped {j}", partial(self._mapped, maps)) for j, maps in enumerate(self.maps)]
         changes, names = [row["change"] for row in rows], list(first)
-        values = _table(rows, names)
+        values = values_of_rows(rows, names)
         return {
             "names": names,
             "values": values,
@@ -262,7 +263,7 @@ class _Run:
             "tolerance": np.array([_tolerance(v, first[n].rounding) for n, v in zip(names, values, strict=True)]),
             "logits": np.array([row["logits"] for row in rows]),
             "output_changes": np.array(changes),
-            "mapped": _table(mapped, names) if mapped else None,
+            "mapped": values_of_rows(mapped, names) if mapped else None,
             "mapped_changes": np.array([row["change"] for row in mapped]) if mapped else None,
             "biases": self._biases([row["treatments"] for row in rows], max(changes)),
         }
@@ -357,12 +358,6 @@ class _Run:
             ball = adaptive_ball(problem, rho, p, "elementwise", "scaled", settings.steps)
             take(values, f"adaptive_sharpness{ending}", f"worst_case_adaptive_sharpness{ending}", ball)
         return {name: value.value for name, value in values.items()}
-
-
-def _table(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> np.ndarray:
-    """Values (measure, transform)."""
-    measured = [read_values(row["measures"]) for row in rows]
-    return np.array([[row.get(name, Value(math.nan)).value for row in measured] for name in names])
 
 
 def _nothing(reference: Tensor) -> dict[str, Any]:

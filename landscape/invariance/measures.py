@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import torch
 
 from landscape import MEASURES
@@ -188,3 +189,9 @@ def kept_values(measured: Mapping[str, Value]) -> dict[str, list[float]]:
 def read_values(kept: Mapping[str, Sequence[float]]) -> dict[str, Value]:
     """Measured values from what a journal kept."""
     return {name: Value(*v) for name, v in kept.items()}
+
+
+def values_of_rows(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> np.ndarray:
+    """Values (measure, transform)."""
+    measured = [read_values(row["measures"]) for row in rows]
+    return np.array([[row.get(name, Value(math.nan)).value for row in measured] for name in names])
