@@ -80,7 +80,7 @@ def measured(name, problem, **options):
     """The result of a measure with its defaults; what it takes beside the problem: an optimizer, the same loss."""
     beside = {"optimizer": lambda: torch.optim.SGD(problem.model.parameters(), lr=0.1), "other": lambda: problem}
     parameters = inspect.signature(landscape.MEASURES[name]).parameters.values()
-    taken = [p.name for p in parameters if p.default is p.empty and p.name in beside]
+    taken = [p.name for p in parameters if p.name in beside]
     return landscape.MEASURES[name](problem, **{name: beside[name]() for name in taken}, **options)
 
 

@@ -223,6 +223,15 @@ def test_what_a_monitor_was_not_made_with_is_told(measure, hint):
         landscape.Monitor(problem, measures=[measure])
 
 
+def test_without_what_they_take_the_measures_refuse_in_one_line():
+    model, batches = network()
+    problem = landscape.Problem(model, nn.functional.cross_entropy, batches)
+    with pytest.raises(landscape.InputError, match="needs the optimizer of the training"):
+        landscape.preconditioned_sharpness(problem)
+    with pytest.raises(landscape.InputError, match="the Problem of the other data is needed"):
+        landscape.relative_critical_sharpness(problem)
+
+
 def test_the_trainer_watches_its_own_optimizer(tmp_path):
     names = ["preconditioned_sharpness", "critical_sharpness:direction=optimizer"]
     options = {"data": "toy2d:n=300", "model": "mlp:hidden=8", "epochs": 1, "batch_size": 50, "device": "cpu"}

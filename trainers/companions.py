@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 from landscape import MEASURES
@@ -65,7 +65,8 @@ def _taken(request: MeasureRequest) -> dict[str, str]:
         return {}
     _, *rest = inspect.signature(MEASURES[request.measure]).parameters.values()
     kinds = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    taken = {p.name: p.name for p in rest if p.default is p.empty and p.kind not in kinds}
+    beside = [f.name for f in fields(Companions)]
+    taken = {p.name: p.name for p in rest if (p.name in beside or p.default is p.empty) and p.kind not in kinds}
     if request.arguments.get("direction") == "optimizer":
         taken["direction"] = "optimizer"
     return taken

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from landscape.curvature import operators
 from landscape.curvature.frozen_step import frozen_step
+from landscape.errors import InputError
 from landscape.formatting import number
 from landscape.measure import measure
 from landscape.measures.hessian_top_eigenvalues import extreme_pairs
@@ -76,7 +77,7 @@ def _says(summary: Mapping[str, Any], loss: float) -> str:
 )
 def preconditioned_sharpness(
     problem: Problem,
-    optimizer: Optimizer,
+    optimizer: Optimizer | None = None,
     start: Tensor | None = None,
     *,
     tol: float = 1e-3,
@@ -129,6 +130,10 @@ def preconditioned_sharpness(
         >>> round(result.value, 6), round(result.edge, 6)  # (2 + 2 * 0.9) / 0.1
         (2.0, 38.0)
     """
+    if optimizer is None:
+        raise InputError(
+            "preconditioned_sharpness needs the optimizer of the training, whose P is meant: give optimizer"
+        )
     optimizer = unwrapped(optimizer)
     step = frozen_step(problem, optimizer)
     half = step.inverse.sqrt()
