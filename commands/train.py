@@ -57,8 +57,8 @@ class MethodCommand(click.Command):
             having = [e.name for e in METHODS.entries.values() if name in {o.name for o in e.options}]
             if not having:
                 raise
-            own = [f"--{o.name.replace('_', '-')}" for o in METHODS.entry(str(self.name)).options]
-            its = f"its own are {', '.join(own)}" if own else "it has none of its own"
+            options_of_it = [f"--{o.name.replace('_', '-')}" for o in METHODS.entry(str(self.name)).options]
+            its = f"its own are {', '.join(options_of_it)}" if options_of_it else "it has none of its own"
             raise InputError(
                 f"{self.name} has no {error.option_name}: that is an option of {', '.join(having)}; {its}"
             ) from error

@@ -362,31 +362,26 @@ def test_every_control_has_a_name(browser, pages):
     assert nameless == []
 
 
-# -- many analyses ---------------------------------------------------------------------------------------------------
-
-
 def chosen(browser, name, label):
-    Select = pytest.importorskip("selenium.webdriver.support.select").Select
-    Select(browser.find_element(By.ID, name)).select_by_visible_text(label)
+    select = pytest.importorskip("selenium.webdriver.support.select")
+    select.Select(browser.find_element(By.ID, name)).select_by_visible_text(label)
     settled(browser)
 
 
 def dots(browser):
-    return browser.execute_script(
-        "const p = document.getElementById('scatter-plot'); return [p.data.map(t => [[...t.x], [...t.y]]), "
-        "p.layout.xaxis.title.text, p.layout.yaxis.title.text]"
-    )
+    script = "const p = document.getElementById('scatter-plot'), l = p.layout;"
+    traces = "p.data.map(t => [[...t.x], [...t.y]])"
+    return browser.execute_script(f"{script} return [{traces}, l.xaxis.title.text, l.yaxis.title.text]")
 
 
 @pytest.mark.parametrize("width", [1280, 390])
 def test_any_measure_is_drawn_against_any_other(browser, pages, width):
     opened(browser, pages / "joined.html", width=width)
-    assert errors(browser) == []
-    assert browser.execute_script("return report.errors") == []
+    assert errors(browser) == browser.execute_script("return report.errors") == []
     chosen(browser, "scatter-x", "Accuracy")
     chosen(browser, "scatter-y", "Loss")
-    traces, x, y = dots(browser)
-    assert (x, y) == ("Accuracy in %", "Loss")
+    traces, *titles = dots(browser)
+    assert titles == ["Accuracy in %", "Loss"]
     assert [len(xs) for xs, _ in traces] == [10, 1]
     assert all(set(xs) == {93.75} and set(ys) == {0.1} for xs, ys in traces)
     assert browser.execute_script("return document.documentElement.scrollWidth") <= width
@@ -397,8 +392,7 @@ def test_the_slider_takes_later_checkpoints_away(browser, tmp_path):
     joined_report.write(epochs, tmp_path / "epochs.html")
     opened(browser, tmp_path / "epochs.html")
     chosen(browser, "scatter-x", "Loss")
-    slider = browser.find_element(By.ID, "scatter-step")
-    slider.send_keys(Keys.ARROW_LEFT)
+    browser.find_element(By.ID, "scatter-step").send_keys(Keys.ARROW_LEFT)
     settled(browser)
     assert browser.find_element(By.ID, "scatter-at").text == "2"
     assert [trace[0] for trace in dots(browser)[0]] == [[1], [2], [None]]

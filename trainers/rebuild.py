@@ -28,7 +28,7 @@ from landscape.results import digest
 from trainers.architectures import BuiltIn
 from trainers.companions import NOTHING_BESIDE, Companions
 from trainers.datasets import Data, load_data
-from trainers.hugging_face import Examples, Folder, adapter_folder
+from trainers.hugging_face import Folder, HubExamples, adapter_folder
 from trainers.loop.base import stored_optimizer
 from trainers.names import parse_name
 from trainers.references import import_callable, resolve_data, resolve_device, resolve_loss, resolve_model
@@ -135,7 +135,7 @@ def subject(
         network = network.to(device).eval()
     if objective is not None and loss is not None:
         raise InputError("--objective computes the loss by itself: give it without --loss")
-    if loss is None and objective is None and isinstance(sample.data, Examples):
+    if loss is None and objective is None and isinstance(sample.data, HubExamples):
         loss = sample.data.loss(network)
     folders = [path if path.is_dir() else path.parent, *([model.path] if isinstance(model, Folder) else [])]
     batches = batches_of(data, sample, network, whole=objective is not None, folders=folders)
@@ -269,7 +269,7 @@ def _others(problem: Problem, model: BuiltIn, data: Data | None) -> Iterator[tup
 
 def _data(content: dict[str, Any] | None, sample: Sample, device: torch.device | str) -> Data | None:
     """The data set that the sample names, else the checkpoint; None where examples are none of ours."""
-    if callable(sample.data) or isinstance(sample.data, Examples):
+    if callable(sample.data) or isinstance(sample.data, HubExamples):
         return None
     if sample.data is not None:
         name, arguments = parse_name(sample.data)

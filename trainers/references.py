@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import torch
 
     from trainers.architectures import BuiltIn
-    from trainers.hugging_face.examples import Examples
+    from trainers.hugging_face.examples import HubExamples
 
 LOSSES = ("own", "cross-entropy", "mse", "bce", "nll")
 """Those of `landscape.problem.losses.NAMED`, which needs torch."""
@@ -109,7 +109,7 @@ def resolve_model(
 
 def resolve_data(
     text: str | Callable[..., Any] | None, arguments: Mapping[str, Any] | None = None
-) -> str | Examples | Callable[..., Any] | None:
+) -> str | HubExamples | Callable[..., Any] | None:
     """A data set's name as it is (`npz:FILE`, `digits`), else examples of Hugging Face or a callable, with arguments.
 
     Raises:
@@ -118,11 +118,11 @@ def resolve_data(
     if not isinstance(text, str):
         return text
     from trainers.data import DATA
-    from trainers.hugging_face.examples import PREFIXES, Examples
+    from trainers.hugging_face.examples import PREFIXES, HubExamples
     from trainers.names import FILE_PREFIXES
 
     if text.startswith(PREFIXES):
-        return Examples.named(text, arguments or {})
+        return HubExamples.named(text, arguments or {})
     name = text.partition(":")[0]
     if text.startswith(FILE_PREFIXES) or name in DATA or ":" not in text:
         return text

@@ -14,7 +14,7 @@ from landscape.errors import InputError
 from landscape.problem.batches import Reader
 from landscape.random import stream
 from trainers.datasets import Data
-from trainers.hugging_face import Examples
+from trainers.hugging_face import HubExamples
 
 DEFAULT_SAMPLES = 4096
 
@@ -38,7 +38,7 @@ class Sample:
         InputError: no examples asked for.
     """
 
-    data: str | Examples | Callable[[], Iterable[Any]] | None = None
+    data: str | HubExamples | Callable[[], Iterable[Any]] | None = None
     data_arguments: Mapping[str, Any] = field(default_factory=dict)
     split: str = "train"
     samples: int | None = None
@@ -65,7 +65,7 @@ def batches_of(
         folders: where a tokenizer may lie.
     """
     samples = sample.samples or DEFAULT_SAMPLES
-    if isinstance(sample.data, Examples):
+    if isinstance(sample.data, HubExamples):
         return sample.data.batches(
             network, folders, split=sample.split, samples=samples, batch_size=sample.batch_size, seed=sample.seed
         )

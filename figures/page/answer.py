@@ -186,11 +186,11 @@ def _spent(a: Analysis) -> float | None:
 def _ranking(
     analyses: Sequence[Analysis], ratios: Sequence[Sequence[Ratio | None]]
 ) -> Iterator[tuple[str, tuple[str, ...]]]:
-    def place(i: int) -> float:
+    def rank(i: int) -> float:
         first = ratios[i][0]
         return math.inf if first is None else first.flatness
 
-    for i in sorted(range(len(analyses)), key=place):
+    for i in sorted(range(len(analyses)), key=rank):
         yield analyses[i].label, tuple("–" if r is None else "1" if i == 0 else r.text for r in ratios[i])
 
 

@@ -27,24 +27,24 @@ def analyses(places: Sequence[Path]) -> list[Analysis]:
     Raises:
         InputError: nothing was analyzed there, or the files do not belong together.
     """
-    found = [entry for folder in _folders(places) for entry in _read(folder)]
-    names = [a.label for a in found]
+    read = [entry for folder in _folders(places) for entry in _read(folder)]
+    names = [a.label for a in read]
     return [
         a if names.count(a.label) == 1 else dataclasses.replace(a, label=label)
-        for a, label in zip(found, _told_apart(found), strict=True)
+        for a, label in zip(read, _told_apart(read), strict=True)
     ]
 
 
 def _folders(places: Sequence[Path]) -> list[Path]:
     folders: dict[Path, None] = {}
-    for place in places:
-        folder = place.parent if place.name == SUMMARY else place
+    for where in places:
+        folder = where.parent if where.name == SUMMARY else where
         if not folder.is_dir():
-            raise InputError(f"{place} is no directory: give those that `landscape analyze` wrote")
+            raise InputError(f"{where} is no directory: give those that `landscape analyze` wrote")
         here = [folder] if (folder / RESULTS).exists() else sorted(p.parent for p in folder.rglob(RESULTS))
         here = [p for p in here if (p / SUMMARY).exists()]
         if not here:
-            raise InputError(f"{place} holds no {SUMMARY} beside an {RESULTS}: run `landscape analyze CKPT` first")
+            raise InputError(f"{where} holds no {SUMMARY} beside an {RESULTS}: run `landscape analyze CKPT` first")
         folders |= dict.fromkeys(p.resolve() for p in here)
     return list(folders)
 
@@ -64,8 +64,8 @@ def _read(folder: Path) -> Iterator[Analysis]:
         if owners.get(label) != entry.get("sha256"):
             raise InputError(f"{folder}: {SUMMARY} and {RESULTS} are of different checkpoints ({label}): analyze again")
         prefix = f"{label}/" if len(entries) > 1 else ""
-        own = {k.removeprefix(prefix): r for k, r in results.items() if k.startswith(prefix)}
-        yield _analysis(folder, entry, {k: r for k, r in own.items() if k in _keys(entry)})
+        of_this = {k.removeprefix(prefix): r for k, r in results.items() if k.startswith(prefix)}
+        yield _analysis(folder, entry, {k: r for k, r in of_this.items() if k in _keys(entry)})
 
 
 def _keys(entry: Mapping[str, Any]) -> Iterable[str]:
@@ -108,23 +108,23 @@ def _mapping(entry: Mapping[str, Any], name: str) -> dict[str, Any]:
 
 def _history(folder: Path, checkpoint: str) -> list[dict[str, float]] | None:
     """The training's log beside the checkpoint, or above the directory of the analysis (a run that was moved)."""
-    for place in (Path(checkpoint).parent, folder.parent):
-        if checkpoint and (place / Path(checkpoint).name).exists():
-            return read_history(place / "history.csv")
+    for where in (Path(checkpoint).parent, folder.parent):
+        if checkpoint and (where / Path(checkpoint).name).exists():
+            return read_history(where / "history.csv")
     return None
 
 
-def _told_apart(found: Sequence[Analysis]) -> list[str]:
+def _told_apart(read: Sequence[Analysis]) -> list[str]:
     """For each a label with as many folders of its checkpoint's path as tell it from those of the same name."""
-    parts = [Path(a.checkpoint).resolve().parent.parts for a in found]
-    labels = [a.label for a in found]
+    parts = [Path(a.checkpoint).resolve().parent.parts for a in read]
+    labels = [a.label for a in read]
     for depth in range(2, max((len(p) for p in parts), default=0) + 1):
         counts = {label: labels.count(label) for label in labels}
         if max(counts.values(), default=1) == 1:
             break
         labels = [
             label if counts[label] == 1 else "/".join([*part[-depth:], *([] if _is_folder(a) else [a.label])])
-            for label, part, a in zip(labels, parts, found, strict=True)
+            for label, part, a in zip(labels, parts, read, strict=True)
         ]
     numbers: dict[str, int] = {}
     unique = []

@@ -46,14 +46,14 @@ def render(analyses: Sequence[Analysis], *, differences: Differences | None = No
     return Group(head, compared, foot, Text(_scope(kinds), style="dim"), *below, *says)
 
 
-def _answer(found: Answer | None) -> Iterator[RenderableType]:
+def _answer(says: Answer | None) -> Iterator[RenderableType]:
     """The comparison in sentences; last, where the eye is when a command has ended."""
-    if found is None:
+    if says is None:
         return
     yield Text()
-    for sentence in found.sentences:
+    for sentence in says.sentences:
         yield Text(sentence, style="bold")
-    for caution in found.cautions:
+    for caution in says.cautions:
         yield Text(f"! {caution}", style="yellow")
 
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from landscape import Problem
 
 
-class Row(NamedTuple):
+class EdgeRow(NamedTuple):
     """An optimizer: learning rate, steps, what is drawn, its line, the source."""
 
     rate: float
@@ -35,11 +35,11 @@ class Row(NamedTuple):
 
 BETA, SGD_BATCH = 0.9, 64
 ROWS = {
-    "gradient descent": Row(0.1, 2000, "$\\lambda_{max}(H)$", "$2/\\eta$", "just above 1 (Cohen 2021)"),
-    "momentum": Row(0.16, 2000, "$\\lambda_{max}(H)$", "$(2+2\\beta)/\\eta$", "1 (Cohen 2021)"),
-    "Adam": Row(0.001, 2000, "$\\lambda_{max}(P^{-1}H)$", "$38/\\eta$", "1 (Cohen 2022)"),
-    "SGD": Row(0.2, 8000, "batch sharpness", "$2/\\eta$", "1 (Andreyev 2024)"),
-    "sign descent": Row(3e-4, 2000, "max $d'Hd$, $|d_i|\\leq1$", "$2||g||_1/\\eta$", "1 and above (Islamov 2026)"),
+    "gradient descent": EdgeRow(0.1, 2000, "$\\lambda_{max}(H)$", "$2/\\eta$", "just above 1 (Cohen 2021)"),
+    "momentum": EdgeRow(0.16, 2000, "$\\lambda_{max}(H)$", "$(2+2\\beta)/\\eta$", "1 (Cohen 2021)"),
+    "Adam": EdgeRow(0.001, 2000, "$\\lambda_{max}(P^{-1}H)$", "$38/\\eta$", "1 (Cohen 2022)"),
+    "SGD": EdgeRow(0.2, 8000, "batch sharpness", "$2/\\eta$", "1 (Andreyev 2024)"),
+    "sign descent": EdgeRow(3e-4, 2000, "max $d'Hd$, $|d_i|\\leq1$", "$2||g||_1/\\eta$", "1 and above (Islamov 2026)"),
 }
 POINTS = 50
 NOISE = 0.2
@@ -154,7 +154,7 @@ class OptimizerEdges(Figure):
             for seed in study.seeds(3, 5)
         }
 
-    def _steps(self, study: Study, row: Row) -> int:
+    def _steps(self, study: Study, row: EdgeRow) -> int:
         return POINTS if study.preset.epochs is not None else row.steps
 
     def plan(self, study: Study) -> list[Computation]:

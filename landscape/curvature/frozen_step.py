@@ -69,8 +69,8 @@ def frozen_step(problem: Problem, optimizer: Optimizer) -> FrozenStep:
             "AdamW, RMSprop or Adagrad (for Muon and sign descent see generalized_sharpness)"
         )
     groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
-    own = problem.parameters.own_tensors(problem.model)
-    moved = [groups[id(p)] for p in own if id(p) in groups]
+    tensors = problem.parameters.own_tensors(problem.model)
+    moved = [groups[id(p)] for p in tensors if id(p) in groups]
     if not moved:
         raise InputError(
             f"the {type(optimizer).__name__} holds none of the parameters of this Problem: build it from the "
@@ -78,7 +78,7 @@ def frozen_step(problem: Problem, optimizer: Optimizer) -> FrozenStep:
         )
     kappa, rate = _one_momentum(moved, kind.kappa), max(float(g["lr"]) for g in moved)
     inverses, decays = [], []
-    for slot, p in zip(problem.parameters, own, strict=True):
+    for slot, p in zip(problem.parameters, tensors, strict=True):
         inverse = decay = torch.zeros(p.shape, dtype=torch.float64, device=p.device)
         if (group := groups.get(id(p))) is not None:
             share = float(group["lr"]) / rate if rate else 1.0

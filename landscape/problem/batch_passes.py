@@ -88,6 +88,11 @@ class BatchPasses:
         """The notes that say why two evaluations of L(w) may differ."""
         return self._shared.random
 
+    @property
+    def verified(self) -> set[int]:
+        """Sizes of chunks over which L was seen to be the same."""
+        return self._shared.verified
+
     def leaves(self, w: Tensor | None = None) -> list[Tensor]:
         """Views of w in the model's shapes and dtypes, each a leaf of automatic differentiation.
 

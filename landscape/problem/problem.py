@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from landscape.curvature.products import second_derivative
 from landscape.errors import InputError
-from landscape.problem import additivity, checks
+from landscape.problem import additivity, checks, precision
 from landscape.problem.batch_passes import BatchPasses, Shared
 from landscape.problem.batches import Batch, Batches, Reader, source_of
 from landscape.problem.evaluator import Evaluator, copied, unwrapped
@@ -21,7 +21,6 @@ from landscape.problem.memory import Plan, plan
 from landscape.problem.objective import Objective, telling
 from landscape.problem.outputs import count_hits
 from landscape.problem.parameters import Parameters
-from landscape.problem.precision import coarsest
 from landscape.random import undisturbed
 
 LossFunction = Callable[[Any, Any], Tensor]
@@ -278,13 +277,8 @@ class Problem(BatchPasses):
     def computed_in(self) -> torch.dtype:
         """The coarsest dtype that L is computed in, tried out once: a loss may be coarser than its weights."""
         if not self._shared.computed_in:
-            self._shared.computed_in.append(coarsest(self))
+            self._shared.computed_in.append(precision.coarsest(self))
         return self._shared.computed_in[0]
-
-    @property
-    def verified(self) -> set[int]:
-        """Sizes of chunks over which L was seen to be the same."""
-        return self._shared.verified
 
     def alone(self) -> Problem:
         """The same loss over the batches of this process alone."""

@@ -44,7 +44,7 @@ class Crossing:
 
 
 @dataclass
-class _Search:
+class _Bracket:
     """psi at the steps that were tried."""
 
     loss: Loss
@@ -78,7 +78,7 @@ def first_crossing(
     Raises:
         InputError: no step whose effect is above rounding lowers the loss.
     """
-    search = _Search(loss, start, slope)
+    search = _Bracket(loss, start, slope)
     below = _first_below(search, guess, rounding, bound)
     first, above = below, 2 * below
     while above <= bound and search.psi(above) <= 0:
@@ -90,7 +90,7 @@ def first_crossing(
     return Crossing(step, below, above, first, search.forwards)
 
 
-def _first_below(search: _Search, guess: float | None, rounding: float, bound: float) -> float:
+def _first_below(search: _Bracket, guess: float | None, rounding: float, bound: float) -> float:
     """A step that lowers the loss by more than rounding: half of the guess, else a small one."""
     least = _MARGIN * rounding / search.slope
     cold = max(_COLD * abs(search.start) / search.slope, 2 * least)
@@ -105,7 +105,7 @@ def _first_below(search: _Search, guess: float | None, rounding: float, bound: f
     return eta
 
 
-def _narrowed(search: _Search, below: float, above: float, tol: float) -> tuple[float, float]:
+def _narrowed(search: _Bracket, below: float, above: float, tol: float) -> tuple[float, float]:
     """The bracket, narrowed to (above - below) / above <= tol.
 
     A step a little beyond the interpolated crossing, then one a little before it: on a smooth curve these two are the
@@ -127,7 +127,7 @@ def _narrowed(search: _Search, below: float, above: float, tol: float) -> tuple[
     return below, above
 
 
-def _root(search: _Search, below: float, above: float) -> float:
+def _root(search: _Bracket, below: float, above: float) -> float:
     """Where the parabola through psi at both steps and at the nearest other one crosses zero between them.
 
     Their geometric mean where psi is infinite.

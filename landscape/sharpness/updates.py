@@ -93,23 +93,23 @@ def optimizer_direction(problem: Problem, optimizers: Optimizer | Sequence[Optim
     Parameters that the optimizer does not hold, and those that are no part of w, stay. With all learning rates zero (a
     warm-up's first step) they are taken as one.
     """
-    own, several = problem.parameters.own_tensors(problem.model), _several(optimizers)
+    tensors, several = problem.parameters.own_tensors(problem.model), _several(optimizers)
     groups = [group for optimizer in several for group in optimizer.param_groups]
-    if not {id(p) for group in groups for p in group["params"]} & {id(p) for p in own}:
+    if not {id(p) for group in groups for p in group["params"]} & {id(p) for p in tensors}:
         raise InputError(
             f"the {described(several)} holds none of the parameters of this Problem: build it from the parameters of "
             "the very model that the Problem has"
         )
     stand_ins: dict[int, Any] = {}
-    for p, w, g in zip(own, *map(problem.parameters.unflatten, (problem.weights, gradient)), strict=True):
+    for p, w, g in zip(tensors, *map(problem.parameters.unflatten, (problem.weights, gradient)), strict=True):
         stand_ins[id(p)] = copied = w.detach().double().clone()
         copied.grad = g.detach().double()
-    before = [stand_ins[id(p)].clone() for p in own]
+    before = [stand_ins[id(p)].clone() for p in tensors]
     rate = max(float(group["lr"]) for group in groups)
     with undisturbed(), torch.no_grad():
         for optimizer in several:
             _step(_shadow(optimizer, dict(stand_ins)), unit=rate == 0)
-    moved = [(w - stand_ins[id(p)]) / (rate or 1.0) for w, p in zip(before, own, strict=True)]
+    moved = [(w - stand_ins[id(p)]) / (rate or 1.0) for w, p in zip(before, tensors, strict=True)]
     return problem.parameters.flatten(moved).to(problem.weights)
 
 

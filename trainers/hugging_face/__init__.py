@@ -4,7 +4,7 @@ Nothing is downloaded and no code of a folder is run; transformers, peft and dat
 """
 
 from trainers.hugging_face.adapters import adapter_folder
-from trainers.hugging_face.examples import Examples
+from trainers.hugging_face.examples import HubExamples
 from trainers.hugging_face.networks import Folder
 
-__all__ = ["Examples", "Folder", "adapter_folder"]
+__all__ = ["Folder", "HubExamples", "adapter_folder"]

@@ -79,7 +79,7 @@ class Options:
 
 
 @dataclass(frozen=True)
-class Examples:
+class HubExamples:
     """Where examples are, and what they are made with.
 
     Attributes:
@@ -93,7 +93,7 @@ class Examples:
     options: Options = field(default_factory=Options)
 
     @classmethod
-    def named(cls, text: str, arguments: Mapping[str, Any]) -> Examples:
+    def named(cls, text: str, arguments: Mapping[str, Any]) -> HubExamples:
         """The examples that ``hf:FOLDER`` or ``text:FILE`` names."""
         kind, _, path = text.partition(":")
         return cls(kind, Path(path).expanduser(), Options.of(arguments))
@@ -164,7 +164,7 @@ class Examples:
 class Maker:
     """Examples of one source for one network."""
 
-    source: Examples
+    source: HubExamples
     network: nn.Module
     task: str
     folders: Sequence[Path]
@@ -262,7 +262,7 @@ def _drawn(count: int, samples: int, seed: int, split: str) -> list[int]:
     return order[:samples].sort().values.tolist()
 
 
-def _read_text(source: Examples) -> str:
+def _read_text(source: HubExamples) -> str:
     from landscape.archive import require_regular
 
     try:

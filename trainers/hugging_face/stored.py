@@ -85,9 +85,9 @@ def _as_stored(network: nn.Module) -> nn.Module | None:
         from transformers.core_model_loading import revert_weight_conversion
     except ImportError:  # releases before 5
         return None
-    own = network.state_dict()
-    named = revert_weight_conversion(network, dict(own))
-    return None if named.keys() == own.keys() else _tree(named)
+    state = network.state_dict()
+    named = revert_weight_conversion(network, dict(state))
+    return None if named.keys() == state.keys() else _tree(named)
 
 
 def _tree(named: dict[str, Tensor]) -> nn.Module:
