@@ -26,25 +26,26 @@ if TYPE_CHECKING:
 def coarsest(problem: Problem) -> torch.dtype:
     """The coarsest dtype on the way from the weights to the loss of a batch.
 
-    Seen are the weights, what modules return, and whatever a torch function returns that follows the weights.
+    Seen are the weights, what modules return, and whatever a torch function returns that follows the weights (not in a
+    network that cannot be differentiated: no derivative will be taken there).
 
     Cost: a forward pass over two examples, with its graph; over a whole batch that cannot be divided.
     """
     batch = next(problem.weighted_batches(), None) or next(iter(problem.batches))
-    if batch.sliceable:
-        with contextlib.suppress(InputError):  # a model that cannot take a part of a batch
-            return _seen(problem, batch.rows(0, 2))
-    return _seen(problem, batch)
+    for part in [batch.rows(0, 2), batch] if batch.sliceable else [batch]:
+        with contextlib.suppress(InputError):  # a model that cannot take a part of a batch, or cannot be differentiated
+            return _seen(problem, part)
+    return _seen(problem, batch, graph=False)
 
 
-def _seen(problem: Problem, few: Batch) -> torch.dtype:
+def _seen(problem: Problem, few: Batch, graph: bool = True) -> torch.dtype:
     dtypes, leaves = {s.dtype for s in problem.parameters}, problem.leaves()
     with contextlib.ExitStack() as stack:
         stack.enter_context(problem.uncounted())
         stack.enter_context(forked())
         for module in (m for m in problem.model.modules() if not isinstance(m, torch.jit.ScriptModule)):
             stack.callback(module.register_forward_hook(_Returned(dtypes)).remove)
-        stack.enter_context(torch.enable_grad())
+        stack.enter_context(torch.set_grad_enabled(graph))
         stack.enter_context(problem.bound_tensors(leaves))
         stack.enter_context(_Followed(dtypes))
         problem.batch_loss(problem.forward(few), few)
