@@ -96,21 +96,21 @@ def _unsealed(workshop: Workshop, folder: Path) -> None:
         del file.attrs["checksum"]
 
 
-def _begun(name: str, module: str, method: str, pieces: int) -> Callable[[Workshop, Path], None]:
+def _begun(name: str, journal: str, method: str, pieces: int) -> Callable[[Workshop, Path], None]:
     """A command that died after so many pieces of its journal."""
 
     def make(workshop: Workshop, folder: Path) -> None:
         from torture.process import run
 
-        run(workshop.arguments(name), folder, before=lambda: _dying(module, method, pieces))
+        run(workshop.arguments(name), folder, before=lambda: _dying(journal, method, pieces))
 
     return make
 
 
-def _dying(module: str, method: str, pieces: int) -> None:
-    import importlib
+def _dying(journal: str, method: str, pieces: int) -> None:
+    import pkgutil
 
-    kind, left = importlib.import_module(module).Journal, [pieces]
+    kind, left = pkgutil.resolve_name(journal), [pieces]
     whole = getattr(kind, method)
 
     def dying(*arguments: Any) -> Any:
@@ -176,8 +176,8 @@ def _first_release(workshop: Workshop, folder: Path) -> None:
 
 
 _RESUMED = f"train sam {TRAIN} --keep-every 4 --resume --out out"
-_SURFACE = "landscape.surfaces.grid.journal", "append"
-_ROWS = "landscape.results.journal", "row"
+_SURFACE = "landscape.surfaces.grid.journal:PointJournal", "append"
+_ROWS = "landscape.results.journal:Journal", "row"
 SPECIMENS = {
     "checkpoint": Specimen(_checkpoint, ("ckpt.pt",), f"analyze ckpt.pt {_NORM}"),
     "foreign checkpoint, zip": Specimen(_foreign, ("theirs.pth",), f"analyze theirs.pth {_FOREIGN}"),
