@@ -11,7 +11,7 @@ from figures.page.answer import answer
 from figures.page.rows import rows
 from landscape import MEASURES
 
-PLAIN = {"method": {"name": "sgd", "arguments": {}}, "seed": 0, "epoch": 5}
+PLAIN = {"method": {"name": "sgd", "arguments": {}}, "settings": {"seed": 0}, "epoch": 5}
 METHODS = [{**PLAIN, "method": {"name": name, "arguments": {}}} for name in ("sgd", "sam", "asam")]
 
 
@@ -64,6 +64,11 @@ def test_a_paired_difference_decides_where_there_is_one():
     )
 
 
+def test_a_ratio_of_positive_numbers_is_not_negative():
+    (sentence,) = answered(analyzed("a", 1.0, 8.0, bound=9.0), analyzed("b", 1.0, 8.0, bound=9.0)).sentences
+    assert "[0.0, 3.2]" in sentence
+
+
 def test_without_an_error_nothing_is_claimed():
     one, other = (
         analysis(n, measures={"sam_sharpness": sharpness(f, interval=False)}) for n, f in [("a", 1), ("b", 9)]
@@ -107,7 +112,7 @@ def cautioned(*changes):
 
 
 def test_nothing_differs_nothing_is_told():
-    assert cautioned({"metadata": PLAIN}, {"metadata": {**PLAIN, "seed": 1}}) == ()
+    assert cautioned({"metadata": PLAIN}, {"metadata": {**PLAIN, "settings": {"seed": 1}}}) == ()
 
 
 def test_losses_that_differ():
@@ -151,11 +156,11 @@ def test_other_networks_and_data():
 
 def test_a_single_seed_for_each_method():
     assert any(c.startswith("One seed for each method") for c in cautioned(*({"metadata": m} for m in METHODS)))
-    twice = [METHODS[0], {**METHODS[0], "seed": 1}, METHODS[1]]
+    twice = [METHODS[0], {**METHODS[0], "settings": {"seed": 1}}, METHODS[1]]
     assert cautioned(*({"metadata": m} for m in twice)) == (
         "A single seed speaks for a method here: another seed may reverse the order.",
     )
-    other = {**METHODS[1], "seed": 7}
+    other = {**METHODS[1], "settings": {"seed": 7}}
     assert any("The seeds differ" in c for c in cautioned({"metadata": METHODS[0]}, {"metadata": other}))
 
 

@@ -15,7 +15,7 @@ from landscape import statistics
 
 
 def trained(label, factor, *, method="sgd", epoch=4, **changes):
-    facts = {"method": {"name": method, "arguments": {}}, "epoch": epoch, "seed": 0}
+    facts = {"method": {"name": method, "arguments": {}}, "epoch": epoch, "settings": {"seed": 0}}
     measures = {"sam_sharpness": sharpness(factor), "hessian_top_eigenvalues": eigenvalues(8 * factor)}
     return analysis(label, measures=measures, surface=None, metadata=facts, **changes)
 

@@ -37,10 +37,12 @@ def kept(folder, *made):
     return folder
 
 
-def trained(label, seed, top, method="sgd"):
-    facts = {"method": {"name": method, "arguments": {}}, "model": {"name": "mlp"}, "data": {"name": "digits"}}
+def trained(label, seed, top, method="sgd", **settings):
+    facts = {name: {"name": kind, "arguments": {}} for name, kind in (("method", method), ("model", "mlp"))}
+    facts |= {"data": {"name": "digits", "arguments": {"seed": seed}}, "epoch": 3}
+    facts |= {"settings": {"seed": seed, "lr": 0.1, **settings}}
     measures = {"hessian_top_eigenvalues": eigenvalues(top)}
-    return analysis(label, measures=measures, surface=None, metadata={**facts, "epoch": 3, "seed": seed})
+    return analysis(label, measures=measures, surface=None, metadata=facts)
 
 
 def shown(form, *made, **options):
@@ -184,6 +186,24 @@ def test_seeds_share_a_line_with_students_interval():
 def test_other_seeds_are_not_paired():
     made = [trained(f"sgd-{i}", i, 8.0 + i) for i in (0, 1)] + [trained(f"sam-{i}", i, 5.0, "sam") for i in (2, 3)]
     assert paper_table(made, ["hessian_top_eigenvalues"]).columns[0].differences[1] is None
+
+
+def test_what_differs_in_more_than_the_seed_has_a_line_of_its_own():
+    """A learning rate, an epoch; and one seed twice is one training measured twice."""
+    made = [trained("a", 0, 8.0), trained("b", 0, 5.0, lr=0.001), trained("c", 1, 10.0)]
+    table = paper_table(made, ["hessian_top_eigenvalues"])
+    assert table.names == ("a", "b")
+    assert [c.value for c in table.columns[0].cells] == [9.0, 5.0]
+    twice = paper_table([trained("a", 0, 8.0), trained("again", 0, 5.0)], ["hessian_top_eigenvalues"])
+    assert twice.names == ("a", "again")
+    assert [c.value for c in twice.columns[0].cells] == [8.0, 5.0]
+
+
+def test_one_measure_in_two_ways_has_two_columns_of_two_names():
+    ways = [analysis(n, measures={"hessian_top_eigenvalues": eigenvalues(8.0)}) for n in "ab"]
+    ways[1].measures["hessian_top_eigenvalues"].arguments["k"] = 7
+    names = [column.key for column in paper_table(ways, ["hessian_top_eigenvalues"] * 2).columns]
+    assert len(names) == len(set(names)) == 2
 
 
 # -- the command -----------------------------------------------------------------------------------------------------

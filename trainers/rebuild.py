@@ -293,5 +293,4 @@ def _metadata(content: dict[str, Any] | None) -> dict[str, Any]:
         return {}
     named = {k: {"name": content[k]["name"], "arguments": content[k]["arguments"]} for k in ("model", "data", "method")}
     facts = {k: content[k] for k in ("epoch", "step", "provenance")}
-    seed, spent = content.get("settings", {}).get("seed"), content.get("spent")
-    return {**named, **facts, **({} if seed is None else {"seed": seed}), **({"spent": spent} if spent else {})}
+    return {**named, **facts, **{k: content[k] for k in ("settings", "spent") if content.get(k)}}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -54,6 +54,12 @@ class Analysis:
     metadata: dict[str, Any] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
     command: str = ""
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Of the training, whatever its method; empty where the file does not say."""
+        settings = self.metadata.get("settings")
+        return dict(settings) if isinstance(settings, Mapping) else {}
 
     def summary(self) -> dict[str, Any]:
         """The checkpoint's object in summary.json."""

@@ -68,7 +68,7 @@ class Ratio:
         """The ratio with its interval."""
         if not self.known:
             return f"{number(self.value, 2, zeros=True)}×"
-        half = self.value - self.low
+        half = self.high - self.value
         if half < 0.005 * self.value:
             return f"{number(self.value, 2 if self.value < 1 else 3, zeros=True)}×"
         return f"{beside(self.value, half)}× [{beside(self.low, half)}, {beside(self.high, half)}]"
@@ -121,7 +121,8 @@ def _ratio(row: Row, index: int) -> Ratio | None:
         half = 0.0
     elif difference is not None and difference.error is not None:
         half = difference.error / first.value
-    return Ratio(row.name, value, value - half, value + half, row.flat)
+    low = value - half if math.isnan(half) else max(value - half, 0.0)  # both are positive
+    return Ratio(row.name, value, low, value + half, row.flat)
 
 
 def _sentence(analyses: Sequence[Analysis], index: int, ratios: Sequence[Ratio]) -> str:
@@ -245,7 +246,7 @@ def _named(a: Analysis, part: str) -> str | None:
 def _seeds(analyses: Sequence[Analysis]) -> Iterator[str]:
     methods: dict[str, list[Any]] = {}
     for a in analyses:
-        methods.setdefault(str(a.metadata.get("method")), []).append(a.metadata.get("seed"))
+        methods.setdefault(str(a.metadata.get("method")), []).append(a.settings.get("seed"))
     singles = [m for m, seeds in methods.items() if len(seeds) == 1]
     if not any("method" in a.metadata for a in analyses):
         yield "What trained these networks is not in the files: a seed for each is assumed, and another may reverse it."

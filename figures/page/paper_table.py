@@ -7,7 +7,7 @@ import io
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from figures.page.differences import paired
@@ -60,8 +60,10 @@ def paper_table(analyses: Sequence[Analysis], wanted: Sequence[str] = ()) -> Pap
     table = rows(analyses, paired(analyses))
     keys = [row.key for row in table]
     if unknown := [key for key in wanted if key not in keys]:
-        raise InputError(f"--measure {unknown[0]}: there is {', '.join(keys)}")
-    chosen = [row for key in wanted for row in table if row.key == key] or table
+        raise InputError(f"--measure {unknown[0]}: there is {', '.join(dict.fromkeys(keys))}")
+    chosen = [row for key in dict.fromkeys(wanted) for row in table if row.key == key] or table
+    several = {key for key in keys if keys.count(key) > 1}
+    chosen = [replace(row, key=f"{row.key} ({row.setting})") if row.key in several else row for row in chosen]
     groups = _groups(analyses)
     if max(map(len, groups)) == 1:
         columns = [Column(r.key, _head(r), r.cells, r.differences or (None,)) for r in chosen]
@@ -84,11 +86,31 @@ def _groups(analyses: Sequence[Analysis]) -> list[list[int]]:
     """Indices of analyses whose trainings differ by their seed alone; what was not trained here stands alone."""
     groups: dict[str, list[int]] = {}
     for i, a in enumerate(analyses):
-        facts = {k: a.metadata.get(k) for k in ("model", "data", "method", "epoch")}
-        alone = a.metadata.get("seed") is None or facts["method"] is None
-        key = str(i) if alone else json.dumps([facts, a.parameters], sort_keys=True, default=str)
-        groups.setdefault(key, []).append(i)
-    return list(groups.values())
+        groups.setdefault(_all_but_the_seed(a) or str(i), []).append(i)
+    apart: list[list[int]] = []
+    for members in groups.values():
+        seeds = {analyses[i].settings["seed"] for i in members} if len(members) > 1 else set()
+        # One seed twice is no second training: the same one, measured in two places or in two ways.
+        apart += [members] if len(seeds) == len(members) else [[i] for i in members]
+    return sorted(apart)
+
+
+_NOT_THE_TRAINING = ("seed", "save_every", "keep_every", "data_dir")
+
+
+def _all_but_the_seed(a: Analysis) -> str:
+    """What a training was, but for its seed, and on what it was measured; "" where that is not known."""
+    if "seed" not in a.settings or not _method(a):
+        return ""
+    facts: list[Any] = [a.metadata.get(k) for k in ("model", "method", "epoch", "step")]
+    data = a.metadata.get("data")
+    if isinstance(data, Mapping):
+        arguments = data.get("arguments")
+        kept = {k: v for k, v in arguments.items() if k != "seed"} if isinstance(arguments, Mapping) else arguments
+        data = {**data, "arguments": kept}
+    settings = {k: v for k, v in a.settings.items() if k not in _NOT_THE_TRAINING}
+    measured = [a.provenance.get(k) for k in ("split", "dtype", "batch_norm", "loss")]
+    return json.dumps([facts, data, settings, a.parameters, a.samples, measured], sort_keys=True, default=str)
 
 
 def _method(a: Analysis) -> str:
@@ -109,7 +131,7 @@ def _over_seeds(row: Row, groups: Sequence[Sequence[int]], analyses: Sequence[An
 
 
 def _by_seed(row: Row, group: Sequence[int], analyses: Sequence[Analysis]) -> dict[Any, float]:
-    cells = {analyses[i].metadata.get("seed"): row.cells[i] for i in group}
+    cells = {analyses[i].settings.get("seed"): row.cells[i] for i in group}
     return {seed: c.value for seed, c in cells.items() if c is not None and c.value is not None}
 
 
