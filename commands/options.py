@@ -16,7 +16,7 @@ import click
 
 from commands.ranges import SEED, ShardType, Whole
 from landscape.progress import is_shown, shown
-from trainers.names import parse_argument
+from trainers.names import parse_argument, with_none_named
 from trainers.references import import_callable, resolve_data, resolve_device, resolve_loss, resolve_model
 
 if TYPE_CHECKING:
@@ -116,8 +116,8 @@ class ProblemOptions:
     )
     data_arg: tuple[str, ...] = option(
         "Options of the data set, see `landscape data list --options`, or of the callable; repeatable. Images and "
-        "features take normalization=imagenet (cifar10, half, ...), or mean= and std=; hf: and text: tokenizer=FOLDER, "
-        "length=128, text=COLUMN, label=COLUMN, split=NAME, task=NAME, mask=0.15.",
+        "features take normalization=imagenet (cifar10, half, none, ...), or mean= and std=; hf: and text: "
+        "tokenizer=FOLDER, length=128, text=COLUMN, label=COLUMN, split=NAME, task=NAME, mask=0.15.",
         multiple=True,
         metavar="KEY=VALUE",
     )
@@ -167,11 +167,12 @@ class ProblemOptions:
         from trainers.rebuild import Sample, subject
 
         data_arguments = dict(map(parse_argument, self.data_arg))
+        data = resolve_data(self.data, data_arguments)
         return subject(
             path,
             Sample(
-                data=resolve_data(self.data, data_arguments),
-                data_arguments=data_arguments,
+                data=data,
+                data_arguments=data_arguments if callable(data) else with_none_named(data_arguments),
                 split=self.split,
                 samples=self.samples,
                 batch_size=self.batch_size,

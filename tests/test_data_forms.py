@@ -1,5 +1,7 @@
 """Data of one's own in other files than npz: HDF5, tensors, folders of pictures; and how they are normalized."""
 
+import json
+
 import h5py
 import numpy as np
 import pytest
@@ -243,6 +245,15 @@ def test_a_built_in_set_takes_a_normalization_too():
     np.testing.assert_allclose(half.x_test, 2 * plain.x_test - 1, rtol=1e-6)
 
 
+def test_a_normalization_of_none_is_none_and_none_at_all_is_the_training_sets():
+    as_it_is, default = load_data("digits", normalization="as-is"), load_data("digits")
+    for plain in (load_data("digits", normalization="none"), load_data("digits:normalization=none")):
+        assert torch.equal(plain.x_train, as_it_is.x_train)
+        assert torch.equal(load_data(plain.name, **plain.arguments).x_train, as_it_is.x_train)
+    assert torch.equal(load_data("digits", normalization=None).x_train, default.x_train)
+    assert not torch.equal(default.x_train, as_it_is.x_train)
+
+
 # -- pictures ----------------------------------------------------------------------------------------------------------
 
 
@@ -318,7 +329,9 @@ def test_the_arguments_of_data_reach_them(tmp_path, monkeypatch, capsys):
     (tmp_path / "made_for_data.py").write_text(
         "import torch\n"
         "def network(): return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(105, 3))\n"
-        "def batches(count): return [(torch.zeros(count, 105), torch.zeros(count, dtype=torch.long))]\n"
+        "def batches(count, normalization=None):\n"
+        "    assert normalization is None\n"
+        "    return [(torch.zeros(count, 105), torch.zeros(count, dtype=torch.long))]\n"
     )
     x = torch.from_numpy((RGB / 255 - 0.5) / 0.25).float().permute(0, 3, 1, 2)
     expected = torch.nn.functional.cross_entropy(net(x), torch.from_numpy(Y)).item()
@@ -329,7 +342,13 @@ def test_the_arguments_of_data_reach_them(tmp_path, monkeypatch, capsys):
     said = [f"--data-arg={k}={v}" for k, v in arguments.items()]
     assert cli.run(["analyze", "net.pt", "--data", "npz:a.npz", *said, *common]) == 0
     assert f'"loss": {float(problem.loss())!r}' in capsys.readouterr().out
-    assert cli.run(["analyze", "net.pt", "--data", "made_for_data:batches", "--data-arg", "count=5", *common]) == 0
+    plain = [*said[:2], "--data-arg=normalization=none"]
+    assert cli.run(["analyze", "net.pt", "--data", "npz:a.npz", *plain, *common]) == 0
+    x = torch.from_numpy(RGB / 255).float().permute(0, 3, 1, 2)
+    loss = json.loads(capsys.readouterr().out)["checkpoints"][0]["loss"]
+    assert loss == pytest.approx(torch.nn.functional.cross_entropy(net(x), torch.from_numpy(Y)).item(), rel=1e-6)
+    batches = ["--data", "made_for_data:batches", "--data-arg", "normalization=none"]
+    assert cli.run(["analyze", "net.pt", *batches, "--data-arg", "count=5", *common]) == 0
     assert '"samples": 5' in capsys.readouterr().out
     assert cli.run(["analyze", "net.pt", "--data", "made_for_data:batches", "--data-arg", "size=5", *common]) == 2
     assert "--data 'made_for_data:batches' cannot be called with {'size': 5}" in capsys.readouterr().err

@@ -147,8 +147,8 @@ def load_data(
         label_noise: share of the training labels that are changed to another class, drawn uniformly. A larger share
             changes the labels that a smaller one changes, and more.
         arguments: the dataset's own options; and for all of them what examples are normalized with, in place of the
-            training set's moments: `normalization`, a name of ``NORMALIZATIONS``, or `mean` and `std`, one number or
-            one a channel, of values in [0, 1].
+            training set's moments: `normalization`, a name of ``NORMALIZATIONS`` ("none" for nothing), or `mean` and
+            `std`, one number or one a channel, of values in [0, 1].
 
     Raises:
         InputError: for an unknown name or argument, or a file that is missing, corrupt or not admissible.

@@ -41,7 +41,12 @@ def parse_name(text: str) -> tuple[str, dict[str, Any]]:
         if key in arguments:
             raise InputError(f"argument {key!r} is given twice in {text!r}: give it once")
         arguments[key] = value
-    return name, arguments
+    return name, with_none_named(arguments)
+
+
+def with_none_named(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a built-in name: `normalization=none` is one of the normalizations, not the default."""
+    return {k: "none" if k == "normalization" and v is None else v for k, v in arguments.items()}
 
 
 def parse_argument(text: str) -> tuple[str, Any]:

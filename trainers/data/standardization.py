@@ -24,12 +24,14 @@ NORMALIZATIONS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
     "mnist": ((0.1307,), (0.3081,)),
     "half": ((0.5,), (0.5,)),
     "as-is": ((0.0,), (1.0,)),
+    "none": ((0.0,), (1.0,)),
 }
 """Means and deviations, of values in [0, 1], that public networks were trained with; one number is for all channels.
 
 imagenet is torchvision's, cifar10 that of kuangliu/pytorch-cifar and its many descendants (whose deviations are means
 over images, not those of the set), cifar100 that of weiaicunzai/pytorch-cifar100, mnist that of PyTorch's examples.
-half takes [0, 1] to [-1, 1], as timm's inception models do; as-is takes examples as they are (uint8 in units of 255).
+half takes [0, 1] to [-1, 1], as timm's inception models do; as-is, or none, takes examples as they are (uint8
+in units of 255).
 """
 NORMALIZING = ("normalization", "mean", "std")
 """Options of every data set."""
