@@ -155,6 +155,11 @@ def test_hostile_names_stay_text(form):
         assert len([line for line in text.splitlines() if line.startswith("|")]) == 4
 
 
+def test_the_notes_say_what_was_measured_on():
+    made = [analysis(n, provenance={"split": "train"}) for n in "ab"]
+    assert paper_table(made).notes[-1] == "Measured on 128 examples of the training set."
+
+
 def test_columns_are_chosen_in_their_order():
     lines = shown("csv", analysis("a"), wanted=["hessian_top_eigenvalues", "loss"])
     head = lines.splitlines()[0].split(",")

@@ -154,11 +154,9 @@ def _notes(analyses: Sequence[Analysis], columns: Sequence[Column], seeds: str =
         yield "*: the interval of the difference from the first line leaves out zero."
     if INTERVAL in kinds:
         yield "An interval speaks of these examples and probes, not of other training seeds."
-    splits = {str(a.provenance.get("split") or "") for a in analyses} - {""}
-    samples = sorted({f"{a.samples:,}" for a in analyses})
-    yield f"Measured on {' or '.join(samples)} examples" + (
-        f" of the {' or '.join(sorted(splits))} set." if splits else "."
-    )
+    names = {"train": " of the training set", "test": " of the test set"}
+    samples = {f"{a.samples:,} examples{names.get(str(a.provenance.get('split')), '')}" for a in analyses}
+    yield f"Measured on {' or '.join(sorted(samples))}."
 
 
 # -- forms -------------------------------------------------------------------------------------------------------------
