@@ -1,5 +1,6 @@
 """Sharpness over groups, subsets and restarts."""
 
+import functools
 import math
 
 import numpy as np
@@ -76,6 +77,23 @@ def test_restarts_are_reported_with_their_spread():
     np.testing.assert_array_equal(found.restarts[:7], other.restarts[:7])
     assert (found.restarts[7:] != other.restarts[7:]).all()
     assert landscape.worst_case_sharpness(problem, rho=0.1, restarts=1).restart_spread is None
+
+
+def test_a_part_without_a_label_that_counts_is_refused_with_what_mends_it():
+    """40 examples and 400 ignored ones: the labels are fine, and these parts of them too small."""
+    model, problem = trained(examples=44)
+    x, y = raw(problem)[0]
+    x, y = torch.cat([x, x[:1].expand(400, -1)]), torch.cat([y, torch.full((400,), -100)])
+    problem = landscape.Problem(model, nn.functional.cross_entropy, [(x, y)])
+    assert landscape.sam_sharpness(problem, subsets=4).subsets.shape == (4, 1)
+    norm = functools.partial(landscape.fisher_rao_norm, matrix="ggn")
+    for measure in (landscape.sam_sharpness, norm, landscape.quantization_rise):
+        with pytest.raises(InputError, match="one of 100 random subsets holds no label .* fewer subsets than 100$"):
+            measure(problem, subsets=100)
+    with pytest.raises(InputError, match="draw of 2 of 440 examples holds no label .* a batch_size above 2, or None"):
+        landscape.forgetting(problem, problem, batch_size=2)
+    with pytest.raises(InputError, match="one of 100 data subsets holds no label .* fewer subsets than 100$"):
+        landscape.profiles(problem, subsets=100)
 
 
 def test_groups_of_examples_that_lie_in_several_processes_are_refused():

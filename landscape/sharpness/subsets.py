@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from numbers import Integral
 
 import torch
@@ -55,13 +55,18 @@ def in_groups(problem: Problem, m: int | None) -> Iterator[Problem]:
 
 
 def disjoint_subsets(problem: Problem, count: int, seed: int) -> Iterator[Problem]:
-    """The problem on each of `count` disjoint random subsets of its examples, of equal size (to one)."""
+    """The problem on each of `count` disjoint random subsets of its examples, of equal size (to one).
+
+    Raises:
+        InputError: a subset without a label that counts.
+    """
     whole = problem.batches.whole()
     assert whole is not None, "check_division comes first"
     largest = max(problem.batches.sizes)
     for index in torch.randperm(whole.size, generator=stream(seed, "subsets")).tensor_split(count):
         rows = index.to(problem.weights.device)
-        yield problem.with_batches(_pieces(whole.select(rows), largest))
+        pieces = _pieces(whole.select(rows), largest)
+        yield part_that_counts(problem, pieces, f"one of {count} random subsets", f"fewer subsets than {count}")
 
 
 class RandomBatches:
@@ -93,11 +98,25 @@ class RandomBatches:
             )
 
     def draw(self, name: str) -> Problem:
-        """The problem on the examples of this name; passes are counted together."""
+        """The problem on the examples of this name; passes are counted together.
+
+        Raises:
+            InputError: none of them has a label that counts.
+        """
         if self._whole is None:
             return self.problem
         rows = torch.randperm(self._whole.size, generator=stream(self.seed, name))[: self.size]
-        return self.problem.with_batches([self._whole.select(rows.to(self.problem.weights.device))])
+        batch = self._whole.select(rows.to(self.problem.weights.device))
+        more = f"a batch_size above {self.size}, or None for all (batch_size=none on the command line)"
+        return part_that_counts(self.problem, [batch], f"a draw of {self.size} of {self._whole.size} examples", more)
+
+
+def part_that_counts(problem: Problem, batches: Sequence[Batch], what: str, advice: str) -> Problem:
+    """The problem on some of its examples; InputError, with the advice, where none of them has a label that counts."""
+    weighed = [problem.weighed(b) for b in batches]
+    if not any(b.weight for b in weighed):
+        raise InputError(f"{what} holds no label that counts (all are ignored or weigh 0): give {advice}")
+    return problem.with_batches(weighed)
 
 
 def _pieces(batch: Batch, size: int) -> list[Batch]:

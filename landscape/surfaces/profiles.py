@@ -15,6 +15,7 @@ from landscape.problem.problem import Problem
 from landscape.progress import track
 from landscape.random import stream
 from landscape.results.result import Result, array, plain
+from landscape.sharpness.subsets import part_that_counts
 from landscape.surfaces.result import Surface
 from landscape.surfaces.surface import surface
 
@@ -195,7 +196,8 @@ def _parts(problem: Problem, count: int, seed: int) -> list[Problem]:
     for chosen in order.tensor_split(count):
         rows = chosen.sort().values.to(problem.weights.device)
         part = whole.select(rows)
-        parts.append(problem.with_batches([part.rows(i, i + size) for i in range(0, len(rows), size)]))
+        pieces = [part.rows(i, i + size) for i in range(0, len(rows), size)]
+        parts.append(part_that_counts(problem, pieces, f"one of {count} data subsets", f"fewer subsets than {count}"))
     return parts
 
 
