@@ -209,6 +209,51 @@ def test_a_guess_that_is_far_off_costs_more_and_changes_little():
         np.testing.assert_allclose(result.step, 1.0, rtol=1e-6)
 
 
+def test_a_start_in_the_next_valley_comes_back_to_the_first_crossing():
+    """L = 1 - cos w at w = 1 along sin 1: up again at w = -1; half of 15 lies beyond the hill, lower than the start."""
+    problem = along(lambda o: 1 - torch.cos(o + 1))
+    exact = 2 / math.sin(1)
+    cold = landscape.critical_sharpness(problem)
+    np.testing.assert_allclose(cold.step, exact, rtol=1e-2)
+    for start in (3.0, 4.7, 15.0, 29.0, 480.0, 1e4):
+        result = landscape.critical_sharpness(problem, start)
+        assert result.below < exact <= result.above
+        np.testing.assert_allclose(result.step, exact, rtol=1e-2)
+        assert result.first < exact
+    assert landscape.critical_sharpness(problem, 1.99 * exact).forwards <= 7
+
+
+def test_a_cold_search_of_a_loss_far_from_zero_starts_before_the_crossing():
+    """A thousandth of 1e5 over the slope is a step of 141, in another valley."""
+    result = landscape.critical_sharpness(along(lambda o: 1e5 + 1 - torch.cos(o + 1)))
+    np.testing.assert_allclose(result.step, 2 / math.sin(1), rtol=1e-2)
+
+
+def test_a_kink_at_the_weights_is_passed_where_every_step_lowers_the_loss():
+    """The slope 1 holds up to 1e-14, behind it 1e-3: no step above rounding lowers the loss by an eighth of it."""
+    result = line_search(lambda t: 1 - min(t, 1e-14) - 1e-3 * t + 1e-3 * t * t, 1.0, rounding=1e-13)
+    np.testing.assert_allclose(result.step, 1.0, rtol=0.05)
+
+
+@pytest.mark.parametrize("tol", [1e-16, 1e-300])
+def test_a_bracket_ends_at_neighboring_numbers(tol):
+    """Where the loss is a staircase of roundings its differences repeat, and the parabola may have no curvature."""
+    lines = (
+        lambda t: 1 - t + t * t,
+        lambda t: 2 - t + t**4,
+        lambda t: 1 - t + 40 * max(t - 0.2, 0),
+        lambda t: (t - 1) ** 2,
+    )
+    for f in lines:
+        result = line_search(f, 1.0, tol=tol)
+        assert f(result.below) <= f(0.0) < f(result.above)
+        assert result.above == math.nextafter(result.below, math.inf)
+        assert result.forwards < 400
+    _, problem, a, g = quadratic()
+    step = landscape.critical_sharpness(problem, tol=tol).step
+    np.testing.assert_allclose(step, 2 * float(g @ g / (g @ a @ g)), rtol=1e-12)
+
+
 def test_curves_that_are_no_quadratics_are_bracketed_within_the_tolerance():
     cases = {
         "quartic": (lambda t: 2 - t + t**4, 1.0),
@@ -242,6 +287,18 @@ def test_directions_that_do_not_descend_are_refused(measure):
     for d in (-g, torch.zeros_like(g)):
         with pytest.raises(InputError, match=r"d'g = .*d'g > 0"):
             measure(problem, direction=d)
+
+
+@pytest.mark.parametrize("measure", [landscape.critical_sharpness, landscape.directional_sharpness])
+def test_a_direction_is_scaled_within_the_range_of_float64(measure):
+    _, problem, _, g = quadratic()
+    whole = measure(problem).value
+    for scale in (1e-60, 1e60):
+        np.testing.assert_allclose(measure(problem, direction=g * scale).value, whole * scale, rtol=1e-8)
+    for scale in (1e-200, 1e80):
+        with pytest.raises(InputError, match=r"the largest entry of the direction is .*e[-+]\d+: .* scale") as error:
+            measure(problem, direction=g * scale)
+        assert "\n" not in str(error.value)
 
 
 def test_a_stationary_point_has_no_direction():

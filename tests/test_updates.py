@@ -183,6 +183,7 @@ def test_an_optimizer_of_ones_own_with_attributes():
         (lambda m: torch.full((8,), float("nan")), "the direction is not finite"),
         (lambda m: torch.optim.SGD([nn.Parameter(torch.zeros(2))], lr=0.1), "the SGD holds none of the parameters"),
         (lambda m: torch.optim.LBFGS(m.parameters()), "LBFGS calls the closure itself"),
+        (lambda m: torch.optim.SparseAdam(m.parameters()), "SparseAdam steps along sparse gradients alone"),
     ],
 )
 def test_what_is_no_direction_is_told(make, message):

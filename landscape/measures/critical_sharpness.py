@@ -30,8 +30,8 @@ class CriticalSharpness(Result):
         crossed: whether one does.
         below: largest step tried before the crossing; it does not raise the loss.
         above: smallest step tried that raises it; inf where none does. eta_c lies between these two.
-        first: smallest step tried, which lowers the loss by more than rounding. Its multiples by powers of two up to
-            `below` do not raise it: that no crossing lies in between is known at that resolution.
+        first: step that the doubling starts from, which lowers the loss by more than rounding. Its multiples by powers
+            of two up to `below` do not raise it: that no crossing lies in between is known at that resolution.
         forwards: evaluations of the loss, the one at w included.
         slope: d'g.
         loss: L(w).
@@ -84,26 +84,29 @@ def critical_sharpness(
 
     On a quadratic it is d'Hd / d'g (`directional_sharpness`): at most lambda_max(H) for d = g, and at most
     lambda_max(P^-1 H) for d = P^-1 g. Losses that are nan or infinite count as above. Steps are doubled from one that
-    lowers the loss by more than rounding, so that the first crossing is known at the resolution of a factor of two; it
-    is then narrowed to `tol` and interpolated by a curve that is exact on a quadratic.
+    lowers the loss by at least an eighth of eta d'g, so that the first crossing is known at the resolution of a factor
+    of two; it is then narrowed to `tol` and interpolated by a curve that is exact on a quadratic. Two things stay
+    possible: a peak narrower than that factor is stepped over, and so is one before the first step where the valley
+    behind it is so deep that even there an eighth of eta d'g is won (a `start` far too large, or L far from zero).
 
     Args:
         problem: L.
-        start: eta_c at neighboring weights: the search starts at half of it.
+        start: eta_c at neighboring weights: the search starts at half of it, or less where that is no fair descent.
         direction: d: "gradient", a flat vector (d,), or a torch optimizer (or a list of several that share the
             parameters out): the update that it would make from its state with the gradient of L, over its largest
             learning rate, so that eta is a learning rate. Of a checkpoint or a Monitor "optimizer" is the one of the
             training. Model and optimizer stay bit for bit as they are.
         bound: the search ends where ||eta d|| exceeds this many times max(||w||, 1); then `crossed` is False.
-        tol: width of the bracket of eta_c, relative to it.
+        tol: width of the bracket of eta_c, relative to it; at neighboring float64 numbers the search ends anyway.
         seed: draws nothing; for uniformity.
 
     Returns:
         CriticalSharpness with `value`, `step`, `below` and `above`, `forwards`.
 
     Raises:
-        InputError: d'g <= 0, weights, loss or gradient not finite, a direction of another shape, an optimizer of other
-            parameters, an effect below rounding, `bound` or `tol` out of range.
+        InputError: d'g <= 0, weights, loss or gradient not finite, a direction of another shape or out of range, an
+            optimizer of other parameters or of sparse gradients, an effect below rounding, `bound` or `tol` out of
+            range.
 
     Cost: 5 to 7 forward passes with a `start` within a factor of two, 9 to 18 without, and 1 backward pass.
     Source: Kalra 2026 (arXiv 2601.16979), definition 1. Differs from the official code: there a nan compares as no

@@ -23,6 +23,8 @@ from landscape.results import digest
 from landscape.sharpness.checks import check_loss, check_weights
 
 Direction = str | Tensor | Optimizer | Sequence[Optimizer]
+_LEAST, _MOST = 1e-70, 1e70
+"""Range of a direction's largest entry: float64 holds its fourth power, which the search for a crossing computes."""
 
 
 def update_direction(problem: Problem, direction: Direction, gradient: Tensor) -> Tensor:
@@ -73,7 +75,8 @@ def slope_of(problem: Problem, d: Tensor, gradient: Tensor, whose: str = "the lo
     """d'g, the rate at which the loss falls along -d.
 
     Raises:
-        InputError: weights or gradient not finite; d'g not positive: there is no step that lowers the loss first.
+        InputError: weights or gradient not finite; d'g not positive: there is no step that lowers the loss first; d too
+            short or too long to compute with.
     """
     check_weights(problem)
     check_loss(gradient, "gradient")
@@ -83,6 +86,12 @@ def slope_of(problem: Problem, d: Tensor, gradient: Tensor, whose: str = "the lo
         raise InputError(
             f"{at}: a step w - eta d has to lower {whose} at first (d'g > 0); give another direction, the gradient for "
             "one, or other weights"
+        )
+    largest = float(d.abs().max())
+    if not _LEAST <= largest <= _MOST:
+        raise InputError(
+            f"the largest entry of the direction is {largest:.3g}: between {_LEAST:g} and {_MOST:g} float64 computes "
+            "with it; scale the direction (the step scales inversely)"
         )
     return slope
 
@@ -158,6 +167,11 @@ def _shadow(optimizer: Optimizer, stand_ins: dict[int, Any]) -> Optimizer:
 
 def _step(shadow: Optimizer, *, unit: bool) -> None:
     """Its step, without the hooks on all optimizers; `unit` sets the learning rates to one."""
+    if isinstance(shadow, torch.optim.SparseAdam):
+        raise InputError(
+            "SparseAdam steps along sparse gradients alone, and that of L is dense: give torch.optim.Adam, or another "
+            "optimizer of dense gradients"
+        )
     step = type(shadow).step
     step = step.__wrapped__ if getattr(step, "hooked", False) else step  # type: ignore[attr-defined]
     closure = inspect.signature(step).parameters.get("closure")
