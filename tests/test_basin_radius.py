@@ -58,10 +58,11 @@ def test_crossing_is_the_first_at_a_factor_of_two():
         seen.append(r)
         return 1.5 < r < 3.5 or r > 100
 
-    assert crossing(outside, 0.01, 1e-6) == pytest.approx(1.5, rel=1e-6)
-    assert crossing(lambda r: r > 1e-9, 1.0, 1e-6) == pytest.approx(1e-9, rel=1e-6)
-    assert crossing(lambda r: False, 1.0, 0.1) == math.inf
-    assert crossing(lambda r: True, 1.0, 0.1) == 0.0
+    assert crossing(outside, 0.01, 1e3, 1e-6) == pytest.approx(1.5, rel=1e-6)
+    assert crossing(lambda r: r > 1e-9, 1.0, 1e3, 1e-6) == pytest.approx(1e-9, rel=1e-6)
+    assert crossing(lambda r: False, 1.0, 1e3, 0.1) == math.inf
+    assert crossing(lambda r: True, 1.0, 1e3, 0.1) == 0.0
+    assert crossing(lambda r: r > 999, 1.0, 1e3, 1e-6) == pytest.approx(999, rel=1e-6)  # the bound is looked at
     assert max(seen) < 4
 
 
@@ -80,6 +81,74 @@ def test_a_loss_that_is_nowhere_higher_has_no_edge():
     found = landscape.basin_radius(problem, rise=0.1, directions=4, worst_case=False)
     assert found.value == math.inf
     assert found.summary()["value"] is None
+
+
+def test_small_weights_do_not_end_the_search():
+    """||w|| = 1e-4, radii of sqrt(2 rise) = 0.447: 4,472 times as far."""
+    w = torch.tensor([1e-4, 0.0], dtype=torch.float64)
+    bowl_there = Bowl(torch.eye(2, dtype=torch.float64), torch.zeros_like(w), w)
+    problem = landscape.Problem(bowl_there, first_output, [(torch.zeros(4, 1), torch.zeros(4))])
+    found = landscape.basin_radius(problem, rise=0.1, tol=1e-6)
+    np.testing.assert_allclose(found.radii, math.sqrt(0.2), rtol=3e-4)
+    assert found.worst_case == pytest.approx(math.sqrt(0.2) - 1e-4, rel=2e-5)
+    assert found.interval == pytest.approx(math.sqrt(0.2), rel=3e-4)
+
+
+def test_a_rise_below_the_rounding_of_the_loss_is_refused():
+    model = nn.Linear(2, 1, bias=False)
+    problem = landscape.Problem(model, lambda o, t: 1000 + o.square().mean(), [(torch.ones(3, 2), torch.zeros(3))])
+    with pytest.raises(InputError, match=r"rise=1e-09 is below the rounding of the loss \(0\.0005 at L = 1000"):
+        landscape.basin_radius(problem, rise=1e-9)
+    assert landscape.basin_radius(problem, rise=0.1, directions=4).value > 0
+
+
+class Walled(nn.Module):
+    """L(w) = slope'w + curvature |w|^2, and `wall` where the last weight is beyond 1 on either side."""
+
+    def __init__(self, w, slope, curvature, wall):
+        super().__init__()
+        self.w = nn.Parameter(torch.tensor(w, dtype=torch.float64))
+        self.slope, self.curvature, self.wall = torch.tensor(slope, dtype=torch.float64), curvature, wall
+
+    def forward(self, x):
+        value = self.slope @ self.w + self.curvature * self.w.square().sum()
+        return torch.where(self.w[-1].abs() < 1, value, self.wall).expand(x.shape[0])
+
+
+def walled(*arguments):
+    return landscape.Problem(Walled(*arguments), first_output, [(torch.zeros(4, 1), torch.zeros(4))])
+
+
+@pytest.mark.parametrize("wall", [math.nan, math.inf])
+def test_a_loss_that_is_not_finite_lies_outside_in_the_worst_case_too(wall):
+    found = landscape.basin_radius(walled([0.5], [0.0], 0.01, wall), tol=1e-6)
+    assert set(np.round(found.radii, 5)) == {0.5, 1.5}
+    assert found.value == pytest.approx(0.5, rel=1e-6)
+    assert found.worst_case == pytest.approx(0.5, rel=1e-6)
+
+
+def test_a_kink_without_a_gradient_is_no_wall():
+    """L(w) = |w| as sqrt(w^2), whose gradient at 0 is nan: the radius is the rise."""
+    model = nn.Linear(1, 1, bias=False, dtype=torch.float64)
+    nn.init.zeros_(model.weight)
+    problem = landscape.Problem(model, lambda o, t: o.square().sqrt().mean(), [(torch.ones(3, 1), torch.zeros(3))])
+    found = landscape.basin_radius(problem, rise=0.1, tol=1e-6)
+    assert (found.value, found.worst_case) == pytest.approx((0.1, 0.1), rel=1e-6)
+
+
+def test_the_ascent_finds_a_wall_before_the_directions_do():
+    """Slope along the last of 50 weights: the ascent meets the wall at 1, random directions far later."""
+    problem = walled([0.0] * 50, [0.0] * 49 + [1e-3], 0.0, math.nan)
+    found = landscape.basin_radius(problem, tol=1e-6)
+    assert found.worst_case == pytest.approx(1.0, rel=1e-6)
+    assert found.radii.min() > 2
+
+
+def test_the_worst_case_is_at_most_that_of_the_directions():
+    """The slope leads along the wall: no ascent meets what the directions do."""
+    problem = walled([0.0, 0.0], [1e-3, 0.0], 0.0, math.nan)
+    found = landscape.basin_radius(problem, steps=1)
+    assert 0.95 < found.worst_case <= found.radii.min()
 
 
 def test_wrong_arguments_are_refused():

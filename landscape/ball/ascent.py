@@ -95,6 +95,7 @@ class Maximum:
         first: loss at the first evaluated point (from the center: the one-step value), as it is, finite or not.
         before: largest finite loss of the first three quarters of the points; -inf where there is none.
         non_finite: number of evaluated points whose loss or gradient was not finite, 0-dim.
+        non_finite_losses: of these, the points whose loss was not finite, 0-dim.
     """
 
     loss: Tensor
@@ -102,6 +103,7 @@ class Maximum:
     first: Tensor
     before: Tensor
     non_finite: Tensor
+    non_finite_losses: Tensor
 
 
 def maximize(
@@ -146,7 +148,8 @@ def maximize(
             state.review(step - checks[step])
         if step < steps - 1:
             state.move()
-    return Maximum(state.best_loss, state.best, state.first, before, state.non_finite)
+    counts = (state.non_finite, state.non_finite_losses)
+    return Maximum(state.best_loss, state.best, state.first, before, *counts)
 
 
 def checkpoints(steps: int) -> dict[int, int]:
@@ -169,7 +172,7 @@ class _State:
         count = torch.zeros((), dtype=torch.float64, device=start.device)
         self.loss = self.first = self.best_loss = self.reviewed_loss = torch.full_like(count, -math.inf)
         self.eta = torch.full_like(count, 2 * rho)
-        self.improved = self.non_finite = count
+        self.improved = self.non_finite = self.non_finite_losses = count
         self.halved = torch.ones_like(count, dtype=torch.bool)
         self.evaluated = 0
 
@@ -189,6 +192,7 @@ class _State:
             self.improved = self.improved + (fine & (loss > self.loss))
         self.evaluated += 1
         self.non_finite = self.non_finite + (~fine)
+        self.non_finite_losses = self.non_finite_losses + (~torch.isfinite(loss))
         better = fine & (loss > self.best_loss)
         self.best_loss = torch.where(better, loss, self.best_loss)
         self.best, self.best_h = torch.where(better, self.u, self.best), torch.where(better, h, self.best_h)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from landscape.ball import vectors
@@ -18,11 +19,11 @@ from landscape.problem.problem import Problem
 from landscape.progress import Bar
 from landscape.random import normal, stream
 from landscape.results.result import Result, array, plain
-from landscape.sharpness.checks import check_loss, check_weights
+from landscape.sharpness.checks import check_loss, check_weights, resolution
 from landscape.sharpness.subsets import positive
 from landscape.statistics import LEVEL
 
-_DOUBLINGS, _HALVINGS = 17, 60
+_REACH, _HALVINGS = 1e4, 60
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,12 +31,13 @@ class BasinRadius(Result):
     """How far the weights can move until the loss has risen by `rise`.
 
     Attributes:
-        value: most-case radius: within it, along at least `share` of the directions the loss stays below.
+        value: most-case radius: within it, along at least `share` of the directions the loss stays below; inf
+            where it does up to 10^4 max(||w||, 1), the end of the search.
         interval: (bound,) 95% confidence interval of it over directions, from order statistics; an end that so few
             directions do not give is 0 or inf.
-        worst_case: radius of the ball in which an ascent first finds a rise of `rise`: the worst direction's is at most
-            this. nan where it was not asked for.
-        radii: (direction,) of each direction.
+        worst_case: radius of the ball in which a rise of `rise` is first found: the worst direction's is at most
+            this. inf where none does up to there; nan where it was not asked for.
+        radii: (direction,) of each direction, inf likewise.
         relative: value / ||w||; nan for w = 0.
         sigma: value / sqrt(d): the Gaussian noise of every weight that has this norm.
         loss: L(w).
@@ -80,11 +82,12 @@ def basin_radius(
     """Radius of the basin around w: the largest r with L(w + r u) - L(w) < rise for most random directions u.
 
     u is uniform on the unit sphere (a normalized Gaussian vector). Along each direction the radius is doubled from a
-    hundredth of ||w|| on until the loss has risen by `rise`, so that the first crossing is known to a factor of 2, and
-    bisected in log r; the most-case radius is the (1 - share) quantile of these. The worst-case radius is that of the
-    smallest ball in which one of two projected ascents, from the gradient's point and from a random one, finds such a
-    rise, looked for in the same way. In a bowl the
-    radius along u is sqrt(2 rise / u'Hu), about sqrt(2 rise d / tr H), and the worst one sqrt(2 rise / lambda_max).
+    hundredth of ||w|| on until the loss has risen by `rise` or is nan or inf, so that the first crossing is known to a
+    factor of 2, and bisected in log r; the search ends at 10^4 max(||w||, 1), and the radius is inf where the loss has
+    not risen by then. The most-case radius is the (1 - share) quantile of these. The worst-case radius, looked for in
+    the same way, is that of the smallest ball in which one of these directions or one of two projected ascents, from
+    the gradient's point and from a random one, finds such a point. In a bowl the radius along u is sqrt(2 rise / u'Hu),
+    about sqrt(2 rise d / tr H), and the worst one sqrt(2 rise / lambda_max).
 
     Args:
         rise: the rise of the loss that ends the basin.
@@ -99,7 +102,7 @@ def basin_radius(
         BasinRadius with `value`, `interval`, `worst_case`, `radii`.
 
     Raises:
-        InputError: a number out of range, weights or loss at w not finite.
+        InputError: a number out of range, a `rise` below the rounding of the loss, weights or loss at w not finite.
 
     Cost: for each direction about 4 + log2(1 / tol) forward passes; for the worst case as often twice `steps` forward
     and `steps` - 1 backward passes.
@@ -121,8 +124,9 @@ def basin_radius(
     check_weights(problem)
     loss, gradient = problem.loss_and_gradient()
     check_loss(loss)
+    _require_resolved(problem, rise, float(loss))
     w, size = problem.weights, float(vectors.norm(problem.weights))
-    first = 0.01 * (size or 1.0)
+    first, bound = 0.01 * (size or 1.0), _REACH * max(size, 1.0)
     evaluations = 0
     with Bar("basin", None) as bar:
 
@@ -131,22 +135,22 @@ def basin_radius(
                 nonlocal evaluations
                 evaluations += 1
                 bar.advance()
-                return not float(problem.loss(w + radius * u) - loss) < rise  # nan lies outside
+                return not -math.inf < float(problem.loss(w + radius * u) - loss) < rise  # nan and inf lie outside
 
             return outside
 
-        radii = np.array([crossing(along(_direction(w, seed, i)), first, tol) for i in range(directions)])
+        radii = np.array([crossing(along(_direction(w, seed, i)), first, bound, tol) for i in range(directions)])
         worst = math.nan
         if worst_case:
-            ball, center = Ball(2.0), gradient
+            ball, center = Ball(2.0), torch.where(vectors.finite(gradient), gradient, 0.0)
 
             def reached(radius: float) -> bool:
-                # At a stationary point the gradient points nowhere: a random start finds the steepest direction.
+                # At a minimum or a kink the gradient points nowhere: a random start finds the steepest direction.
                 starts = (ball.steepest(center, radius), ball.random(w, radius, stream(seed, "basin ascent")))
-                tops = [maximize(problem, ball, radius, u, center, steps, bar=bar).loss for u in starts]
-                return float(max(tops) - loss) >= rise
+                tops = [maximize(problem, ball, radius, u, center, steps, bar=bar) for u in starts]
+                return any(float(top.loss - loss) >= rise or bool(top.non_finite_losses) for top in tops)
 
-            worst = crossing(reached, first, tol)
+            worst = min(crossing(reached, first, bound, tol), float(radii.min()))
     value = float(np.quantile(radii, 1 - share, method="inverted_cdf"))
     return BasinRadius(
         value=value,
@@ -160,20 +164,20 @@ def basin_radius(
     )
 
 
-def crossing(outside: Callable[[float], bool], first: float, tol: float) -> float:
+def crossing(outside: Callable[[float], bool], first: float, bound: float, tol: float) -> float:
     """Radius at which `outside` first becomes true, by doubling or halving from `first` on, then bisection in log r.
 
-    inf where it is not up to 2^17 times `first`; 0 where it is down to 2^-60 times that.
+    inf where it is not up to `bound`, which is looked at last; 0 where it is down to 2^-60 times `first`.
     """
     low, high = 0.0, math.inf
     radius = first
-    while first * 2.0**-_HALVINGS <= radius <= first * 2.0**_DOUBLINGS and not (low and math.isfinite(high)):
+    while radius >= first * 2.0**-_HALVINGS and low < bound and not (low and math.isfinite(high)):
         if outside(radius):
             high = radius
             radius = high / 2
         else:
             low = radius
-            radius = low * 2
+            radius = min(low * 2, bound)
     if not low:
         return 0.0
     while math.isfinite(high) and high / low - 1 > tol and low < (middle := math.sqrt(low * high)) < high:
@@ -195,6 +199,14 @@ def _quantile_interval(values: np.ndarray, q: float) -> np.ndarray:
     low = int(stats.binom.ppf(tail, n, q))  # P(fewer than `low` below) <= tail
     high = int(stats.binom.ppf(1 - tail, n, q)) + 1  # P(`high` or more below) <= tail
     return np.array([ordered[low], ordered[high]])
+
+
+def _require_resolved(problem: Problem, rise: float, loss: float) -> None:
+    if rise < (rounding := resolution(problem, loss)):
+        raise InputError(
+            f"rise={rise:g} is below the rounding of the loss ({rounding:.1g} at L = {loss:g}): take a larger rise, or "
+            "compute in float64"
+        )
 
 
 def _check(rise: float, share: float, tol: float) -> None:
