@@ -1,5 +1,6 @@
 """Critical, relative and directional sharpness against closed forms, and the search along one line."""
 
+import copy
 import math
 
 import numpy as np
@@ -98,8 +99,6 @@ def test_the_step_of_an_optimizer_is_a_learning_rate(name):
 
 
 def _deep(optimizer, model):
-    import copy
-
     return copy.deepcopy((optimizer, model))
 
 
@@ -134,6 +133,18 @@ def test_the_other_loss_is_one_of_the_same_parameters():
         landscape.relative_critical_sharpness(problem)
     with pytest.raises(InputError, match="other is of type list: the Problem of the other data is needed"):
         landscape.relative_critical_sharpness(problem, batches)
+
+
+def test_the_other_loss_is_one_of_the_same_network_in_the_same_dtype():
+    model, batches = network()
+    problem = landscape.Problem(model, nn.functional.cross_entropy, batches)
+    twin = landscape.Problem(copy.deepcopy(model), nn.functional.cross_entropy, batches)
+    with pytest.raises(InputError, match="other is a loss of another network"):
+        landscape.relative_critical_sharpness(problem, twin)
+    single = [(x.float(), y) for x, y in batches]
+    moved = landscape.Problem(model.float(), nn.functional.cross_entropy, single)
+    with pytest.raises(InputError, match=r"other is a loss in torch.float32 on cpu, not in torch.float64 on cpu"):
+        landscape.relative_critical_sharpness(problem, moved)
 
 
 def test_an_optimizers_relative_direction_uses_the_other_gradient():

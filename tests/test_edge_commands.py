@@ -47,7 +47,7 @@ def test_analyze_takes_the_optimizer_of_the_checkpoint_and_the_other_split(name,
     measured = json.loads(capsys.readouterr().out)["checkpoints"][0]["measures"]
     assert list(measured) == KEYS
     one = subject(path, dtype=torch.float64)
-    test = subject(path, split="test", dtype=torch.float64).problem
+    test = subject(path, split="test", dtype=torch.float64).problem.in_network(one.model)
     optimizer = one.companions.optimizer()
     called = {"sgd": "SGD", "adam": "Adam", "adamw": "AdamW"}[name]
     assert measured["preconditioned_sharpness"]["optimizer"] == type(optimizer).__name__ == called

@@ -111,6 +111,22 @@ def test_wrong_input_is_refused():
         landscape.forgetting(landscape.Problem(model, nn.MSELoss(), [(x, torch.zeros(96, 3, dtype=torch.float64))]))
 
 
+def test_the_other_loss_is_one_of_the_same_network():
+    model, problem = trained(steps=0)
+    same, smooth = copy.deepcopy(model), copy.deepcopy(model)
+    smooth[1] = nn.GELU()  # the same names and shapes, another function
+    for network in (same, smooth):
+        with pytest.raises(InputError, match="other is a loss of another network"):
+            landscape.forgetting(problem, others(network))
+    with pytest.raises(InputError, match="other is of type str: the Problem of the other data is needed"):
+        landscape.forgetting(problem, "x")
+    wrapped = others(nn.DataParallel(model))
+    assert (
+        landscape.forgetting(problem, wrapped, steps=2).value
+        == landscape.forgetting(problem, others(model), steps=2).value
+    )
+
+
 def test_the_picture_shows_both_losses():
     import matplotlib.pyplot as plt
 

@@ -15,7 +15,7 @@ from landscape.measure import measure
 from landscape.problem.problem import Problem
 from landscape.progress import track
 from landscape.results.result import Result, array
-from landscape.sharpness.checks import check_loss, check_weights
+from landscape.sharpness.checks import check_loss, check_other, check_weights
 from landscape.sharpness.subsets import RandomBatches, positive
 
 _LOOKS = 5
@@ -88,8 +88,9 @@ def forgetting(
         Forgetting with `value`, and the losses at up to 6 of the steps.
 
     Raises:
-        InputError: no other data and targets that are no classes, or a single class; another model's problem; a number
-            out of range; batches that cannot be divided; a fine-tuning that is not finite.
+        InputError: no other data and targets that are no classes, or a single class; `other` that is no Problem of the
+            same model and parameters; a number out of range; batches that cannot be divided; a fine-tuning that is
+            not finite.
 
     Cost: `steps` forward + backward passes over `batch_size` examples, 6 forward passes over both, 1 forward + 1
     backward pass and 1 Hessian-vector product.
@@ -105,10 +106,8 @@ def forgetting(
     """
     _check(steps, lr, momentum)
     check_weights(problem)
-    first, then = (problem, other) if other is not None else _by_class(problem)
+    first, then = (problem, check_other(problem, other)) if other is not None else _by_class(problem)
     before = asdict(then.passes)
-    if then.parameters != problem.parameters:
-        raise InputError("the other data belong to other parameters: make both Problems of one model")
     batches = RandomBatches(then, batch_size, seed)
     looks = sorted({round(steps * i / _LOOKS) for i in range(_LOOKS + 1)})
     start = problem.weights

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 
-from landscape.errors import InputError
 from landscape.measure import measure
 from landscape.measures.critical_sharpness import CriticalSharpness, crossing_along, crossing_says
 from landscape.problem.problem import Problem
-from landscape.sharpness.checks import check_loss
+from landscape.sharpness.checks import check_loss, check_other
 from landscape.sharpness.updates import Direction, described, slope_of, update_direction
 
 
@@ -38,7 +37,7 @@ def relative_critical_sharpness(
 
     Args:
         problem: L_1, whose rise is looked for.
-        other: L_2, the same parameters over other data (or by another loss): its gradient is taken at w. Of a
+        other: L_2, the same model and parameters over other data (or by another loss): its gradient is taken at w. Of a
             checkpoint the other split, or what --other-data names; of a Monitor what it was made with.
         start: eta_c at neighboring weights: the search starts at half of it.
         direction: d_2: "gradient", a flat vector, or an optimizer: its update with the gradient of L_2.
@@ -50,8 +49,8 @@ def relative_critical_sharpness(
         CriticalSharpness, `slope` being d_2'g_1.
 
     Raises:
-        InputError: d_2'g_1 <= 0 (any step along the other update raises this loss), other parameters, and as
-            `critical_sharpness`.
+        InputError: d_2'g_1 <= 0 (any step along the other update raises this loss), `other` that is no
+            Problem of the same model and parameters, and as `critical_sharpness`.
 
     Cost: 1 forward and 1 backward pass of `other`; of `problem` 5 to 7 forward passes with a `start` within a factor of
     two, 9 to 18 without, and 1 backward pass.
@@ -66,11 +65,7 @@ def relative_critical_sharpness(
         >>> round(result.value, 6), round(result.step, 6)
         (8.0, 0.25)
     """
-    if not isinstance(other, Problem):
-        received = "missing" if other is None else f"of type {type(other).__name__}"
-        raise InputError(f"other is {received}: the Problem of the other data is needed")
-    if [(s.name, s.shape) for s in other.parameters] != [(s.name, s.shape) for s in problem.parameters]:
-        raise InputError("other is a loss of other parameters: make both Problems of one model and the same parameters")
+    other = check_other(problem, other)
     loss, gradient = problem.loss_and_gradient()
     check_loss(loss)
     theirs = other.gradient(problem.weights)

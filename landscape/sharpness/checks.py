@@ -59,6 +59,29 @@ def check_loss(loss: Tensor, what: str = "loss") -> None:
         )
 
 
+def check_other(problem: Problem, other: object) -> Problem:
+    """The other loss as it is, of the same model and parameters as `problem`.
+
+    Raises:
+        InputError: no Problem; one of other parameters, of another dtype or device, or of another network, which
+            may be another function of weights of the same names and shapes.
+    """
+    if not isinstance(other, Problem):
+        received = "missing" if other is None else f"of type {type(other).__name__}"
+        raise InputError(f"other is {received}: the Problem of the other data is needed")
+    if [(s.name, s.shape) for s in other.parameters] != [(s.name, s.shape) for s in problem.parameters]:
+        raise InputError("other is a loss of other parameters: make both Problems of one model and the same parameters")
+    kinds = [f"{p.weights.dtype} on {p.weights.device}" for p in (other, problem)]
+    if kinds[0] != kinds[1]:
+        raise InputError(f"other is a loss in {kinds[0]}, not in {kinds[1]}: make both after the model is moved")
+    if other.model is not problem.model:
+        raise InputError(
+            "other is a loss of another network, which may be another function of the same weights: make both Problems "
+            "of one model object"
+        )
+    return other
+
+
 def resolution(problem: Problem, loss: float) -> float:
     """Estimate of the rounding of a rise: 4 eps (|L| + 0.1), eps of the coarsest dtype that L is computed in.
 
