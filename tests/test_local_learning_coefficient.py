@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from sharpness_cases import first_output, trained
+from sharpness_cases import first_output, raw, trained
 from torch import nn
 
 import landscape
@@ -201,6 +201,21 @@ def test_the_seed_decides_everything():
     assert (
         landscape.local_learning_coefficient(problem, draws=40, burn_in=20, batch_size=32, seed=1).value != first.value
     )
+
+
+def test_ignored_examples_are_none():
+    model, problem = trained(examples=44)
+    x, y = (t[:40] for t in raw(problem)[0])
+    more = torch.cat([x, x[:1].expand(400, -1)]), torch.cat([y, torch.full((400,), -100)])
+    few, many = (landscape.Problem(model, nn.functional.cross_entropy, [batch]) for batch in ((x, y), more))
+    first, second = (
+        landscape.local_learning_coefficient(p, draws=20, burn_in=12, step=1e-3, localization=1.0, batch_size=None)
+        for p in (few, many)
+    )
+    assert first.beta == second.beta == 1 / math.log(40)
+    np.testing.assert_allclose(second.energies, first.energies, rtol=1e-6)
+    with pytest.raises(InputError, match="a draw of 8 of 440 examples holds no label"):
+        landscape.local_learning_coefficient(many, step=1e-3, localization=1.0, batch_size=8)
 
 
 @pytest.mark.parametrize(

@@ -133,13 +133,71 @@ def test_weights_of_the_examples_stand_squared_in_the_criterion():
         [torch.cat([g.reshape(-1) for g in torch.autograd.grad(u, list(problem.model.parameters()))]) for u in unit]
     )
     c = torch.tensor([0.2, 1.0, 5.0]).double()[y.clamp(min=0)] * (y >= 0)
-    rows = slopes * (len(x) * c / c.sum())[:, None]
+    n, counts = len(x) - 1, y >= 0
+    rows = (slopes * (n * c / c.sum())[:, None])[counts]
     torch.testing.assert_close(rows.mean(0), problem.gradient())
-    expected = rows.mT @ rows / len(x) - rows.mean(0)[:, None] * rows.mean(0)
+    expected = rows.mT @ rows / n - rows.mean(0)[:, None] * rows.mean(0)
     torch.testing.assert_close(scores.covariance(problem), expected, rtol=1e-8, atol=1e-12)
     u = next(iter(scores.combinations(problem, None, 1, stream(1, "signs"))))
-    signs = rademacher(torch.empty(len(x), dtype=torch.float64), stream(1, "signs"))
-    torch.testing.assert_close(u, ((signs - signs.mean()) / len(x) ** 0.5) @ rows)
+    signs = rademacher(torch.empty(n, dtype=torch.float64), stream(1, "signs"))
+    torch.testing.assert_close(u, ((signs - signs.mean()) / n**0.5) @ rows)
+
+
+@pytest.mark.parametrize("apart", [False, True])
+@pytest.mark.parametrize("weights", [None, [1.0, 2.0, 3.0, 0.0]])
+@pytest.mark.parametrize("steps", [60, 3])  # all eigenvalues, and Lanczos from random vectors
+def test_ignored_examples_change_nothing(steps, weights, apart):
+    """Nor do those of a class of weight 0; in the batch of the others, and in one of their own."""
+    torch.manual_seed(0)
+    model, x, y = nn.Linear(5, 4).double(), torch.randn(40, 5).double(), torch.arange(40) % 3
+    loss = nn.CrossEntropyLoss(weight=None if weights is None else torch.tensor(weights).double())
+    more = torch.randn(400, 5).double(), torch.full((400,), -100 if weights is None else 3)
+    joined = [(x, y), more] if apart else [(torch.cat([x, more[0]]), torch.cat([y, more[1]]))]
+    few, many = landscape.Problem(model, loss, [(x, y)]), landscape.Problem(model, loss, joined)
+    assert (few.contributing(), many.contributing(), many.examples) == (40, 40, 440)
+    first, second = (landscape.soft_rank(p, damping=0.05, probes=5, steps=steps, matrix="ggn") for p in (few, many))
+    assert first.exact == (steps == 60)
+    for name in ("value", "effective_dimension", "takeuchi", "gap", "takeuchi_interval"):
+        np.testing.assert_allclose(getattr(second, name), getattr(first, name), rtol=1e-8, err_msg=name)
+
+
+def test_a_function_that_may_ignore_labels_leaves_n_open():
+    model, x, y = nn.Linear(5, 3).double(), torch.randn(8, 5).double(), torch.tensor([0, 1, 2, 0, 1, 2, -100, -100])
+
+    def mean(outputs, targets):
+        return nn.functional.cross_entropy(outputs, targets)
+
+    def each(outputs, targets):
+        return nn.functional.cross_entropy(outputs, targets, reduction="none")
+
+    with pytest.raises(InputError, match=r"only labels of -100, .* leave them out, or give one of torch's losses$"):
+        landscape.soft_rank(landscape.Problem(model, mean, [(x, y)]))
+    assert landscape.Problem(model, mean, [(x[:6], y[:6])]).contributing() == 6
+    assert landscape.Problem(model, each, [(x, y)]).contributing() == 8  # L divides by all
+    # Negative numbers are labels of other losses; of tokens one that counts is enough; smoothing weighs a class of 0.
+    signs = landscape.Problem(model, nn.SoftMarginLoss(), [(x, torch.ones(8, 3, dtype=torch.long).neg())])
+    assert signs.contributing() == 8
+    tokens = torch.tensor([[0, -100], [-100, -100], [1, 2]])
+    pictures = nn.Sequential(nn.Linear(2, 6), nn.Unflatten(1, (3, 2))).double()
+    assert landscape.Problem(pictures, nn.CrossEntropyLoss(), [(x[:3, :2], tokens)]).contributing() == 2
+    smooth = nn.CrossEntropyLoss(weight=torch.tensor([0.0, 1, 1]).double(), label_smoothing=0.1)
+    assert landscape.Problem(model, smooth, [(x, y)]).contributing() == 6
+
+
+def test_a_models_loss_is_a_mean_over_the_examples_that_it_labels():
+    class Labeled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(5, 3)
+
+        def forward(self, x, labels):
+            return {"loss": nn.functional.cross_entropy(self.layer(x), labels)}
+
+    torch.manual_seed(0)
+    x, y = torch.randn(12, 5), torch.arange(12) % 3
+    y[8:] = -100
+    problem = landscape.Problem(Labeled(), batches=[{"x": x, "labels": y}])
+    assert (problem.contributing(), problem.examples) == (8, 12)
 
 
 def test_takeuchi_is_the_gap_over_repeated_samples():

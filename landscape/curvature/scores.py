@@ -18,6 +18,8 @@ _TOGETHER = 64
 def covariance(problem: Problem, w: Tensor | None = None) -> Tensor:
     """C = mean_i g_i g_i' - g g', (d, d) float64, g_i the gradients of the examples' parts of L, g that of L.
 
+    The means are over the examples that have a part in L.
+
     An example with a weight has that weight in g_i, squared in C; the empirical Fisher matrix has it once.
 
     Raises:
@@ -27,7 +29,7 @@ def covariance(problem: Problem, w: Tensor | None = None) -> Tensor:
     """
     _require_one_process(problem)
     divided = problem.undividable is None and problem.batches.whole() is not None
-    parts, n = problem.divided(_TOGETHER) if divided else problem, problem.examples
+    parts, n = problem.divided(_TOGETHER) if divided else problem, problem.contributing()
     leaves, squares, total = problem.leaves(w), problem.zero(), problem.zero()
     with torch.enable_grad(), problem.bound_tensors(leaves):
         for batch in parts.batches:
@@ -52,17 +54,19 @@ def _require_one_process(problem: Problem) -> None:
 def combinations(problem: Problem, w: Tensor | None, count: int, generator: torch.Generator) -> Iterator[Tensor]:
     """Random vectors u (d,) with E[u u'] = C, the covariance of the examples' gradients.
 
-    u = sum_i (s_i - s) g_i / sqrt(n), s_i independent signs and s their mean: the covariance of the coefficients is
-    I - 11'/n. One backward pass each, of a loss whose examples have random signs.
+    u = sum_i (s_i - s) g_i / sqrt(n), s_i independent signs of the n examples that have a part in L, s their mean: the
+    covariance of the coefficients is I - 11'/n. One backward pass each, of a loss whose examples have random signs.
 
     Raises:
         InputError: the loss knows no single examples, or they are spread over several processes.
     """
     _require_one_process(problem)
-    n = problem.examples
+    part = torch.cat([problem.objective.contributing(batch) for batch in problem.batches]).cpu()
+    n, coefficients = int(part.sum()), torch.zeros(len(part), dtype=torch.float64)
     for _ in range(count):
         signs = random.rademacher(torch.empty(n, dtype=torch.float64), generator)
-        yield weighted_gradient(problem, (signs - signs.mean()) / n**0.5, w)
+        coefficients[part] = (signs - signs.mean()) * n**0.5 / len(part)  # of g_i as if all examples had a part
+        yield weighted_gradient(problem, coefficients, w)
 
 
 def weighted_gradient(problem: Problem, coefficients: Tensor, w: Tensor | None = None) -> Tensor:

@@ -111,6 +111,8 @@ def local_learning_coefficient(
     not in equilibrium: there E <w - w*, grad U> = d, whatever the loss (by parts), which steps that are too long and
     directions that are not filled yet miss (by more than 15%: refused).
     To compare networks, fix `localization`, `beta` and the number of examples.
+    n is the number of examples that have a part in L: those whose labels are all ignored, or of weight 0, have none.
+    An objective function shows no labels: with one all examples count.
 
     Args:
         chains: independent ones, at least 2.
@@ -129,7 +131,8 @@ def local_learning_coefficient(
     Raises:
         InputError: arviz-stats is not installed; fewer than 2 chains, 4 draws or 12 steps of burn-in, a number out of
             range, one example without `beta`, weights or loss at w not finite; batches that cannot be divided where
-            `batch_size` asks for it.
+            `batch_size` asks for it, a draw without a label that counts; labels of -100 under a loss that does not
+            show whether it ignores them.
 
     Cost: 1 forward pass, and chains x (burn_in + draws) steps of 1 forward + 1 backward pass over `batch_size`
     examples (2 forward where these are not all). Without `step` 10 to 20 Hessian-vector products and 20 steps more, 2
@@ -153,7 +156,7 @@ def local_learning_coefficient(
     diagnose = _diagnostics()
     RandomBatches(problem, batch_size, seed)  # refuses what cannot be divided before any work
     check_weights(problem)
-    n = problem.examples
+    n = problem.contributing()
     if beta is None and n < 2:
         raise InputError("the temperature 1 / log n needs more than one example: give beta")
     beta = 1 / math.log(n) if beta is None else beta

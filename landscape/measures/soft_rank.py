@@ -114,6 +114,9 @@ def soft_rank(
     0). Where the loss is -log p of a calibrated model, C = H up to that, and the gap is the soft rank / n; elsewhere
     only the criterion holds. It is no more than that without the penalty, or away from the minimum.
 
+    n is the number of examples that have a part in L: those whose labels are all ignored, or of weight 0, have none.
+    An objective function shows no labels: with one all examples count.
+
     A negative eigenvalue counts negatively, and one near -damping without bound: where the smallest is below -0.1
     times the damping (or precision / n, if that is less) "hessian" is refused, and "auto" takes the Gauss-Newton
     matrix, which has none, and says so.
@@ -140,7 +143,8 @@ def soft_rank(
     Raises:
         InputError: damping or precision not positive, fewer than 4 probes, steps < 1, an eigenvalue too far below 0
             for "hessian", or below 0 by more than rounding for another matrix; for the
-            Gauss-Newton matrix outputs that are no (examples, outputs) matrix.
+            Gauss-Newton matrix outputs that are no (examples, outputs) matrix; labels of -100 under a loss that does
+            not show whether it ignores them.
 
     Cost: at most probes x steps Hessian-vector products, and as many again, with `probes` forward + backward passes,
     for Takeuchi's criterion (at most 64 backward passes where all eigenvalues are computed); twice that where "auto"
@@ -160,10 +164,10 @@ def soft_rank(
     """
     _check(damping, precision, matrix, probes, steps)
     check_weights(problem)
-    plan = _Plan(problem, w, probes, steps, chunk_size, seed)
+    plan, n = _Plan(problem, w, probes, steps, chunk_size, seed), problem.contributing()
     kind, obstacle = ("hessian" if matrix == "auto" else matrix), None
     spectrum = plan.spectrum(kind)
-    spent, least = spectrum.products, min(damping, precision / problem.examples)
+    spent, least = spectrum.products, min(damping, precision / n)
     if kind == "hessian" and spectrum.smallest < -_NEGATIVE * least:
         words = (
             f"the Hessian has an eigenvalue {spectrum.smallest:.3g}, and lambda / (lambda + c) means nothing near -c = "
@@ -171,9 +175,7 @@ def soft_rank(
         )
         if matrix == "hessian":
             enough = -spectrum.smallest / _NEGATIVE
-            raise InputError(
-                f'{words}: take matrix="ggn", or damping > {enough:.3g} and precision > {enough * problem.examples:.3g}'
-            )
+            raise InputError(f'{words}: take matrix="ggn", or damping > {enough:.3g} and precision > {enough * n:.3g}')
         kind, obstacle = "ggn", words
         spectrum = plan.spectrum(kind)
         spent += spectrum.products
@@ -182,7 +184,7 @@ def soft_rank(
             f"the {kind} matrix has an eigenvalue {spectrum.smallest:.3g}, by rounding or as the loss is not convex in "
             f"the outputs: take a damping (and precision / n) above {-spectrum.smallest / _NEGATIVE:.3g}, or float64"
         )
-    rank, dimension = spectrum.rank(damping), spectrum.rank(precision / problem.examples)
+    rank, dimension = spectrum.rank(damping), spectrum.rank(precision / n)
     criterion, missing = plan.takeuchi(spectrum, damping) if takeuchi else (None, None)
     return SoftRank(
         value=rank.value,
@@ -195,7 +197,7 @@ def soft_rank(
         takeuchi=None if criterion is None else criterion.value,
         takeuchi_interval=None if criterion is None else criterion.interval,
         takeuchi_obstacle=missing,
-        gap=None if criterion is None else criterion.value / problem.examples,
+        gap=None if criterion is None else criterion.value / n,
         smallest=spectrum.smallest,
         negative=spectrum.negative(damping),
         hvps=spent + (criterion.products if criterion else 0),

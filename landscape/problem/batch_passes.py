@@ -126,6 +126,19 @@ class BatchPasses:
         """The batches with c_b > 0: the others' losses (0/0 where all targets are ignored) are no part of L."""
         return (batch for batch in self.batches if batch.weight)
 
+    def contributing(self) -> int:
+        """Number of examples that have a part in L, over all processes: those with a label that counts.
+
+        L as a mean over n examples has this n, whatever ignored ones stand beside them.
+
+        Raises:
+            InputError: a loss that does not show whether it ignores labels of -100.
+        """
+        count = self.zero()
+        for batch in self.batches:
+            count += self.objective.contributing(batch).sum()
+        return int(self.summed(count))
+
     def share(self, batch: Batch) -> float:
         """c_b / sum of c_b."""
         return batch.weight / self.weight

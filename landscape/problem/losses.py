@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -115,6 +115,14 @@ class TorchLoss:
             weights = self.class_weights.to(target.device).double()
             each = weights[target.clamp(min=0, max=len(weights) - 1)] * counts
         return each.flatten(1).sum(1) if each.dim() > 1 else each
+
+    def contributing(self, target: Tensor) -> Tensor:
+        """Whether each example adds to a loss of classes, (n,) bool: it has a label that counts, of a weight above 0.
+
+        Label smoothing lets labels of weight 0 add to the loss too.
+        """
+        known = replace(self, class_weights=None) if self.uneven else self
+        return known.example_weights(target) > 0
 
     def refuse_unfit(self, outputs: Tensor, target: Tensor) -> None:
         """Raise InputError where torch would warn, broadcast or return a constant 0: by shapes alone."""

@@ -141,6 +141,30 @@ class Objective:
             return batch.size
         return int(class_counts(target, self.ignored).sum())
 
+    def contributing(self, batch: Batch) -> Tensor:
+        """Whether each example has a part in L: (size,) bool; none where its labels are all ignored, or weigh 0.
+
+        Of an objective function, which shows no labels, all examples of a batch have one.
+
+        Raises:
+            InputError: an example whose labels are all -100, under a loss that does not show whether it ignores them.
+        """
+        target, device = batch.target, next((t.device for t in batch.tensors()), None)
+        if not batch.weight:
+            return torch.zeros(batch.size, dtype=torch.bool, device=device)
+        if self.torch is not None and self.torch.kind == CLASSES and self.torch.reduction != "none":
+            return self.torch.contributing(target)
+        if self.by_model and self.denominator is not None and batch.sliceable:
+            counts = [self.denominator(batch.rows(i, i + 1)) for i in range(batch.size)]
+            return torch.tensor(counts, device=device) > 0
+        labels = isinstance(target, Tensor) and not target.is_floating_point() and self.torch is None
+        if labels and not self.exact and bool((target == IGNORED).reshape(len(target), -1).all(1).any()):
+            raise InputError(
+                f"examples have only labels of {IGNORED}, and this loss does not show whether it ignores them, so that "
+                "the number n of examples is not known: leave them out, or give one of torch's losses"
+            )
+        return torch.ones(batch.size, dtype=torch.bool, device=device)
+
     def learn(self, words: str, denominator: Callable[[Batch], float]) -> None:
         """Weigh batches by what their loss was seen to divide by."""
         self.weighing, self.denominator, self.exact = words, denominator, True
