@@ -237,6 +237,10 @@ def test_a_rate_of_zero_has_no_edge():
             lambda m: torch.optim.Adam(m.parameters()),
             "the optimizer has no state of matrix: .* comes with the first step",
         ),
+        (
+            lambda m: torch.optim.Adagrad(m.parameters()),
+            "the optimizer has no state of matrix: .* comes with the first step",
+        ),
         (lambda m: torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1), "the SGD holds none of the parameters"),
         (lambda m: torch.optim.SGD(m.parameters(), lr=1, maximize=True), "the optimizer maximizes"),
         (
@@ -261,3 +265,21 @@ def test_the_sentence_says_on_which_side_of_the_edge():
         assert text.startswith(word)
         assert "SGD is stable" in text
     assert says({"value": 1.0, "edge": None}, 1.0) == ""
+
+
+def test_at_a_maximum_no_learning_rate_is_said_to_be_stable():
+    """All curvature negative: w <- (1 - eta h) w grows; decay above it makes the iteration stable again."""
+    model, problem, a, _ = quadratic()
+    says = landscape.MEASURES["preconditioned_sharpness"].says
+    a.neg_()  # in the model, too
+    for rate in (1e-3, 0.1, 10.0):
+        optimizer = torch.optim.SGD(model.parameters(), lr=rate)
+        result = landscape.preconditioned_sharpness(problem, optimizer)
+        assert result.value < 0
+        assert radius(with_state(model, lambda p, rate=rate: torch.optim.SGD(p, lr=rate)), a) > 1
+        assert says(result.summary(), 1.0) == (
+            "Negative: the steps of SGD grow along negative curvature at every learning rate."
+        )
+    decay = float(torch.linalg.eigvalsh(a)[0].abs()) + 1
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, weight_decay=decay)
+    assert says(landscape.preconditioned_sharpness(problem, optimizer).summary(), 1.0).startswith("Below")

@@ -92,6 +92,36 @@ def test_l2_is_the_largest_eigenvalue_or_zero():
     assert landscape.generalized_sharpness(hill, norm="l2").value == 0
 
 
+def tilted(diagonal, slope, at):
+    """L(w) = 1/2 sum of h w^2 + slope'w over one vector, which is its own output."""
+    h, b = (torch.tensor(x, dtype=torch.float64) for x in (diagonal, slope))
+    model = nn.Module()
+    model.w = nn.Parameter(torch.tensor(at, dtype=torch.float64))
+    model.forward = lambda x: (0.5 * (h * model.w.square()).sum() + b @ model.w) * x.new_ones(len(x))
+    return landscape.Problem(model, lambda outputs, targets: outputs, [(torch.zeros(3, 1), torch.zeros(3))])
+
+
+def test_a_value_of_zero_is_no_end_of_a_search_unless_the_hessian_is_zero():
+    """w1^2 - w2^2 does not bend along (1, 1); from (0, 1) the search ends at d = 0; w2^2 has (1, 0) in its kernel."""
+    saddle = tilted([1.0, -1.0], [0.0, 2.0], [1.0, 1.0])
+    one = landscape.generalized_sharpness(saddle, norm="spectral", restarts=1, steps=1)
+    assert (one.value, one.converged) == (0.0, False)
+    np.testing.assert_array_equal(one.gaps, [1.0])
+    for restarts in (1, 4):
+        found = landscape.generalized_sharpness(saddle, norm="spectral", restarts=restarts)
+        np.testing.assert_allclose(found.value, 1.0, rtol=1e-3)
+        assert found.converged
+    for stuck in (tilted([1.0, -1.0], [0.0, 2.0], [0.0, 0.0]), tilted([0.0, 2.0], [1.0, 0.0], [0.0, 0.0])):
+        result = landscape.generalized_sharpness(stuck, norm="spectral", restarts=1)
+        assert (result.value, result.converged) == (0.0, False)
+        assert result.hvps == result.cost["hvp"]
+        assert landscape.generalized_sharpness(stuck, norm="spectral").value > 0.9
+    for norm in ("linf", "spectral"):
+        flat = landscape.generalized_sharpness(tilted([0.0, 0.0], [1.0, 2.0], [0.0, 0.0]), norm=norm)
+        assert (flat.value, flat.converged, flat.hvps) == (0.0, True, flat.cost["hvp"])
+        np.testing.assert_array_equal(flat.gaps, np.zeros(len(flat.gaps)))
+
+
 def test_spectral_against_a_dense_search_over_orthogonal_matrices():
     """A 2 x 2 matrix and two biases: the extreme points are rotations, reflections and a circle; scanned densely."""
     _, problem, a, g = quadratic(6, size=6)

@@ -108,7 +108,7 @@ def _one_momentum(groups: Sequence[Group], kappa: Callable[[Group], float]) -> f
 def _inverse(kind: _Kind, held: Held, group: Group, name: str, ones: Tensor) -> Tensor:
     if kind.preconditioner is None:
         return ones
-    if not held:
+    if not held or not float(held.get("step", 1)):
         raise InputError(
             f"the optimizer has no state of {name}: its preconditioner comes with the first step; take steps, or load "
             "its state_dict"

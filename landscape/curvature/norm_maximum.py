@@ -28,7 +28,7 @@ class Ascent:
     Attributes:
         value: d'Hd.
         point: d, of the ball.
-        gap: max over the ball of <s - d, Hd>, over |d'Hd|: 0 at a stationary point.
+        gap: max over the ball of <s - d, Hd>, over |d'Hd|: 0 at a stationary point; 1 elsewhere where d'Hd is 0.
         products: with H.
     """
 
@@ -52,7 +52,7 @@ def ascend(
         s, dual = ball.furthest_and_dual(h)
         gap = float(dual) - value
         if gap <= tol * abs(value) or products >= steps:
-            return Ascent(value, d, gap / abs(value) if value else 0.0, products)
+            return Ascent(value, d, gap / abs(value) if value else float(gap > 0), products)
         hs = matvec(s)
         products += 1
         bend = float(dot(s, hs)) - 2 * float(dual) + value

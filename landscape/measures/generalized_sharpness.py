@@ -31,12 +31,14 @@ class GeneralizedSharpness(Result):
         exact: whether it is the maximum: for linf where all signs were tried and no diagonal entry of H is negative.
         error_bound: of l2: an eigenvalue lies within this distance; None for the others.
         searches: (search,) what each search reached; None for l2.
-        gaps: (search,) its distance from a stationary point, relative to its value; None for l2.
+        gaps: (search,) its distance from a stationary point, relative to its value (1 where only that is 0); None for
+            l2.
         dual_norm: ||g||_*: steepest descent w - eta ||g||_* d* has the line 2 / eta, the plain step w - eta d* (sign
             descent, Muon without momentum) the line 2 ||g||_* / eta.
         vectors: (1, d) where the largest value was found.
         hvps: Hessian-vector products spent.
-        converged: whether the best search ended at a stationary point.
+        converged: whether the best search ended at a stationary point above 0. A value of 0 is one of every H (d = 0)
+            and says nothing: then whether H is zero. For l2 as in `hessian_top_eigenvalues`.
     """
 
     value: float
@@ -144,6 +146,9 @@ def generalized_sharpness(
     with Bar(f"{norm} sharpness", None) as bar:
         ascents = [ascend(operator.matvec, ball, s, positive("steps", steps), tol, bar) for s in starts]
     best = highest(ascents)
+    converged, products = best.gap <= tol, sum(a.products for a in ascents) + (operator.dimension if few else 0)
+    if converged and best.value <= 0:
+        converged, products = _vanishes(operator, gradient, seed), products + 1
     return GeneralizedSharpness(
         value=max(best.value, 0.0),
         exact=dense is not None and bool((dense.diagonal() >= 0).all()),
@@ -151,10 +156,15 @@ def generalized_sharpness(
         gaps=np.array([a.gap for a in ascents]),
         dual_norm=dual,
         vectors=best.point[None],
-        hvps=sum(a.products for a in ascents) + (operator.dimension if few else 0),
-        converged=best.gap <= tol,
+        hvps=products,
+        converged=converged,
         provenance=operator.facts(),
     )
+
+
+def _vanishes(operator: operators.Operator, like: Tensor, seed: int) -> bool:
+    """Whether H is zero: along a random vector, where any other H shows."""
+    return not bool(operator.matvec(random.normal(like, random.stream(seed, "another direction"))).any())
 
 
 def _starts(ball: NormBall, gradient: Tensor, start: Tensor | None, restarts: int, seed: int) -> Iterator[Tensor]:

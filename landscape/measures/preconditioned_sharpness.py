@@ -62,6 +62,8 @@ def _says(summary: Mapping[str, Any], loss: float) -> str:
     edge = summary.get("edge")
     if not isinstance(edge, int | float):
         return ""
+    if summary.get("decayed", summary["value"]) < 0:
+        return f"Negative: the steps of {summary['optimizer']} grow along negative curvature at every learning rate."
     side = "above" if summary["value"] > edge else "below"
     return f"{side.capitalize()} {number(edge, 3)}, up to which {summary['optimizer']} is stable in its present state."
 
