@@ -96,6 +96,7 @@ def test_small_weights_do_not_end_the_search():
 
 def test_a_rise_below_the_rounding_of_the_loss_is_refused():
     model = nn.Linear(2, 1, bias=False)
+    nn.init.constant_(model.weight, 0.1)
     problem = landscape.Problem(model, lambda o, t: 1000 + o.square().mean(), [(torch.ones(3, 2), torch.zeros(3))])
     with pytest.raises(InputError, match=r"rise=1e-09 is below the rounding of the loss \(0\.0005 at L = 1000"):
         landscape.basin_radius(problem, rise=1e-9)
