@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Busy-waiting OpenMP threads on a shared machine cost up to 17x: let them sleep.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: install demo test test-slow test-gpu test-hf test-vision test-times audit torture lint format bench figures docs clean
+.PHONY: install demo test test-slow test-gpu test-hf test-vision test-times audit torture lint format bench figures docs site clean
 .DEFAULT_GOAL := install
 
 install: $(VENV)/.installed
@@ -94,5 +94,16 @@ figures: install
 docs: install
 	$(BIN)/python docs/build.py
 
+# The documentation as a site that opens from disk: site/index.html. It needs the tools of the extra `docs` alone, no torch.
+SITE := .venv-site
+site: $(SITE)/.installed
+	NO_MKDOCS_2_WARNING=1 $(SITE)/bin/mkdocs build --quiet --strict
+	@echo "open site/index.html"
+
+$(SITE)/.installed: pyproject.toml constraints.txt
+	@test -x $(SITE)/bin/python || $(PYTHON) -m venv $(SITE)
+	$(SITE)/bin/pip install -q --disable-pip-version-check -c constraints.txt $$($(PYTHON) -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["docs"])')
+	@touch $@
+
 clean:
-	rm -rf $(VENV) $(HF) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) $(HF) $(SITE) site build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache

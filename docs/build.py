@@ -13,6 +13,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
+from docs import commands_page, python_page  # noqa: E402
 from docs.stub import stub  # noqa: E402
 from figures import FIGURES  # noqa: E402
 from landscape import MEASURES  # noqa: E402
@@ -70,7 +71,9 @@ def readme_table(registry: Registry) -> str:
 
 def contents() -> dict[Path, str]:
     """Every generated file with its text."""
-    pages = {ROOT / "docs" / "reference" / f"{k}.md": page(t, r) for k, (t, r) in PAGES.items() if len(r)}
+    texts = {k: page(t, r) for k, (t, r) in PAGES.items() if len(r)}
+    texts |= {"commands": commands_page.page(), "python": python_page.page()}
+    pages = {ROOT / "docs" / "reference" / f"{name}.md": text for name, text in texts.items()}
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     for kind, (_, registry) in PAGES.items():
         pattern = rf"(<!-- {kind} -->\n).*?(\n<!-- end -->)"

@@ -63,7 +63,7 @@ def train(
     """Train a network.
 
     Args:
-        method: a method or its name: METHODS["sam"](rho=0.1) or "sam".
+        method: a method or its name: `METHODS["sam"](rho=0.1)` or `"sam"`.
         out: directory for ckpt.pt, history.csv and config.json; None writes nothing.
         resume: go on with the run that `out` holds; a finished one is returned as it is.
         device: where to train.

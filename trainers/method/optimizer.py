@@ -68,7 +68,7 @@ class MethodOptimizer(torch.optim.Optimizer):
 
     Args:
         base: a torch optimizer over the model's parameters.
-        method: a method, as METHODS["sam"](rho=0.05).
+        method: a method, as `METHODS["sam"](rho=0.05)`.
         model: the network: its BatchNorm statistics move in the method's stated pass only, and biases and norm scales
             are told apart by its layers.
         scaler: the torch.amp.GradScaler in use, for float16.

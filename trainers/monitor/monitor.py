@@ -71,7 +71,7 @@ class Monitor:
         InputError: an unknown measure or option, one that needs more than the network's weights and what is given
             beside them, `every` < 1, `share` outside (0, 1), rows in `out` without `resume`.
 
-    Example:
+    Examples:
         >>> import landscape, torch
         >>> model = torch.nn.Linear(2, 1)
         >>> x, y = torch.randn(8, 2), torch.randn(8, 1)
