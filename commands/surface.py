@@ -220,4 +220,4 @@ def _optimizer(subject: Subject) -> Any:
         raise InputError(
             f"{subject.path} holds no optimizer state: train with this toolkit, or choose other directions"
         )
-    return in_model_order(state, subject.model, content.get("settings", {}).get("decay_all", False))
+    return in_model_order(state, subject.model, content.get("settings", {}))

@@ -38,6 +38,8 @@ def uniform(name, t):
 @oracle("sgd")
 @oracle("adam")
 @oracle("adamw")
+@oracle("lion")
+@oracle("muon")
 def plain(net, o):
     at = yield
     while True:

@@ -366,7 +366,7 @@ def mesa_after(step: HandStep, h: Hyper, memory: Memory) -> None:
 
 
 METHODS: dict[str, Callable[[HandStep, Hyper, Memory], Tree]] = {
-    **dict.fromkeys(("sgd", "adam", "adamw"), plain),
+    **dict.fromkeys(("sgd", "adam", "adamw", "lion", "muon"), plain),
     "sam": sam,
     "asam": asam,
     "esam": esam,

@@ -159,7 +159,7 @@ def across(g: Tree, along: Tree) -> Tree:
 
 
 class Base:
-    """SGD, Adam or AdamW by their formulas.
+    """SGD, Adam, AdamW, Lion or Muon by their formulas.
 
     Args:
         name: which.
@@ -176,9 +176,14 @@ class Base:
         """The weights after a step along the gradient; parameters without one stay."""
         decay = self.options.get("weight_decay", 0.0)
         after = dict(p)
+        matrices = [n for n in p if p[n].dim() > 1][:-1] if self.name == "muon" else []
         for n, g in gradient.items():
             self.count[n] = t = self.count.get(n, 0) + 1
-            if self.name == "adamw":
+            if n in matrices or self.name == "lion":
+                direction = self._matrix(n, g) if n in matrices else self._lion(n, g)
+                after[n] = p[n] * (1 - lr * decay) - lr * direction
+                continue
+            if self.name in ("adamw", "muon"):
                 after[n] = p[n] * (1 - lr * decay)
             else:
                 g = g + decay * p[n]
@@ -196,3 +201,18 @@ class Base:
         self.first[n] = 0.9 * self.first.get(n, torch.zeros_like(g)) + 0.1 * g
         self.second[n] = 0.999 * self.second.get(n, torch.zeros_like(g)) + 0.001 * g * g
         return (self.first[n] / (1 - 0.9**t)) / ((self.second[n] / (1 - 0.999**t)).sqrt() + 1e-8)
+
+    def _lion(self, n: str, g: Tensor) -> Tensor:
+        m = self.first.get(n, torch.zeros_like(g))
+        self.first[n] = 0.99 * m + 0.01 * g
+        return (0.9 * m + 0.1 * g).sign()
+
+    def _matrix(self, n: str, g: Tensor) -> Tensor:
+        """Muon's: the singular values of a matrix through five polynomials."""
+        self.first[n] = 0.95 * self.first.get(n, torch.zeros_like(g)) + 0.05 * g
+        ahead = (0.95 * self.first[n] + 0.05 * g).flatten(1)
+        u, s, v = torch.linalg.svd(ahead, full_matrices=False)
+        s = s / s.norm().clamp(min=1e-7)
+        for _ in range(5):
+            s = 3.4445 * s - 4.775 * s**3 + 2.0315 * s**5
+        return 0.2 * max(ahead.shape) ** 0.5 * (u * s @ v).view(g.shape)

@@ -1,6 +1,6 @@
 """Steps of every training method beside the same steps written out by hand: weights, running statistics, to rounding.
 
-Networks with and without BatchNorm, with a head that the loss never sees; SGD, Adam and AdamW beneath; weight decay in
+Networks with and without BatchNorm, with a head that the loss never sees; every base optimizer beneath; weight decay in
 the optimizer or in the loss, m-groups, warm-up; through `Task` as a trainer does or through `MethodOptimizer`.
 """
 
@@ -23,7 +23,10 @@ from landscape.problem.batches import Batch
 from landscape.random import stream
 from trainers import METHODS as REGISTERED
 from trainers import MethodOptimizer
+from trainers.loop.settings import BASES
 from trainers.method.method import Context, Task
+from trainers.optimizers.lion import Lion
+from trainers.optimizers.muon import Muon
 
 SLACK = 1e-9
 CLASSES, STEPS_AN_EPOCH = 3, 2
@@ -59,7 +62,7 @@ def choice(seed: int) -> dict[str, Any]:
     door = "task"
     if not REGISTERED[method](**hyper).needs_batch and r.random() < 0.4:
         door = "optimizer"
-    base = {"adam": "adam", "adamw": "adamw"}.get(method, str(r.choice(["sgd", "sgd", "adam", "adamw"])))
+    base = method if method in BASES else str(r.choice(["sgd", *BASES]))
     momentum = float(r.choice([0.5, 0.9])) if method == "msam" else float(r.choice([0.0, 0.5, 0.9]))
     return {
         "seed": seed,
@@ -110,7 +113,7 @@ def simpler(kept: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """Choices with one thing less in them."""
     changes: list[dict[str, Any]] = [{"m": None}, {"inside": 0.0}, {"decay": 0.0}, {"nesterov": False}]
     changes += [{"falling": False}, {"door": "task"}]
-    if kept["method"] not in ("msam", "adam", "adamw"):
+    if kept["method"] not in ("msam", *BASES):
         changes += [{"momentum": 0.0, "nesterov": False}, {"base": "sgd"}]
     changes += [{"network": n} for n in ("linear", "mlp") if _fits(kept["method"], n)]
     changes += [{"steps": n} for n in range(1, kept["steps"])]
@@ -224,7 +227,7 @@ def _hyper(method: str, r: np.random.Generator) -> dict[str, Any]:
         "wsam": {"gamma": real(0.1, 0.95), "decoupled": one(True, False)},
     }
     radius = {"rho": real(0.01, 0.5)}
-    if method in ("sgd", "adam", "adamw", "saf", "mesa", "amp", "random-perturbation"):
+    if method in (*BASES, "saf", "mesa", "amp", "random-perturbation"):
         radius = {}
     return {**radius, **arguments.get(method, {})}
 
@@ -241,7 +244,13 @@ def _fits(method: str, network: str) -> bool:
 
 def _optimizer(kept: dict[str, Any], model: nn.Module) -> torch.optim.Optimizer:
     kinds: dict[str, Any] = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+    kinds |= {"lion": Lion, "muon": Muon}
     options = {"weight_decay": kept["decay"], "lr": 0.1}
+    if kept["base"] == "muon":
+        matrices = [p for p in model.parameters() if p.dim() > 1][:-1]
+        others = [p for p in model.parameters() if all(p is not m for m in matrices)]
+        groups = [{"params": matrices, "orthogonal": True}, {"params": others, "orthogonal": False}]
+        return Muon([g for g in groups if g["params"]], **options)
     if kept["base"] == "sgd":
         options |= {"momentum": kept["momentum"], "nesterov": kept["nesterov"]}
     optimizer: torch.optim.Optimizer = kinds[kept["base"]](model.parameters(), **options)
@@ -262,7 +271,8 @@ def _through_task(kept: dict[str, Any], model: nn.Module, data: Data) -> Iterato
     for context, index in zip(_contexts(kept, data), data.order, strict=True):
         if state is None:
             state = method.init(task, context)
-        base.param_groups[0]["lr"] = context.lr
+        for group in base.param_groups:
+            group["lr"] = context.lr
         step = task.step((data.x[index], data.y[index]), context, indices=index)
         method.gradient(step, state)
         base.step()
@@ -277,7 +287,8 @@ def _through_optimizer(kept: dict[str, Any], model: nn.Module, data: Data) -> It
     options |= {"warmup": kept["warmup"], "total_steps": contexts[0].total_steps}
     optimizer = MethodOptimizer(base, method, model, **options)
     for context, index in zip(contexts, data.order, strict=True):
-        base.param_groups[0]["lr"] = context.lr
+        for group in base.param_groups:
+            group["lr"] = context.lr
 
         def closure(rows: Tensor = index) -> Tensor:
             optimizer.zero_grad()

@@ -17,6 +17,8 @@ LABELS = {
     "sgd": "SGD",
     "adam": "Adam",
     "adamw": "AdamW",
+    "lion": "Lion",
+    "muon": "Muon",
     "subset-sam": "subset-SAM",
     "rst": "RST",
     "g-rst": "G-RST",

@@ -23,6 +23,7 @@ from figures.study.tasks import Computation, Training
 from figures.study.verdict import Claim
 from landscape import statistics
 from landscape.registry import register
+from trainers.loop.settings import BASES, DEFAULT_LR
 
 WHEN = ("end", "level")
 LEVEL = 0.2
@@ -30,7 +31,6 @@ LEVEL = 0.2
 SHORTER = (0.1, 0.2, 1 / 3, 0.5, 0.7)
 """Lengths of SGD's shorter runs, as shares of the run."""
 RADII = (0.05, 0.1, 0.2)
-BASELINES = ("sgd", "adam", "adamw")
 FASHION = "fashion-mnist:train=2048"
 
 
@@ -46,11 +46,11 @@ def runs(study: Study) -> dict[tuple[str, int], Training]:
 def fashion(study: Study, method: str, seed: int, **changes: Any) -> Training:
     """ResNet-8 on 2,048 images of Fashion-MNIST, its epochs kept.
 
-    Three stages of 16, 32 and 64 channels at 14, 7 and 4 pixels per side; SGD at 0.1 (Adam at 0.001), cosine schedule,
-    batches of 64. During training 1,000 test images are looked at, at the end all 10,000.
+    Three stages of 16, 32 and 64 channels at 14, 7 and 4 pixels per side; SGD at 0.1 (Adam at 0.001, Lion at
+    0.0001), cosine schedule, batches of 64. During training 1,000 test images are looked at, at the end all 10,000.
     """
     settings = {"data": f"{FASHION},test=1000", "model": "resnet:depth=8,width=16,stride=2", "epochs": 15}
-    settings |= {"lr": 0.001 if method in ("adam", "adamw") else 0.1, "batch_size": 64}
+    settings |= {"lr": DEFAULT_LR.get(method, DEFAULT_LR["sgd"]), "batch_size": 64}
     return recipes.features(study, method, seed, **{**settings, "keep_every": 1, "save_every": 15, **changes})
 
 
@@ -195,7 +195,7 @@ class MatchedLoss(Figure):
     def judge(self, numbers: FigureData) -> list[Claim]:
         """Each sharpness-aware method against SGD: sharpness and largest eigenvalue at equal length."""
         claims = []
-        for method in (str(m) for m in numbers["method"] if m not in BASELINES):
+        for method in (str(m) for m in numbers["method"] if m not in BASES):
             loss, sgd = (numbers.at("train_loss", method=m, when="end").mean() for m in (method, "sgd"))
             name = bands.label(method)
             for quantity, text, at in (

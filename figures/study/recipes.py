@@ -12,6 +12,7 @@ from figures.study.study import Study
 from figures.study.tasks import Training
 from trainers.data import data_directory
 from trainers.data.idx import available
+from trainers.loop.settings import BASES, DEFAULT_LR
 
 SEEDS = 5
 KEPT = ("sgd", "sam", "saf", "mesa")
@@ -64,8 +65,8 @@ def features(
     quick = {"data": "digits", "model": "mlp:hidden=64x64", "epochs": 20, "lr": 0.05, "batch_size": 64}
     paper = {"data": "cifar10", "model": "resnet18", "epochs": 200, "lr": 0.1, "batch_size": 128}
     settings = {"base": "sgd", "save_every": 10, **study.choose(quick, paper), **changes}
-    if method in ("adam", "adamw"):
-        settings |= {"base": method, "lr": changes.get("lr", 0.001)}
+    if method in BASES and method != "sgd":
+        settings |= {"base": method, "lr": changes.get("lr", DEFAULT_LR[method])}
     return study.training(method, seed, arguments=arguments, **settings)
 
 

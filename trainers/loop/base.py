@@ -12,24 +12,67 @@ from landscape.ball import vectors
 from landscape.errors import InputError
 from landscape.problem.parameters import Parameters
 from trainers.loop.settings import Settings
+from trainers.optimizers.lion import Lion
+from trainers.optimizers.muon import Muon
 
 
 def base_optimizer(settings: Settings, model: nn.Module) -> torch.optim.Optimizer:
-    """SGD, Adam or AdamW in two groups: decayed parameters, and the others.
+    """The base optimizer in groups: decayed parameters before the others, in Muon the matrices before both.
 
     With weight decay inside the perturbed loss the optimizer decays nothing (see `inner_decay`).
+
+    Raises:
+        InputError: Muon, and no matrix to orthogonalize.
     """
     assert settings.lr is not None
-    decayed = decayed_parameters(model, settings.decay_all)
-    chosen = {id(p) for p in decayed}
-    others = [p for p in model.parameters() if p.requires_grad and id(p) not in chosen]
     decay = 0.0 if settings.decay_inside else settings.weight_decay
-    groups: list[dict[str, Any]] = [{"params": decayed, "weight_decay": decay}, {"params": others, "weight_decay": 0.0}]
-    groups = [g for g in groups if g["params"]]
+    groups: list[dict[str, Any]] = []
+    for parameters, decayed, orthogonal in parameter_groups(model, settings.base, settings.decay_all):
+        groups.append({"params": parameters, "weight_decay": decay if decayed else 0.0})
+        if settings.base == "muon":
+            groups[-1]["orthogonal"] = orthogonal
     if settings.base == "sgd":
         return torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum, nesterov=settings.nesterov)
-    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[settings.base]
+    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "lion": Lion, "muon": Muon}[settings.base]
     return kind(groups, lr=settings.lr)
+
+
+def parameter_groups(model: nn.Module, base: str, decay_all: bool) -> list[tuple[list[nn.Parameter], bool, bool]]:
+    """(parameters, whether they are decayed, whether Muon orthogonalizes them), in the optimizer's order; none empty.
+
+    Raises:
+        InputError: Muon, and no matrix to orthogonalize.
+    """
+    decayed = {id(p) for p in decayed_parameters(model, decay_all)}
+    matrices = {id(p) for p in hidden_matrices(model)} if base == "muon" else set()
+    trained = [p for p in model.parameters() if p.requires_grad]
+    divided = [
+        (
+            [p for p in trained if (id(p) in decayed) is shrinks and (id(p) in matrices) is orthogonal],
+            shrinks,
+            orthogonal,
+        )
+        for orthogonal in (True, False)
+        for shrinks in (True, False)
+    ]
+    return [group for group in divided if group[0]]
+
+
+def hidden_matrices(model: nn.Module) -> list[nn.Parameter]:
+    """The weights of two and more dimensions but for embeddings and the last of them, the output layer's.
+
+    Raises:
+        InputError: there is none.
+    """
+    named = dict(model.named_parameters())
+    embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding | nn.EmbeddingBag)}
+    weights = [named[s.name] for s in Parameters.of(model) if s.kind == "weight"]
+    matrices = [p for p in weights[:-1] if id(p) not in embeddings]
+    if not matrices:
+        raise InputError(
+            "muon orthogonalizes the weights of hidden layers and the network has none that is trained: choose adamw"
+        )
+    return matrices
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
@@ -54,14 +97,14 @@ def stored_optimizer(content: Mapping[str, Any], model: nn.Module) -> torch.opti
     return optimizer
 
 
-def in_model_order(state: dict[str, Any], model: nn.Module, decay_all: bool) -> dict[str, Any]:
+def in_model_order(state: dict[str, Any], model: nn.Module, settings: Mapping[str, Any]) -> dict[str, Any]:
     """The state of a `base_optimizer` with its parameters numbered as the model has them.
 
-    torch numbers them group by group: the decayed ones come first.
+    torch numbers them group by group.
     """
-    decayed = {id(p) for p in decayed_parameters(model, decay_all)}
-    trained = list(enumerate(p for p in model.parameters() if p.requires_grad))
-    order = [i for wanted in (True, False) for i, p in trained if (id(p) in decayed) is wanted]
+    groups = parameter_groups(model, settings.get("base", Settings.base), settings.get("decay_all", False))
+    places = {id(p): i for i, p in enumerate(p for p in model.parameters() if p.requires_grad)}
+    order = [places[id(p)] for parameters, _, _ in groups for p in parameters]
     return {**state, "state": {order[int(number)]: held for number, held in state["state"].items()}}
 
 

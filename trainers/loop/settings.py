@@ -9,13 +9,13 @@ from typing import Any
 
 from landscape.errors import InputError, unknown
 
-BASES = ("sgd", "adam", "adamw")
+BASES = ("sgd", "adam", "adamw", "lion", "muon")
 SCHEDULES = ("cosine", "constant", "step")
 PRECISIONS = ("float32", "bfloat16", "float16")
 ENDS = ("epochs", "budget_passes", "budget_seconds")
 """The settings that say when a run ends, of which it has one."""
-_LR = {"sgd": 0.1, "adam": 0.001, "adamw": 0.001}
-_WEIGHT_DECAY = {"sgd": 5e-4, "adam": 0.0, "adamw": 0.01}
+DEFAULT_LR = {"sgd": 0.1, "adam": 0.001, "adamw": 0.001, "lion": 0.0001, "muon": 0.001}
+_WEIGHT_DECAY = {"sgd": 5e-4, "adam": 0.0, "adamw": 0.01, "lion": 0.1, "muon": 0.01}
 _EPOCHS = 10
 
 
@@ -31,15 +31,15 @@ class Settings:
             forward pass alone 1/3, a SAM epoch 2.
         budget_seconds: train for this many seconds, evaluation and saving not counted.
         batch_size: examples per step, of all processes together.
-        base: optimizer that takes the gradient; adam and adamw bring their own.
-        lr: highest learning rate; default 0.1 for sgd, 0.001 for adam and adamw.
+        base: optimizer that takes the gradient; adam, adamw, lion and muon bring their own.
+        lr: highest learning rate; default 0.1 for sgd, 0.001 for adam, adamw and muon, 0.0001 for lion.
         lr_min: learning rate at the end of the cosine.
         schedule: cosine (half a period from lr to lr_min), constant, or step (times 0.1 at 1/2 and 3/4 of the run).
         warmup: steps over which the learning rate rises linearly from lr / warmup.
         momentum: of sgd.
         nesterov: Nesterov momentum for sgd.
         weight_decay: L2 coefficient of weights of two and more dimensions; default 5e-4 for sgd, 0 for adam, 0.01 for
-            adamw.
+            adamw and muon, 0.1 for lion.
         decay_all: decay biases, norm scales and tokens too.
         decay_inside: add weight_decay / 2 ||w||^2 to the loss that a method perturbs, instead of leaving it to the
             optimizer.
@@ -107,7 +107,7 @@ class Settings:
             first, second = (f"--{name.replace('_', '-')} {getattr(self, name)}" for name in ends[:2])
             raise InputError(f"{first} and {second} are both given and each would end the run: choose one")
         self._refuse_what_would_do_nothing()
-        if self.lr_min > (self.lr if self.lr is not None else _LR[self.base]):
+        if self.lr_min > (self.lr if self.lr is not None else DEFAULT_LR[self.base]):
             raise InputError(f"lr_min must not be above lr, received {self.lr_min}")
         if self.nesterov and self.momentum == 0:
             raise InputError("Nesterov momentum needs a momentum above 0")
@@ -134,7 +134,7 @@ class Settings:
         if base is not None and self.base not in (base, Settings.base):
             raise InputError(f"--base {self.base}: the base optimizer of this method is {base}, leave --base out")
         base = base or self.base
-        lr = _LR[base] if self.lr is None else self.lr
+        lr = DEFAULT_LR[base] if self.lr is None else self.lr
         decay = _WEIGHT_DECAY[base] if self.weight_decay is None else self.weight_decay
         if base != "sgd" and (self.nesterov or self.momentum != Settings.momentum):
             name = "nesterov" if self.nesterov else "momentum"

@@ -51,7 +51,7 @@ class Method(abc.ABC):
     """
 
     base: ClassVar[str | None] = None
-    """The base optimizer that the method is (adam, adamw); None leaves the choice to the user."""
+    """The base optimizer that the method is (adam, adamw, lion, muon); None leaves the choice to the user."""
 
     needs_batch: ClassVar[bool] = False
     """Whether `compute` looks at the batch itself (single examples, another forward pass): a closure hides it."""

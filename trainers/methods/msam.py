@@ -4,7 +4,7 @@ Paper: Becker, Altrock, Risse 2024, arXiv 2401.12033. Official implementation: M
 As there: the gradient is taken at w - rho v / ||v||, on the side that descends along the momentum v.
 Deviations from it: weights are perturbed and restored within the step (there they stay perturbed between steps, and a
 checkpoint holds perturbed weights unless one moves back first); weight decay acts on the unperturbed weights (there on
-the perturbed ones); any number of parameter groups (there one); Adam's and AdamW's first moment serves too.
+the perturbed ones); any number of parameter groups (there one); the first moment of Adam, AdamW and Lion serves too.
 
 The radius. The class of the authors has 0.3, their runs of wide residual networks 3. A distance is short or long beside
 the weights' norm, which He initialization makes about sqrt(2 x channels of all layers): 60 to 130 for WRN-16-4 and
@@ -55,7 +55,7 @@ class MSAM(Method):
             require(False, need + "give Task the optimizer")
         else:
             momenta = [bool(g.get("momentum", 0)) or "betas" in g for g in optimizer.param_groups]
-            require(all(momenta), need + "it has none: choose a momentum above 0, or adam or adamw")
+            require(all(momenta), need + "it has none: choose a momentum above 0, or another base")
         return {}
 
     def compute(self, step: Step, state: State) -> Pass:
