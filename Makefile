@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Busy-waiting OpenMP threads on a shared machine cost up to 17x: let them sleep.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: install demo test test-slow test-gpu test-hf test-vision test-times audit torture lint format bench figures docs site clean
+.PHONY: install demo test test-slow test-gpu test-hf test-vision test-times audit torture gpu lint format bench figures docs site clean
 .DEFAULT_GOAL := install
 
 install: $(VENV)/.installed
@@ -84,8 +84,17 @@ format: install
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# What a GPU does with it, in so many minutes; goes on where it was stopped. On a bare machine: any Python whose torch sees
+# a CUDA device is taken as it is, with nothing installed.
+#   make gpu MINUTES=9      make gpu PART=b      make gpu GPU_PYTHON=/opt/torch/bin/python
+gpu:
+	@for p in $(if $(GPU_PYTHON),$(GPU_PYTHON),$(BIN)/python $(PYTHON)); do \
+	  $$p -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' 2>/dev/null && exec env PYTHONPATH=.:$$PYTHONPATH PYTHONUNBUFFERED=1 \
+	    $$p benchmarks/gpu.py --minutes $(MINUTES) $(if $(PART),--part $(PART)) $(if $(OUT),--out $(OUT)); \
+	done; echo "no torch that sees a CUDA device in: $(if $(GPU_PYTHON),$(GPU_PYTHON),$(BIN)/python $(PYTHON)); name a Python that has one, make gpu GPU_PYTHON=..."; exit 2
+
 bench: install
-	for b in benchmarks/[a-z]*.py; do echo "== $$b"; $(BIN)/python $$b || exit 1; done
+	for b in $(filter-out benchmarks/gpu.py,$(wildcard benchmarks/[a-z]*.py)); do echo "== $$b"; $(BIN)/python $$b || exit 1; done
 
 figures: install
 	$(BIN)/landscape figures --all --preset quick --out figures-out

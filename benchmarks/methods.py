@@ -33,6 +33,7 @@ import torch.nn.functional as F
 from landscape.problem.batches import Batch
 from trainers import METHODS, Context, Step, Task
 from trainers.models import build_model
+from trainers.names import parse_name
 
 BAR = 1.03
 BARRED = ["sgd", "sam", "asam", "gsam", "gnp", "looksam", "rst", "saf", "mesa", "k-sam", "esam", "subset-sam"]
@@ -66,6 +67,17 @@ class Bench:
     batch: Batch
     examples: Examples
     precision: str
+
+    @classmethod
+    def of(cls, model: str, side: int, size: int, device: str | torch.device, precision: str) -> Bench:
+        """A built-in network (NAME[:key=value,...]) and `size` random images of that side, channels last."""
+        classes = 1000 if side > 64 else 10
+        x = torch.randn(2 * size, 3, side, side, device=device).contiguous(memory_format=torch.channels_last)
+        y = torch.randint(0, classes, (len(x),), device=device)
+        name, arguments = parse_name(model)
+        network = build_model(name, classes=classes, input_shape=x.shape[1:], **arguments).to(device)
+        first = Batch((x[:size],), {}, y[:size], size)
+        return cls(network.to(memory_format=torch.channels_last), first, Examples(x, y, classes), precision)
 
     @property
     def device(self) -> torch.device:
@@ -264,13 +276,7 @@ def main() -> None:
     parser.add_argument("--within", action="store_true", help="only the share of each step outside its passes")
     arguments = parser.parse_args()
     names = ["sgd", *(n for n in arguments.methods.split(",") if n != "sgd")]
-    classes = 1000 if arguments.size > 64 else 10
-    x = torch.randn(arguments.batch_size * 2, 3, arguments.size, arguments.size, device=arguments.device)
-    y = torch.randint(0, classes, (len(x),), device=arguments.device)
-    model = build_model(arguments.model, classes=classes, input_shape=x.shape[1:]).to(arguments.device)
-    model, x = model.to(memory_format=torch.channels_last), x.contiguous(memory_format=torch.channels_last)
-    first = Batch((x[: arguments.batch_size],), {}, y[: arguments.batch_size], arguments.batch_size)
-    bench = Bench(model, first, Examples(x, y, classes), arguments.precision)
+    bench = Bench.of(arguments.model, arguments.size, arguments.batch_size, arguments.device, arguments.precision)
     clock = time.process_time if arguments.device == "cpu" else time.perf_counter
     if arguments.within:
         shares = within(bench, names, arguments.rounds, clock)
@@ -306,9 +312,13 @@ def heading(arguments: argparse.Namespace) -> str:
     )
 
 
-def report(seconds: dict[str, dict[str, list[float]]], arguments: argparse.Namespace) -> str:
-    """What was run where, and one row a method."""
-    rows: list[list[object]] = []
+HEADER = ["method", "seconds a step", "of SGD", "speed, % of SGD", "poster, %"]
+HEADER += ["of its bare passes", f"<= {BAR}", "of pytorch_optimizer's"]
+
+
+def rows(seconds: dict[str, dict[str, list[float]]]) -> list[list[object]]:
+    """One row a method, with the columns of `HEADER`."""
+    made: list[list[object]] = []
     for name, arms in seconds.items():
         cycle = STEPS.get(name, 1)
         step = [value / (2 * cycle) for value in arms["step"]]
@@ -317,11 +327,14 @@ def report(seconds: dict[str, dict[str, list[float]]], arguments: argparse.Names
         verdict = bare.verdict(BAR) if name in BARRED else ""
         beside = str(interval(arms["step"], arms["peer"])) if "peer" in arms else ""
         speeds = [f"{min(step):.4f}", f"{relative:.2f}", f"{100 / relative:.0f}", POSTER.get(name, "")]
-        rows.append([name, *speeds, str(bare), verdict, beside])
-    header = ["method", "seconds a step", "of SGD", "speed, % of SGD", "poster, %"]
-    header += ["of its bare passes", f"<= {BAR}", "of pytorch_optimizer's"]
+        made.append([name, *speeds, str(bare), verdict, beside])
+    return made
+
+
+def report(seconds: dict[str, dict[str, list[float]]], arguments: argparse.Namespace) -> str:
+    """What was run where, and one row a method."""
     clock, rounds = "CPU time" if arguments.device == "cpu" else "wall clock", len(seconds["sgd"]["step"])
-    return f"\n{heading(arguments)}: {clock}, {rounds} rounds\n\n{machine()}\n\n{table(rows, header)}\n"
+    return f"\n{heading(arguments)}: {clock}, {rounds} rounds\n\n{machine()}\n\n{table(rows(seconds), HEADER)}\n"
 
 
 if __name__ == "__main__":

@@ -9,52 +9,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from types import SimpleNamespace
 from typing import Any
 
 from timing import interleaved, machine, ratio, table  # isort: skip  (sets OMP_WAIT_POLICY before torch is loaded)
 
 import torch
-import torch.nn.functional as F
+from language import GPT
 from torch import Tensor, nn
 
 from landscape import Problem
 from trainers.models import build_model
-
-
-class Language(nn.Module):
-    """A pre-norm causal transformer that returns its loss, shifted, over labels that are not -100."""
-
-    def __init__(self, words: int = 1000, width: int = 128, layers: int = 4, tokens: int = 64) -> None:
-        super().__init__()
-        self.embedding, self.position = nn.Embedding(words, width), nn.Parameter(0.02 * torch.randn(tokens, width))
-        self.inner = nn.ModuleList([_Layer(width) for _ in range(layers)])
-        self.norm, self.out = nn.LayerNorm(width), nn.Linear(width, words)
-
-    def forward(self, input_ids: Tensor, labels: Tensor) -> SimpleNamespace:
-        """Logits and loss."""
-        x = self.embedding(input_ids) + self.position
-        for layer in self.inner:
-            x = layer(x)
-        logits = self.out(self.norm(x))
-        return SimpleNamespace(
-            logits=logits, loss=F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
-        )
-
-
-class _Layer(nn.Module):
-    def __init__(self, width: int, heads: int = 4) -> None:
-        super().__init__()
-        self.heads, self.first, self.second = heads, nn.LayerNorm(width), nn.LayerNorm(width)
-        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.wide = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
-
-    def forward(self, x: Tensor) -> Tensor:
-        n, t, d = x.shape
-        q, k, v = (z.view(n, t, self.heads, -1).transpose(1, 2) for z in self.qkv(self.first(x)).chunk(3, dim=-1))
-        x = x + self.out(F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).reshape(n, t, d))
-        return x + self.wide(self.second(x))
-
 
 Case = tuple[nn.Module, Any, list[Any], Callable[[Any], Tensor], list[float]]
 
@@ -70,7 +34,7 @@ def images() -> Case:
 
 def text() -> Case:
     """The same of the causal language model."""
-    model = Language().eval()
+    model = GPT(words=1000, width=128, layers=4, heads=4, tokens=64, tied=False).eval()
     ids, lengths = torch.randint(1, 1000, (256, 64)), torch.randint(8, 65, (256, 1))
     labels = torch.where(torch.arange(64) < lengths, ids, -100)
     pairs = zip(ids.split(32), labels.split(32), strict=True)

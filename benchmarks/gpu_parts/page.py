@@ -1,0 +1,63 @@
+"""The record of `benchmarks/gpu.py` as Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from timing import table
+
+from gpu_parts.items import ITEMS
+from landscape.files import atomic
+
+BEGIN, END = "<!-- gpu: written by benchmarks/gpu.py -->", "<!-- end of gpu -->"
+
+
+def table_of(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """A Markdown table; what was not a number is a dash."""
+    return table([["-" if cell is None else cell for cell in row] for row in rows], list(header))
+
+
+def text(content: Mapping[str, Any]) -> str:
+    """All tables; what was not measured is said to be so."""
+    items, left = content.get("items", {}), content.get("left", {})
+    machines = dict.fromkeys(f"{e['machine']}" for e in items.values() if "machine" in e)
+    where = "\n".join(f"Measured on: {m}" for m in machines) or "Nothing has been measured."
+    parts = [where, _tests(items.get("a/tests"), left.get("a/tests"))]
+    for name, item in ITEMS.items():
+        head = f"### {item.title}\n\n{item.goal}\n"
+        parts.append(f"{head}\n{_measured(items.get(f'b/{name}'), left.get(f'b/{name}'))}")
+    return "\n\n".join(parts) + "\n"
+
+
+def _tests(entry: Mapping[str, Any] | None, reason: str | None) -> str:
+    if entry is None or "summary" not in entry:
+        said = _missing(entry, reason)
+    else:
+        said = "\n".join([f"{entry['summary'].strip('= ')}.", *(f"* {line}" for line in entry["failed"])])
+    return f"### Tests that need a GPU\n\n{said}"
+
+
+def _measured(entry: Mapping[str, Any] | None, reason: str | None) -> str:
+    if entry is None or "rows" not in entry:
+        return _missing(entry, reason)
+    size = "" if entry["sizes"] == "full" else f"Sizes: {entry['sizes']}; these numbers mean nothing.\n\n"
+    return size + table_of(entry["header"], entry["rows"])
+
+
+def _missing(entry: Mapping[str, Any] | None, reason: str | None) -> str:
+    if entry is not None and "error" in entry:
+        return f"Not measured: {entry['error']}"
+    return f"Not measured{f': {reason}' if reason else ''}."
+
+
+def put(path: Path, made: str) -> None:
+    """Replace what lies between the marks in a file; without them it comes to its end."""
+    before = path.read_text(encoding="utf-8") if path.exists() else ""
+    head, mark, rest = before.partition(BEGIN)
+    tail = rest.partition(END)[2] if mark else ""
+    if not mark:
+        head = f"{before.rstrip()}\n\n" if before else ""
+    with atomic(path) as temporary:
+        temporary.write_text(f"{head}{BEGIN}\n{made}{END}{tail or chr(10)}", encoding="utf-8")

@@ -1,0 +1,149 @@
+"""`benchmarks/gpu.py`: bounded, resumable, and run end to end on this CPU before it meets a GPU."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    import gpu
+
+    return gpu
+
+
+@pytest.fixture
+def session(gpu, tmp_path):
+    def make(seconds=60.0, again=()):
+        end = time.monotonic() + seconds
+        return gpu.Session(tmp_path / "gpu.json", gpu.FULL, torch.device("cpu"), end, list(again))
+
+    return make
+
+
+def recorded(tmp_path):
+    return json.loads((tmp_path / "gpu.json").read_text())
+
+
+def test_what_is_measured_is_on_disk_and_not_measured_again(gpu, session, tmp_path):
+    calls = []
+
+    def work(value):
+        return gpu.Work("b/one", 1.0, lambda limit: calls.append(limit) or {"rows": [[value]]})
+
+    session().do(work(1))
+    assert recorded(tmp_path)["items"]["b/one"]["rows"] == [[1]]
+    session().do(work(2))
+    session(again=["a/*"]).do(work(2))
+    assert len(calls) == 1
+    session(again=["b/*"]).do(work(3))
+    assert recorded(tmp_path)["items"]["b/one"]["rows"] == [[3]]
+    content = recorded(tmp_path)
+    content["items"]["b/one"]["machine"] = "another"
+    del content["checksum"]
+    (tmp_path / "gpu.json").write_text(json.dumps(content))
+    with pytest.warns(UserWarning, match="no checksum"):
+        session().do(work(4))
+    assert recorded(tmp_path)["items"]["b/one"]["rows"] == [[4]]
+
+
+def test_what_does_not_fit_is_skipped_and_said(gpu, session, tmp_path):
+    session(seconds=5).do(gpu.Work("b/long", 30.0, lambda limit: pytest.fail("it was run")))
+    assert recorded(tmp_path)["left"]["b/long"].startswith("needs about 30 s, ")
+    session(seconds=60).do(gpu.Work("b/long", 30.0, lambda limit: {"rows": []}))
+    assert recorded(tmp_path)["left"] == {}
+
+
+def test_a_failure_is_recorded_and_tried_again(gpu, session, tmp_path):
+    def fails(limit):
+        raise RuntimeError("CUDA error: no kernel\nmore")
+
+    session().do(gpu.Work("b/bad", 1.0, fails))
+    entry = recorded(tmp_path)["items"]["b/bad"]
+    assert entry["error"] == "RuntimeError: CUDA error: no kernel"
+    assert "in fails" in entry["traceback"]
+    session().do(gpu.Work("b/bad", 1.0, lambda limit: {"rows": [[1]]}))
+    assert "error" not in recorded(tmp_path)["items"]["b/bad"]
+
+
+def test_an_item_is_stopped_when_its_time_is_over(gpu, session, tmp_path):
+    def hangs(limit):
+        try:
+            time.sleep(30)
+        except Exception:
+            pytest.fail("the end of the time is no error of the item's")
+
+    start = time.monotonic()
+    session(seconds=0.5).do(gpu.Work("b/hangs", 0.1, hangs))
+    assert time.monotonic() - start < 10
+    assert recorded(tmp_path)["items"]["b/hangs"]["error"].startswith("stopped after ")
+
+
+def test_tables_take_their_place_in_a_page(gpu, tmp_path):
+    page = tmp_path / "performance.md"
+    page.write_text(f"# Performance\n\n{gpu.page.BEGIN}\nold\n{gpu.page.END}\n\nafter\n")
+    content = {
+        "items": {
+            "a/tests": {"machine": "m", "sizes": "full", "summary": "== 3 passed, 1 failed ==", "failed": ["FAILED x"]},
+            "b/surface": {"machine": "m", "sizes": "full", "header": ["arm"], "rows": [["ours"], [None]]},
+            "b/llama": {"machine": "m", "sizes": "full", "error": "OutOfMemoryError: CUDA out of memory"},
+        },
+        "left": {"b/gpt2": "needs about 45 s, 3 s were left"},
+    }
+    for _ in range(2):
+        gpu.page.put(page, gpu.page.text(content))
+    text = page.read_text()
+    assert text.startswith("# Performance\n\n")
+    assert text.endswith("\n\nafter\n")
+    assert "old" not in text
+    assert "3 passed, 1 failed.\n* FAILED x\n" in text
+    assert "| arm |\n| --- |\n| ours |\n| - |" in text
+    assert "Not measured: OutOfMemoryError: CUDA out of memory" in text
+    assert "Not measured: needs about 45 s, 3 s were left." in text
+    assert text.count("Not measured.") == len(gpu.ITEMS) - 3
+
+
+def test_the_page_of_the_documentation_is_what_the_benchmark_writes(gpu):
+    text = (ROOT / "docs" / "performance.md").read_text()
+    body = text.partition(gpu.page.BEGIN)[2].partition(gpu.page.END)[0]
+    for item in gpu.ITEMS.values():
+        assert f"### {item.title}\n\n{item.goal}\n" in body
+
+
+def test_a_door_for_machines_without_an_environment(tmp_path):
+    """`make gpu` takes a Python that sees a CUDA device, and says what is missing where none does."""
+    if torch.cuda.is_available():
+        pytest.skip("a CUDA device is here")
+    command = ["make", "gpu", f"PYTHON={sys.executable}", f"OUT={tmp_path}"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert f"no torch that sees a CUDA device in: .venv/bin/python {sys.executable}" in done.stdout + done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_everything_runs_at_tiny_sizes(gpu, tmp_path):
+    command = [sys.executable, ROOT / "benchmarks" / "gpu.py", "--tiny", "--minutes", "9", "--out", tmp_path]
+    run = {"capture_output": True, "text": True, "check": False, "env": os.environ | {"PYTHONPATH": str(ROOT)}}
+    done = subprocess.run(command, **run)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    items = recorded(tmp_path)["items"]
+    assert set(items) >= {"a/tests", *(f"b/{name}" for name in gpu.ITEMS)}
+    for name, item in gpu.ITEMS.items():
+        rows = items[f"b/{name}"]["rows"]
+        assert rows, name
+        assert all(len(row) == len(item.header) for row in rows), name
+    assert all(float(row[6]) < 1e-5 for row in items["b/products"]["rows"])  # the compiled product is ours
+    assert all(float(e) < 1e-3 for row in items["b/accuracy"]["rows"] for e in row[1:])
+    assert "Not measured" not in (tmp_path / "gpu.md").read_text()
+    again = subprocess.run(command, **run)
+    assert again.stdout.count(": measured before") == 1 + len(gpu.ITEMS)
