@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from timing import table
 
-from gpu_parts.items import ITEMS
+from gpu_parts.items import ITEMS, Item
 from landscape.files import atomic
 
 BEGIN, END = "<!-- gpu: written by benchmarks/gpu.py -->", "<!-- end of gpu -->"
@@ -26,9 +27,13 @@ def text(content: Mapping[str, Any]) -> str:
     where = "\n".join(f"Measured on: {m}" for m in machines) or "Nothing has been measured."
     parts = [where, _tests(items.get("a/tests"), left.get("a/tests"))]
     for name, item in ITEMS.items():
-        head = f"### {item.title}\n\n{item.goal}\n"
-        parts.append(f"{head}\n{_measured(items.get(f'b/{name}'), left.get(f'b/{name}'))}")
+        parts.append(f"{head(item)}\n{_measured(items.get(f'b/{name}'), left.get(f'b/{name}'))}")
     return "\n\n".join(parts) + "\n"
+
+
+def head(item: Item) -> str:
+    """What stands above a table."""
+    return f"### {item.title}\n\n{textwrap.fill(item.goal, 120)}\n"
 
 
 def _tests(entry: Mapping[str, Any] | None, reason: str | None) -> str:
@@ -55,9 +60,9 @@ def _missing(entry: Mapping[str, Any] | None, reason: str | None) -> str:
 def put(path: Path, made: str) -> None:
     """Replace what lies between the marks in a file; without them it comes to its end."""
     before = path.read_text(encoding="utf-8") if path.exists() else ""
-    head, mark, rest = before.partition(BEGIN)
+    start, mark, rest = before.partition(BEGIN)
     tail = rest.partition(END)[2] if mark else ""
     if not mark:
-        head = f"{before.rstrip()}\n\n" if before else ""
+        start = f"{before.rstrip()}\n\n" if before else ""
     with atomic(path) as temporary:
-        temporary.write_text(f"{head}{BEGIN}\n{made}{END}{tail or chr(10)}", encoding="utf-8")
+        temporary.write_text(f"{start}{BEGIN}\n{made}{END}{tail or chr(10)}", encoding="utf-8")
