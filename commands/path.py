@@ -8,6 +8,7 @@ import click
 
 from commands import options
 from commands.claimed import claim
+from commands.minima import NOISE_DRAWS, minima_of
 from commands.options import OutputOptions, ProblemOptions
 from commands.ranges import POSITIVE, Whole
 from landscape.errors import InputError
@@ -20,6 +21,9 @@ from landscape.errors import InputError
 @click.option("--points", type=Whole(3, 10**6), default=25, show_default=True, help="Of the path.")
 @click.option("--epochs", type=Whole(), default=10, show_default=True, help="That train a curve's bend.")
 @click.option("--lr", type=POSITIVE, default=0.05, show_default=True, help="Of the bend.")
+@click.option(
+    "--persistence", is_flag=True, help="Minima, saddles and what noise would give; one more forward a point."
+)
 @click.option("--both-splits", is_flag=True, help="Evaluate the other split at the same points.")
 @options.problem(batch_norm={"default": "recalibrate"})
 @options.output("Default: path/ beside the first checkpoint.")
@@ -30,6 +34,7 @@ def command(
     points: int,
     epochs: int,
     lr: float,
+    persistence: bool,
     both_splits: bool,
     problem: ProblemOptions,
     output: OutputOptions,
@@ -41,7 +46,7 @@ def command(
     """
     import landscape
     from figures.drawing import loss_path as drawing
-    from figures.page.terminal import path_text
+    from figures.page.terminal import path_text, persistence_text
     from landscape.files import write_json
 
     if len(checkpoints) != 2:
@@ -59,10 +64,16 @@ def command(
         epochs=epochs,
         lr=lr,
         seed=problem.seed,
+        noise_draws=NOISE_DRAWS if persistence else 0,
         others=problem.other_split(first, start.problem) if both_splits else {},
     )
     result.save(directory / "path.h5", "path")
     summary = {"checkpoints": {str(s.path): s.sha256 for s in (start, end)}, "path": result.summary()}
+    lines = [path_text(result)]
+    if persistence:
+        minima = minima_of({"path": result}, directory)["path"]
+        summary["persistence"] = minima.summary()
+        lines.append(persistence_text(minima))
     write_json(directory / "path.json", summary)
     drawing.write(result, directory / "figures", (first, second))
-    output.show(summary, path_text(result), f"written to {directory}")
+    output.show(summary, *lines, f"written to {directory}")

@@ -11,6 +11,7 @@ import click
 
 from commands import options
 from commands.claimed import share
+from commands.minima import NOISE_DRAWS, minima_of
 from commands.options import OutputOptions, ProblemOptions, option
 from commands.ranges import POSITIVE, Whole
 from landscape.errors import InputError, unknown
@@ -48,6 +49,9 @@ class GridOptions:
     both_splits: bool = option("Evaluate the other split at the same points.", default=False)
     gradient_norm: bool = option("||grad L|| at every point.", default=False)
     curvature: bool = option("lambda_min and lambda_max at every point.", default=False)
+    persistence: bool = option(
+        "Minima, saddles and what noise would give beside them; one more forward a point.", default=False
+    )
     absolute: bool = option("Several CKPT: move all by the first one's directions.", default=False)
     gif: bool = option("With --directions trajectory: figures/trajectory.gif, one frame per checkpoint.", default=False)
     precision: str = option(None, type=click.Choice(["native", "tf32", "bfloat16"]), default="native")
@@ -65,8 +69,11 @@ class GridOptions:
             raise InputError(
                 "--draws and --subsets make a band of one checkpoint's profile: give --dimensions 1, one CKPT"
             )
-        if self.band and (self.ranges or self.no_center or self.gradient_norm or self.curvature):
-            raise InputError("a band takes --radius, --grid and --spacing; no --range, --no-center or maps")
+        maps = self.gradient_norm or self.curvature or self.persistence
+        if self.band and (self.ranges or self.no_center or maps):
+            raise InputError(
+                "a band takes --radius, --grid and --spacing; no --range, --no-center, maps or --persistence"
+            )
         if self.gif and (self.directions != "trajectory" or self.dimensions == 1):
             raise InputError(
                 "--gif shows a training run over its plane: give --directions trajectory and two dimensions"
@@ -81,7 +88,8 @@ class GridOptions:
         """What `landscape.surface` takes."""
         shared = {k: getattr(self, k) for k in ("dimensions", "gradient_norm", "curvature", "precision")}
         ranges = [_range(text) for text in self.ranges] or None
-        return {**self.line(), **shared, "center": not self.no_center, "ranges": ranges}
+        noise = {"noise_draws": NOISE_DRAWS} if self.persistence else {}
+        return {**self.line(), **shared, **noise, "center": not self.no_center, "ranges": ranges}
 
 
 @click.command("surface")
@@ -106,7 +114,7 @@ def command(
     each other by the directory alone; --shard always goes on with what is there.
     """
     from figures.drawing import surface as drawing
-    from figures.page.terminal import surface_text
+    from figures.page.terminal import persistence_text, surface_text
     from landscape.curvature.krylov import LEAST_BEYOND
     from landscape.files import write_json
     from landscape.results import hdf5
@@ -144,6 +152,11 @@ def command(
         hdf5.save(file, results)
     hashes = {str(s.path): s.sha256 for s in subjects}
     summary = {"checkpoints": hashes, "surfaces": {name: r.summary() for name, r in results.items()}}
+    lines = [surface_text(name, r) for name, r in results.items()]
+    if grid.persistence:
+        found = minima_of(results, directory)
+        summary["persistence"] = {name: p.summary() for name, p in found.items()}
+        lines = [line for text, p in zip(lines, found.values(), strict=True) for line in (text, persistence_text(p))]
     write_json(directory / "surface.json", summary)
     drawing.write(results, directory / "figures")
     if grid.gif:
@@ -151,7 +164,6 @@ def command(
         from figures.page.analysis import labels
 
         animation.write(results["surface"], directory / "figures" / "trajectory.gif", labels(checkpoints))
-    lines = [surface_text(name, r) for name, r in results.items()]
     output.show(summary, *lines, f"written to {directory}")
 
 

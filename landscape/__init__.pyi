@@ -70,6 +70,7 @@ from landscape.sharpness.sharpness import Sharpness
 from landscape.surfaces.alignment import align
 from landscape.surfaces.comparison import compare_surfaces
 from landscape.surfaces.paths import LossPath, path
+from landscape.surfaces.persistence import Persistence, persistence
 from landscape.surfaces.profiles import Profiles, profiles
 from landscape.surfaces.result import Surface
 from landscape.surfaces.surface import surface
@@ -88,6 +89,7 @@ __all__ = [
     "Monitor",
     "NonDeterministicWarning",
     "Parameters",
+    "Persistence",
     "Problem",
     "Profiles",
     "Result",
@@ -116,6 +118,7 @@ __all__ = [
     "local_learning_coefficient",
     "pac_bayes_sigma",
     "path",
+    "persistence",
     "preconditioned_sharpness",
     "problem_from",
     "profiles",

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from figures.drawing import contours, loss_path, panels, style, surface
+from figures.drawing import contours, loss_path, panels, persistence, style, surface
 from figures.page.curves import curve
 from figures.page.grids import grid, shared_scale
 from landscape import statistics
@@ -28,6 +28,7 @@ from landscape.results.cells import cell_of, finite
 from landscape.results.result import LabelledArrays, Result, as_numpy
 from landscape.sharpness.sharpness import Sharpness
 from landscape.surfaces.paths import LossPath
+from landscape.surfaces.persistence import Persistence
 from landscape.surfaces.profiles import Profiles
 from landscape.surfaces.result import Surface
 
@@ -227,6 +228,7 @@ _DRAWINGS: dict[type[Result], Callable[[Any, Any], None]] = {
     Surface: _surface,
     Profiles: _profiles,
     LossPath: loss_path.draw_losses,
+    Persistence: persistence.draw_tree,
     Invariance: _invariance,
     LabelledArrays: _history,
 }

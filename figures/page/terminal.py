@@ -11,6 +11,7 @@ from landscape.formatting import number
 if TYPE_CHECKING:
     from landscape.invariance.invariance import Invariance
     from landscape.surfaces.paths import LossPath
+    from landscape.surfaces.persistence import Persistence
     from landscape.surfaces.profiles import Profiles
     from landscape.surfaces.result import Surface
 
@@ -36,6 +37,40 @@ def path_text(result: LossPath) -> str:
         cosines = " to ".join(number(c, 3) for c in a["cosine"])
         lines.append(f"  aligned: {a['moved']} of {a['units']} units moved, cosine of the weights {cosines}")
     return "\n".join([*lines, *(f"  !  {w}" for w in result.warnings)])
+
+
+_SHOWN = 8
+"""Minima that the terminal lists."""
+
+
+def persistence_text(result: Persistence) -> str:
+    """Minima, saddles and persistence, each beside what noise can make; and the largest beside random surfaces."""
+    out, joined = result.stands_out, np.isfinite(result.death)
+    lines = [f"minima: {len(out)}, {np.count_nonzero(out)} of them more than noise can make (lowest included)"]
+    for i in np.flatnonzero(out)[:_SHOWN]:
+        line = f"  loss {number(float(result.birth[i]))} at {_point(result.minima[i])}"
+        if joined[i]:
+            line += f"; saddle {number(float(result.death[i]))} at {_point(result.saddles[i])}, persistence "
+            line += f"{number(float(result.persistence[i]), 3)}, noise up to {number(float(result.noise[i]), 2)}"
+        lines.append(line)
+    if not out.all():
+        most = int(np.flatnonzero(~out)[0])
+        lines.append(
+            f"  {np.count_nonzero(~out)} within noise; the most persistent of them "
+            f"{number(float(result.persistence[most]), 3)}, noise up to {number(float(result.noise[most]), 2)}"
+        )
+    if len(result.surrogates):
+        ours = float(result.persistence[joined].max()) if joined.any() else 0.0
+        as_much = (1 + np.count_nonzero(result.surrogates[:, 0] >= ours)) / (1 + len(result.surrogates))
+        lines.append(
+            f"  random surfaces of the same spectrum: largest persistence up to {number(float(result.smooth[0]), 3)} "
+            f"(95%); {number(ours, 3)} here, p = {as_much:.2g}"
+        )
+    return "\n".join([*lines, f"  {result.caption()}"])
+
+
+def _point(coordinates: np.ndarray) -> str:
+    return f"({', '.join(number(float(c), 3) for c in coordinates)})"
 
 
 def invariance_text(result: Invariance, title: str) -> str:

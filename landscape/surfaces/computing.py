@@ -45,6 +45,8 @@ class SurfaceRun:
             self.wanted.append(quantities.gradient_norm(self.problem, self.evaluation))
         if arguments["curvature"]:
             self.wanted.append(quantities.curvature(self.problem, self.evaluation, arguments["seed"]))
+        if draws := arguments.get("noise_draws"):
+            self.wanted.append(quantities.sampling_noise(self.problem, self.evaluation, draws, arguments["seed"]))
         empty = _empty(self.problem, plane, self.axes, arguments)
         others, choice = list(problems)[1:], asdict(self.choice)
         self.empty = replace(empty, others=others, choice=choice, identity=dict(identity))
@@ -144,7 +146,11 @@ def _filled(empty: Surface, tiles: Tiles, wanted: Sequence[Quantity]) -> Surface
     """The surface with everything that is known so far."""
     shape, (first, *extras) = empty.loss.shape, wanted
     losses, accuracies = np.moveaxis(tiles.values(first).reshape(*shape, -1, 2), (-1, -2), (0, 1))
-    columns = {n: c.reshape(shape) for q in extras for n, c in zip(q.columns, tiles.values(q).T, strict=True)}
+    columns: dict[str, Any] = {}
+    for quantity in extras:
+        values = tiles.values(quantity).T.reshape(-1, *shape)
+        draws = len(set(quantity.columns)) < len(quantity.columns)
+        columns |= {quantity.columns[0]: values} if draws else dict(zip(quantity.columns, values, strict=True))
     cost = tiles.cost()
     return replace(
         empty,

@@ -23,6 +23,7 @@ from landscape.surfaces.grid import quantities
 from landscape.surfaces.grid.choice import choose
 from landscape.surfaces.grid.evaluation import GridEvaluation
 from landscape.surfaces.grid.tiles import Tiles
+from landscape.surfaces.plan import check_draws
 
 
 def _linear(t: float) -> tuple[float, float]:
@@ -51,6 +52,7 @@ class LossPath(Result):
         accuracy: (t,).
         other_loss: (other, t), on further datasets.
         other_accuracy: (other, t).
+        sampling_noise: (draw, t), errors of L by the choice of examples, where asked for; 0 at t = 0.
         bend: (parameter,) the trained control point of a curve.
         others: names of the further datasets.
         curve: "linear", "bezier" or "polygon".
@@ -70,6 +72,7 @@ class LossPath(Result):
     accuracy: np.ndarray = array("t")
     other_loss: np.ndarray | None = array("other", "t", default=None)
     other_accuracy: np.ndarray | None = array("other", "t", default=None)
+    sampling_noise: np.ndarray | None = array("draw", "t", default=None)
     bend: torch.Tensor | np.ndarray | None = array("parameter", default=None)
     others: list[str] = field(default_factory=list)
     curve: str = "linear"
@@ -111,6 +114,7 @@ def path(
     momentum: float = 0.9,
     seed: int = 0,
     others: Mapping[str, Problem] | None = None,
+    noise_draws: int = 0,
 ) -> LossPath:
     """Loss along a path between two networks of one architecture.
 
@@ -131,11 +135,12 @@ def path(
         momentum: of the bend's SGD.
         seed: of t, of the order of batches, and of the alignment.
         others: name -> Problem of the first model: more datasets, evaluated at the same points.
+        noise_draws: as in `landscape.surface`.
 
     Raises:
         InputError: different architectures (the first differing tensor is named), unknown curve, fewer than 3 points.
 
-    Cost: `points` forward passes; `epochs` forward and backward passes for a bend.
+    Cost: `points` forward passes, twice as many with `noise_draws`; `epochs` forward and backward passes for a bend.
     """
     from landscape.errors import unknown
     from landscape.surfaces.comparison import check_same_architecture
@@ -144,6 +149,7 @@ def path(
         raise unknown("curve", curve, CURVES)
     if points < 3 or epochs < 1 or not (lr > 0 and math.isfinite(lr)):
         raise InputError(f"points >= 3, epochs >= 1 and lr > 0 are needed, received {points}, {epochs} and {lr}")
+    check_draws(noise_draws)
     check_same_architecture(first, second, "the second network")
     started, facts = time.monotonic(), {}
     end = second.weights.to(first.weights)
@@ -158,11 +164,12 @@ def path(
                 first, end, curve, epochs=epochs, lr=lr, momentum=momentum, seed=seed
             )
         t = np.linspace(0, 1, points)
-        values = _evaluated({"": first, **(others or {})}, end, bend, curve, t)
-    scale = float(norm(first.weights))
+        values, noise = _evaluated({"": first, **(others or {})}, end, bend, curve, t, noise_draws, seed)
+    scale, drawn = float(norm(first.weights)), {"noise_draws": noise_draws} if noise_draws else {}
     has_norm = bool(first.evaluator.batch_norms)
     return LossPath(
         **_along(t, values),
+        sampling_noise=noise,
         bend=bend,
         others=list(others or {}),
         curve=curve,
@@ -171,7 +178,7 @@ def path(
         aligned=aligned,
         facts=facts,
         checks=_checks(first, has_norm, facts),
-        arguments=plain({"curve": curve, "points": points, "aligned": aligned, "seed": seed, **training}),
+        arguments=plain({"curve": curve, "points": points, "aligned": aligned, "seed": seed, **training, **drawn}),
         cost=cost,
         seconds=time.monotonic() - started,
         provenance={**first.provenance(), "has_batch_norm": has_norm},
@@ -242,8 +249,13 @@ def trained_bend(
     return bend, {"epochs": epochs, "steps": step, "loss_by_epoch": history}
 
 
-def _evaluated(problems: dict[str, Problem], end: Tensor, bend: Tensor | None, curve: str, t: np.ndarray) -> np.ndarray:
-    """(datasets, points, 2): the curve lies in the plane of its end and its bend, so that it is a walk on a surface."""
+def _evaluated(
+    problems: dict[str, Problem], end: Tensor, bend: Tensor | None, curve: str, t: np.ndarray, draws: int, seed: int
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """(datasets, points, 2) and the noise (draws, points).
+
+    The curve lies in the plane of its end and its bend, so that it is a walk on a surface.
+    """
     problem = problems[""]
     vectors = [end - problem.weights, *([] if bend is None else [bend - problem.weights])]
     points = [CURVES[curve](float(s))[: len(vectors)] for s in t]
@@ -251,7 +263,12 @@ def _evaluated(problems: dict[str, Problem], end: Tensor, bend: Tensor | None, c
     evaluation = GridEvaluation(problems, problem.weights, vectors, choice)
     loss, tiles = quantities.loss(evaluation, "path"), Tiles(points, problem)
     tiles.complete(loss)
-    return np.moveaxis(tiles.values(loss).reshape(len(points), len(problems), 2), 1, 0)
+    values = np.moveaxis(tiles.values(loss).reshape(len(points), len(problems), 2), 1, 0)
+    if not draws:
+        return values, None
+    noise = quantities.sampling_noise(problem, evaluation, draws, seed)
+    tiles.complete(noise)
+    return values, tiles.values(noise).T
 
 
 def _length(start: Tensor, end: Tensor, bend: Tensor | None, curve: str) -> float:

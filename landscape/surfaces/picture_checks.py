@@ -13,6 +13,7 @@ import torch
 from landscape.ball.vectors import dot
 from landscape.errors import InputError
 from landscape.problem.problem import Problem
+from landscape.surfaces.grid.quantities import NO_EXAMPLES
 from landscape.surfaces.shown_curvature import lowest_curvature, lowest_shown
 
 if TYPE_CHECKING:
@@ -89,7 +90,7 @@ def sampling_error(problem: Problem, evaluation: GridEvaluation, point: tuple[fl
     """
     try:
         differences = problem.losses(evaluation.at(point)) - problem.losses(evaluation.at((0.0,) * len(point)))
-    except (InputError, RuntimeError, TypeError, IndexError):
+    except NO_EXAMPLES:
         return math.nan
     return float(differences.std() / math.sqrt(problem.examples)) if differences.numel() > 1 else math.nan
 

@@ -14,6 +14,9 @@ from landscape.surfaces.grid.axes import axes as axes_of
 from landscape.surfaces.grid.axes import check_points
 from landscape.surfaces.grid.choice import choose
 
+FEWEST_DRAWS = 19
+"""Of the noise: the largest of 19 is the 95% quantile."""
+
 
 def check(arguments: Mapping[str, Any]) -> None:
     """Raise InputError for arguments that no surface can have."""
@@ -22,10 +25,17 @@ def check(arguments: Mapping[str, Any]) -> None:
         raise InputError(f"a surface has 1 or 2 dimensions, received {dimensions}")
     if radius is not None and not (radius > 0 and math.isfinite(radius)):
         raise InputError(f"radius must be a positive number, received {radius}")
+    check_draws(arguments.get("noise_draws", 0))
     grid = arguments["grid"]
     check_points([grid] * dimensions if isinstance(grid, int) else grid)
     if radius is not None and arguments["ranges"] is not None:
         raise InputError("radius and ranges were both given: give one of them")
+
+
+def check_draws(draws: int) -> None:
+    """Raise InputError for a number of draws that has no 95% quantile."""
+    if draws != 0 and draws < FEWEST_DRAWS:
+        raise InputError(f"noise_draws={draws}: a 95% quantile needs at least {FEWEST_DRAWS} draws; 0 for none")
 
 
 def check_axes(arguments: Mapping[str, Any]) -> None:

@@ -30,6 +30,7 @@ class Surface(Result):
         lambda_min: (x, y), smallest Hessian eigenvalue, where asked for.
         lambda_max: (x, y), largest.
         lambda_error: (x, y), the larger of the two eigenvalues' residual bounds.
+        sampling_noise: (draw, x, y), errors of L by the choice of examples, where asked for; 0 at the center.
         marks: (checkpoint, direction) coordinates of checkpoints in the picture, where the directions come from some.
         residuals: (checkpoint,) distance of each from the plane, in multiples of ||w||.
         others: names of the further datasets.
@@ -54,6 +55,7 @@ class Surface(Result):
     lambda_min: np.ndarray | None = array("x", "y", default=None)
     lambda_max: np.ndarray | None = array("x", "y", default=None)
     lambda_error: np.ndarray | None = array("x", "y", default=None)
+    sampling_noise: np.ndarray | None = array("draw", "x", "y", default=None)
     marks: np.ndarray | None = array("checkpoint", "direction", default=None)
     residuals: np.ndarray | None = array("checkpoint", default=None)
     others: list[str] = field(default_factory=list)

@@ -43,6 +43,7 @@ def surface(
     others: Mapping[str, Problem] | None = None,
     gradient_norm: bool = False,
     curvature: bool = False,
+    noise_draws: int = 0,
     precision: str = "native",
     batch_size: int | None = None,
     points_per_launch: int | None = None,
@@ -71,6 +72,8 @@ def surface(
         others: name -> Problem of the same model: more datasets, evaluated at the same points.
         gradient_norm: ||grad L|| at every point.
         curvature: smallest and largest Hessian eigenvalue at every point: does the picture hide negative curvature?
+        noise_draws: errors of L by the choice of examples at every point, drawn this many times, for
+            `landscape.persistence`; 99 are enough.
         precision: "native", "tf32" or "bfloat16" (on a GPU); the error against native at the center and corners is
             measured and stored.
         batch_size: instead of the rule; 0 keeps the batches as given.
@@ -89,8 +92,8 @@ def surface(
             or set of arguments, or that another process writes.
 
     Cost: one forward pass a point and dataset, and four for the checks; one forward and one backward more with
-    `gradient_norm`; 20 to 60 Hessian-vector products more with `curvature`, up to 150 at some points. Under
-    torch.distributed the points are shared among the processes.
+    `gradient_norm`; one forward more with `noise_draws`; 20 to 60 Hessian-vector products more with `curvature`, up to
+    150 at some points. Under torch.distributed the points are shared among the processes.
     """
     arguments: dict[str, Any] = {
         "directions": directions.name if isinstance(directions, Directions) else directions,
@@ -106,6 +109,8 @@ def surface(
         "curvature": curvature,
         "precision": precision,
     }
+    if noise_draws:  # absent where not asked for: older files hold no such argument
+        arguments["noise_draws"] = noise_draws
     plan.check(arguments)
     problems = {"": problem, **(others or {})}
     ready = directions if isinstance(directions, Directions) else None

@@ -15,6 +15,8 @@ from landscape.errors import InputError
 from landscape.problem.problem import Problem
 from landscape.surfaces.grid.evaluation import GridEvaluation, Point
 
+NO_EXAMPLES = (InputError, RuntimeError, TypeError, IndexError)
+"""What a loss raises that gives no value an example."""
 TOLERANCE = 1e-3
 """Residual allowed, relative to the largest |lambda|."""
 
@@ -26,7 +28,7 @@ class Quantity:
     Attributes:
         number: in the journal.
         name: on the progress bar.
-        columns: what the numbers are called.
+        columns: what the numbers are called; numbers of one name are draws of one quantity.
         tile: points that are computed together, always the same ones.
         evaluate: points -> (points, columns), on any device.
         opened: context in which `evaluate` is called.
@@ -84,3 +86,35 @@ def curvature(problem: Problem, evaluation: GridEvaluation, seed: int) -> Quanti
         return torch.tensor([extremes(p) for p in points], dtype=torch.float64)
 
     return Quantity(2, "curvature", ("lambda_min", "lambda_max", "lambda_error"), 1, evaluate)
+
+
+def sampling_noise(problem: Problem, evaluation: GridEvaluation, draws: int, seed: int) -> Quantity:
+    """Errors of L - L(center) by the choice of examples: draws of one field over all points.
+
+    e(p) = 1/n sum_i g_i (l_i(p) - l_i(0) - their mean), g_i standard normal and the same at all points: a Gaussian
+    field with the covariance between points that the mean over n examples has (the multiplier bootstrap of
+    Chernozhukov, Chetverikov and Kato 2013). nan where the loss gives no value an example, or the processes divide the
+    examples.
+
+    Cost: one forward pass a point.
+    """
+    multipliers = torch.randn(problem.examples, draws, generator=random.stream(seed, "other samples")).to(
+        problem.weights.device
+    )
+    center: list[Tensor] = []
+
+    def errors(point: Point) -> Tensor:
+        if problem.distributed:
+            raise InputError("the processes divide the examples")
+        if not center:
+            center.append(problem.losses(evaluation.at((0.0,) * len(point))))
+        differences = problem.losses(evaluation.at(point)) - center[0]
+        return (differences - differences.mean()) @ multipliers.double() / problem.examples
+
+    def evaluate(points: Sequence[Point]) -> Tensor:
+        try:
+            return torch.stack([errors(p) for p in points])
+        except NO_EXAMPLES:
+            return torch.full((len(points), draws), torch.nan, dtype=torch.float64)
+
+    return Quantity(3, "sampling noise", ("sampling_noise",) * draws, 1, evaluate)
