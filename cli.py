@@ -58,7 +58,7 @@ import landscape
 from commands.claimed import Claimed
 from landscape.errors import InputError, is_out_of_memory, unknown
 
-HELPERS = {"__init__", "claimed", "options", "ranges"}
+HELPERS = {"__init__", "claimed", "minima", "options", "ranges"}
 ORDER = (
     "train",
     "analyze",
