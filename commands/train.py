@@ -15,12 +15,12 @@ from commands.ranges import Real, Whole
 from landscape.errors import InputError
 from landscape.registry import Entry, Option, argument_help
 from trainers import METHODS
-from trainers.loop.settings import BASES, ENDS, PRECISIONS, SCHEDULES, Settings
+from trainers.loop.settings import AVERAGES, BASES, ENDS, PRECISIONS, SCHEDULES, Settings
 
 if TYPE_CHECKING:
     from trainers.loop.loop import Run
 
-_CHOICES = {"base": BASES, "schedule": SCHEDULES, "precision": PRECISIONS}
+_CHOICES = {"base": BASES, "schedule": SCHEDULES, "precision": PRECISIONS, "average": AVERAGES}
 _METAVARS = {"save_every": "EPOCHS", "keep_every": "EPOCHS", "data_dir": "DIR", "data": "NAME", "model": "NAME"}
 _TYPES = {"int": Whole(-(2**63), 2**63 - 1), "float": Real(), "str": click.STRING, "bool": click.BOOL}
 
@@ -165,3 +165,9 @@ def _report(run: Run) -> None:
         f"{path}: test accuracy {row['test_accuracy']:.4f}, test loss {row['test_loss']:.4f} "
         f"after {row['epoch']} epochs ({run.passes:.2f} passes, {row['seconds']:.1f} s)"
     )
+    if run.averaged is not None:
+        mean, path = run.averaged, f"{run.directory}/average/ckpt.pt"
+        click.echo(
+            f"{path}: test accuracy {mean.test_accuracy:.4f}, test loss {mean.test_loss:.4f} with averaged weights "
+            f"({run.settings.average})"
+        )

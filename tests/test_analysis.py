@@ -212,6 +212,7 @@ def test_several_checkpoints_share_their_sample_and_directions(runs, tmp_path, c
     [
         (["sgd", "sam"], ["sgd", "sam"]),
         (["x/a", "y/a"], ["a-1", "a-2"]),
+        (["x/a", "x/a/average", "x/b/average"], ["a", "a-average", "b-average"]),
         (["x/a", "y/a", "a-1"], ["a-2", "a-3", "a-1"]),
     ],
 )

@@ -79,14 +79,18 @@ def summarize(analyses: Sequence[Analysis]) -> dict[str, Any]:
 
 
 def labels(paths: Sequence[Path]) -> list[str]:
-    """A short unique name for each checkpoint: its directory's name for ckpt.pt, else its stem."""
-    short = [p.resolve().parent.name if p.name == "ckpt.pt" else p.stem for p in paths]
+    """A short unique name for each checkpoint: its directory's name for ckpt.pt (RUN-average), else its stem."""
+    short = [_of_folder(p.resolve().parent) if p.name == "ckpt.pt" else p.stem for p in paths]
     labels: list[str] = []
     for name in short:
         numbered = (f"{name}-{n}" for n in itertools.count(1))
         free = (label for label in numbered if label not in labels and label not in short)
         labels.append(name if short.count(name) == 1 else next(free))
     return labels
+
+
+def _of_folder(folder: Path) -> str:
+    return f"{folder.parent.name}-average" if folder.name == "average" else folder.name
 
 
 def read_history(path: Path) -> list[dict[str, float]] | None:

@@ -21,6 +21,7 @@ from landscape.locks import locked
 from landscape.processes import rank
 from trainers import METHODS
 from trainers.datasets import Data
+from trainers.loop.averaging import Averaged
 from trainers.loop.settings import Settings
 from trainers.loop.trainer import Trainer
 from trainers.method.method import Method
@@ -38,6 +39,7 @@ class Run:
         directory: where ckpt.pt, history.csv and config.json lie; None if nothing was written.
         epochs_trained: epochs that this call trained: 0 for a run that was finished before.
         passes: forward-plus-backward passes over the training set that the run cost.
+        averaged: the network with averaged weights, if `average` asks for it.
     """
 
     model: nn.Module
@@ -47,6 +49,7 @@ class Run:
     directory: Path | None
     epochs_trained: int
     passes: float
+    averaged: Averaged | None = None
 
 
 def train(
@@ -109,4 +112,5 @@ def train(
         directory=None if trainer.directory is None else trainer.directory.path,
         epochs_trained=trainer.now.epoch - before,
         passes=trainer.budget.spent_passes(trainer.task.passes),
+        averaged=trainer.averaged,
     )

@@ -1,4 +1,4 @@
-"""A run's files: config.json, history.csv, ckpt.pt; right after a kill at any moment.
+"""A run's files: config.json, history.csv, ckpt.pt, average/ckpt.pt; right after a kill at any moment.
 
 A row of the history is written before the checkpoint of its epoch and synced with it, so that the history is never
 behind the checkpoint; on resuming, rows after the checkpoint's epoch (those epochs are trained again) are dropped.
@@ -132,6 +132,16 @@ class RunDirectory:
         if keep_as:
             with atomic(self.path / keep_as) as temporary:
                 shutil.copyfile(self.path / "ckpt.pt", temporary)
+
+    def save_average(self, content: Mapping[str, Any], keep_as: str | None = None) -> None:
+        """Replace average/ckpt.pt, and `keep_as` beside it; before `save`, so that no finished run lacks it."""
+        if not self.writes:
+            return
+        folder = self.path / "average"
+        with _writable(folder):
+            folder.mkdir(exist_ok=True)
+        for name in ("ckpt.pt", *([keep_as] if keep_as else [])):
+            checkpoint.write(folder / name, content)
 
 
 @contextlib.contextmanager

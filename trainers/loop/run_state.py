@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from landscape.errors import InputError
+from trainers.loop.averaging import WeightAverage
 from trainers.loop.base import base_optimizer, clip_gradient, inner_decay, load_optimizer
 from trainers.loop.settings import Settings
 from trainers.method import network
@@ -32,6 +33,7 @@ class RunState:
         step: finished steps.
         seconds: training time, evaluation and saving not counted.
         skipped: steps that float16 skipped.
+        average: of the weights, if one is asked for.
     """
 
     model: nn.Module
@@ -43,6 +45,7 @@ class RunState:
     step: int = 0
     seconds: float = 0.0
     skipped: int = 0
+    average: WeightAverage | None = None
 
     @classmethod
     def fresh(cls, model: nn.Module, settings: Settings, device: torch.device) -> RunState:
@@ -63,7 +66,8 @@ class RunState:
             group_size=settings.m,
             synchronized=not settings.per_process,
         )
-        return cls(model, optimizer, scaler, task)
+        average = None if settings.average is None else WeightAverage(settings, task.parameters)
+        return cls(model, optimizer, scaler, task, average=average)
 
     def apply(self, clip: float | None) -> bool:
         """Clip the gradient and take the optimizer's step; False if fp16 overflowed and it was skipped."""
@@ -93,6 +97,7 @@ class RunState:
                 "forward_examples": int(self.task.passes.forward),
                 "backward_examples": int(self.task.passes.backward),
             },
+            **({} if self.average is None else {"average": self.average.state}),
         }
 
     def restore(self, content: dict[str, Any]) -> None:
@@ -105,6 +110,10 @@ class RunState:
         if len(streams) != self.task.world:
             raise InputError(f"the run had {len(streams)} processes, this is {self.task.world}: resume with as many")
         require_like(content["method"].get("state"), self.method, "method.state")
+        if self.average is not None:
+            require_like(content.get("average"), self.average.state, "average")
+            self.average.count, sets = content["average"]["count"], content["average"]["sets"]
+            self.average.sets = _onto(sets, self.average.sets, self.task.device)
         self.model.load_state_dict(content["model"]["state"])
         load_optimizer(self.optimizer, _onto(content["optimizer"], None, None))
         if self.scaler is not None:

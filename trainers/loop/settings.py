@@ -12,11 +12,18 @@ from landscape.errors import InputError, unknown
 BASES = ("sgd", "adam", "adamw", "lion", "muon")
 SCHEDULES = ("cosine", "constant", "step")
 PRECISIONS = ("float32", "bfloat16", "float16")
+AVERAGES = ("ema", "swa", "lawa")
 ENDS = ("epochs", "budget_passes", "budget_seconds")
 """The settings that say when a run ends, of which it has one."""
 DEFAULT_LR = {"sgd": 0.1, "adam": 0.001, "adamw": 0.001, "lion": 0.0001, "muon": 0.001}
 _WEIGHT_DECAY = {"sgd": 5e-4, "adam": 0.0, "adamw": 0.01, "lion": 0.1, "muon": 0.01}
 _EPOCHS = 10
+_AVERAGE: dict[str, tuple[str, float | int]] = {
+    "ema": ("average_decay", 0.999),
+    "swa": ("average_start", 0.75),
+    "lawa": ("average_window", 6),
+}
+"""The option of each kind of average, and its default."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +57,12 @@ class Settings:
         per_process: under torchrun, each process perturbs by its own gradient instead of the global batch's.
         sync_batch_norm: under torchrun, BatchNorm normalizes with the statistics of the global batch instead of each
             process's part: several processes equal one.
+        average: also average the weights, into average/ckpt.pt of the run's directory, BatchNorm statistics recomputed
+            for them: ema (exponentially, over the steps), swa (equally, over the ends of the epochs of the run's last
+            part) or lawa (over the ends of the latest epochs); default none.
+        average_decay: of ema, a step; default 0.999, and less in the first steps: (1 + t) / (10 + t).
+        average_start: of swa, the share of the run from which on weights are averaged; default 0.75.
+        average_window: of lawa, the number of epochs; default 6.
         augment: crop and mirror images; default what the data set admits.
         drop_last: leave out an incomplete last batch.
         precision: float32, or automatic mixed precision in bfloat16 or float16 (with loss scaling).
@@ -81,6 +94,10 @@ class Settings:
     m: int | None = None
     per_process: bool = False
     sync_batch_norm: bool = False
+    average: str | None = None
+    average_decay: float | None = None
+    average_start: float | None = None
+    average_window: int | None = None
     augment: bool | None = None
     drop_last: bool = False
     precision: str = "float32"
@@ -93,14 +110,17 @@ class Settings:
         for name, known in (("base", BASES), ("schedule", SCHEDULES), ("precision", PRECISIONS)):
             if getattr(self, name) not in known:
                 raise unknown(name, getattr(self, name), known)
-        for name in ("epochs", "batch_size", "m", "save_every"):
+        if self.average is not None and self.average not in AVERAGES:
+            raise unknown("average", self.average, AVERAGES)
+        for name in ("epochs", "batch_size", "m", "save_every", "average_window"):
             _need(self, name, lambda v: v >= 1, "at least 1")
         for name in ("budget_passes", "budget_seconds", "lr", "clip"):
             _need(self, name, lambda v: v > 0, "above 0")
         for name in ("lr_min", "warmup", "keep_every", "weight_decay"):
             _need(self, name, lambda v: v >= 0, "at least 0")
-        for name in ("momentum", "label_smoothing"):
+        for name in ("momentum", "label_smoothing", "average_decay"):
             _need(self, name, lambda v: 0 <= v < 1, "in [0, 1)")
+        _need(self, "average_start", lambda v: 0 <= v <= 1, "in [0, 1]")
         _need(self, "label_noise", lambda v: 0 <= v <= 1, "in [0, 1]")
         ends = [name for name in ENDS if getattr(self, name) is not None]
         if len(ends) > 1:
@@ -118,7 +138,10 @@ class Settings:
             raise InputError(f"--lr-min is the end of the cosine, --schedule is {self.schedule}: leave one out")
         if self.m is not None and self.m > self.batch_size:
             raise InputError(f"m must not exceed the batch of {self.batch_size} examples, received {self.m}")
-
+        for kind, (name, _) in _AVERAGE.items():
+            if getattr(self, name) is not None and self.average != kind:
+                has = "no average is asked for" if self.average is None else f"--average is {self.average}"
+                raise InputError(f"--{name.replace('_', '-')} belongs to --average {kind}, and {has}: leave one out")
         if self.sync_batch_norm and (self.per_process or self.m is not None):
             other = "--per-process" if self.per_process else "--m"
             raise InputError(
@@ -143,7 +166,11 @@ class Settings:
             raise InputError(f"--decay-inside moves the weight decay and that of {base} is 0: give --weight-decay")
         budgeted = self.budget_passes is not None or self.budget_seconds is not None
         epochs = _EPOCHS if self.epochs is None and not budgeted else self.epochs
-        return dataclasses.replace(self, base=base, lr=lr, weight_decay=decay, epochs=epochs)
+        average: dict[str, Any] = {}
+        if self.average is not None:
+            name, default = _AVERAGE[self.average]
+            average = {name: default if getattr(self, name) is None else getattr(self, name)}
+        return dataclasses.replace(self, base=base, lr=lr, weight_decay=decay, epochs=epochs, **average)
 
     @property
     def plain(self) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from landscape.problem.problem import Problem
 from landscape.processes import rank
 from landscape.progress import Bar, is_shown
 from trainers.datasets import Data
+from trainers.loop.averaging import Averaged, averaged_network
 from trainers.loop.budget import Budget, Schedule
 from trainers.loop.epochs import Epochs, Share
 from trainers.loop.evaluation import TrainingSet, average_buffers, evaluate, load
@@ -85,6 +86,7 @@ class Trainer:
             if measures
             else None
         )
+        self.averaged: Averaged | None = None
         self.history: list[dict[str, Any]] = []
         if self.directory is not None:
             if self.directory.content is not None:
@@ -114,6 +116,8 @@ class Trainer:
                 self._train_epoch(bar)
         self._wait_for_all()
         self.model.eval()
+        if self.now.average is not None and self.averaged is None:  # a run that was finished before
+            self.averaged = self._average()
 
     def _wait_for_all(self) -> None:
         if self.task.world > 1:
@@ -181,6 +185,8 @@ class Trainer:
         result = self.method.gradient(step, self.now.method)
         if self.now.apply(self.settings.clip):
             self.method.after_step(step, self.now.method)
+            if self.now.average is not None:
+                self.now.average.after_step()
         else:
             self.now.method, self.now.skipped = before, self.now.skipped + 1
         return result
@@ -254,29 +260,50 @@ class Trainer:
         if self.now.scaler is not None:
             row["skipped_steps"] = self.now.skipped
         self.history.append(row)
+        if now.average is not None:
+            now.average.after_epoch(self._progress())
         if self.directory is not None:
             self.directory.append(row)
-            self._save()
+            self._save(self.directory)
 
-    def _save(self) -> None:
-        s, directory = self.settings, self.directory
-        assert directory is not None
-        keep = s.keep_every > 0 and self.now.epoch % s.keep_every == 0
+    def _save(self, directory: RunDirectory) -> None:
+        keep = self.settings.keep_every > 0 and self.now.epoch % self.settings.keep_every == 0
         done = self._progress() >= 1
-        if not (keep or done or self.now.epoch % s.save_every == 0):
+        if not (keep or done or self.now.epoch % self.settings.save_every == 0):
             return
-        directory.save(
-            {
-                "model": {**self.network.described, "state": dict(self.model.state_dict())},
-                "data": {"name": self.data.name, "arguments": without_tuples(self.data.arguments)},
-                "method": {**self.config["method"], "state": without_tuples(self.now.method)},
-                "scheduler": {**dataclasses.asdict(self.schedule), "progress": self._progress()},
-                "settings": without_tuples(s.plain),
-                "provenance": self._provenance(),
-                **self.now.pack(),
-            },
-            keep_as=f"epoch-{self.now.epoch}.pt" if keep else None,
-        )
+        keep_as = f"epoch-{self.now.epoch}.pt" if keep else None
+        packed = {**self._described(), **self.now.pack()}
+        packed["model"] = {**self.network.described, "state": dict(self.model.state_dict())}
+        packed["method"] = {**self.config["method"], "state": without_tuples(self.now.method)}
+        if self.now.average is not None and self.now.average.count and (keep or done):
+            self.averaged = self._average()
+            directory.save_average({**packed, **self._of_average(self.averaged)}, keep_as)
+        directory.save(packed, keep_as)
+
+    def _described(self) -> dict[str, Any]:
+        """What is the same in a checkpoint and in that of the averaged weights."""
+        return {
+            "data": {"name": self.data.name, "arguments": without_tuples(self.data.arguments)},
+            "scheduler": {**dataclasses.asdict(self.schedule), "progress": self._progress()},
+            "settings": without_tuples(self.settings.plain),
+            "provenance": self._provenance(),
+        }
+
+    def _average(self) -> Averaged:
+        assert self.now.average is not None
+        network = averaged_network(self.model, self.now.average, self.data, self.network.channels_last)
+        return Averaged(network, self.now.average.count, *evaluate(network, self.data, self.settings.precision))
+
+    def _of_average(self, averaged: Averaged) -> dict[str, Any]:
+        """What is another in the checkpoint of the averaged weights, which no optimizer and no method has moved."""
+        kind = self.settings.average
+        facts = {k: getattr(averaged, k) for k in ("count", "test_loss", "test_accuracy")}
+        return {
+            "model": {**self.network.described, "state": dict(averaged.model.state_dict())},
+            "method": {**self.config["method"], "name": f"{self.method.name}+{kind}", "state": {}},
+            "average": {"kind": kind, **facts},
+            "optimizer": {},
+        }
 
     def _provenance(self) -> dict[str, Any]:
         return {
