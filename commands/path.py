@@ -17,7 +17,7 @@ from landscape.errors import InputError
 @click.command("path")
 @click.argument("checkpoints", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="CKPT CKPT")
 @click.option("--curve", type=click.Choice(["linear", "bezier", "polygon"]), default="linear", show_default=True)
-@click.option("--align", "aligned", is_flag=True, help="Reorder the second network's units to match the first's.")
+@click.option("--align", "aligned", is_flag=True, help="Bring the second network into the first one's coordinates.")
 @click.option("--points", type=Whole(3, 10**6), default=25, show_default=True, help="Of the path.")
 @click.option("--epochs", type=Whole(), default=10, show_default=True, help="That train a curve's bend.")
 @click.option("--lr", type=POSITIVE, default=0.05, show_default=True, help="Of the bend.")

@@ -135,8 +135,21 @@ def test_alignment_keeps_the_function_and_brings_weights_nearer():
 
 
 def test_networks_without_permutable_units_say_so():
+    one = Problem(nn.Linear(3, 2), nn.CrossEntropyLoss(), [(torch.randn(4, 3), torch.tensor([0, 1, 0, 1]))])
     with pytest.raises(InputError, match="no hidden units"):
-        align(mlp(0, nn.Tanh), mlp(1, nn.Tanh))
+        align(one, one)
+
+
+def test_units_behind_any_function_of_single_entries_trade_places():
+    one, two = mlp(0, nn.Tanh), mlp(0, nn.Tanh)
+    order = torch.randperm(9, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        for tensor in (two.model[0].weight, two.model[0].bias):
+            tensor.copy_(tensor[order].clone())
+        two.model[2].weight.copy_(two.model[2].weight[:, order].clone())
+    moved = Problem(two.model, nn.CrossEntropyLoss(), [(b.args[0], b.target) for b in two.batches])
+    assert float((moved.weights - one.weights).norm()) > 0.5
+    torch.testing.assert_close(align(one, moved).weights, one.weights, rtol=0, atol=1e-14)
 
 
 # -- curves ----------------------------------------------------------------------------------------------------------

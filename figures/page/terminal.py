@@ -36,6 +36,9 @@ def path_text(result: LossPath) -> str:
         a = result.facts["alignment"]
         cosines = " to ".join(number(c, 3) for c in a["cosine"])
         lines.append(f"  aligned: {a['moved']} of {a['units']} units moved, cosine of the weights {cosines}")
+        if a["heads"] or a["turned"]:
+            stream = f", {a['turned']} features turned" if a["turned"] else ""
+            lines.append(f"  an invertible matrix through each of {a['heads']} heads of attention{stream}")
     return "\n".join([*lines, *(f"  !  {w}" for w in result.warnings)])
 
 

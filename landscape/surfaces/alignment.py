@@ -1,79 +1,72 @@
-"""Permutation alignment: the order of hidden units is arbitrary, and a barrier between two orders is an artefact.
+"""Alignment: two networks of one function can lie far apart, and a barrier between them is an artefact.
 
-The units are those of the network's rescaling symmetries (`landscape.rescaling`): what one factor would scale is what
-one hidden unit consists of. Units are matched by their weights (Ainsworth 2022, arXiv 2209.04836, algorithm 1).
+What a network's parameters can be exchanged for is found from the network itself and confirmed by its outputs: units
+behind ReLU (`landscape.rescaling`) and behind any function of single entries trade places, heads of attention too,
+invertible matrices pass through each head, and orthogonal ones through the residual stream where its norms allow it
+(`landscape.invariance.feature_spaces`). The group of each is matched by its weights, one after the other, until none
+brings the networks nearer (Ainsworth 2022, arXiv 2209.04836, algorithm 1; for transformers Theus 2025, arXiv
+2506.22712).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from landscape import random
 from landscape.ball.vectors import cosine
 from landscape.errors import InputError
+from landscape.invariance.feature_trace import feature_spaces
 from landscape.invariance.rescaling import find
 from landscape.problem.problem import Problem
+from landscape.surfaces.matching.features import FeatureGroup
+from landscape.surfaces.matching.heads import HeadGroup, head_groups
+from landscape.surfaces.matching.units import unit_groups
 
 Named = dict[str, Tensor]
 _SWEEPS = 100
+_LEAST = 1e-6
+"""Smallest share of the squared distance by which a step must shorten it."""
+_ROUNDING = 1e-28
+"""Squared distance, in multiples of that from the origin, that is 0 but for rounding."""
 _EXAMPLES = 16
 
 
-@dataclass(frozen=True)
-class UnitGroup:
-    """Units that can trade places.
+class Group(Protocol):
+    """Changes of a network's tensors that leave its function."""
 
-    Attributes:
-        name: of the tensor that they enter first.
-        places: (tensor, axis) -> (units, run) indices of each unit along the axis.
-    """
-
-    name: str
-    places: dict[tuple[str, int], np.ndarray]
+    @property
+    def name(self) -> str:
+        """The parameter that comes first."""
 
     @property
     def units(self) -> int:
-        """The number of units that can change places."""
-        return len(next(iter(self.places.values())))
+        """What can change places: units, features or heads."""
 
-    def permuted(self, tensors: Named, order: np.ndarray) -> Named:
-        """The tensors with unit order[i] moved to the place of unit i."""
-        moved = dict(tensors)
-        for (name, axis), index in self.places.items():
-            target = torch.from_numpy(index.reshape(-1)).to(moved[name].device)
-            source = torch.from_numpy(index[order].reshape(-1)).to(moved[name].device)
-            moved[name] = moved[name].clone().index_copy_(axis, target, moved[name].index_select(axis, source))
-        return moved
+    def tensors(self) -> set[str]:
+        """Names of what is changed."""
 
-    def similarity(self, first: Named, second: Named) -> np.ndarray:
-        """(units, units): inner products of the units' weights; buffers do not count."""
-        total = np.zeros((self.units, self.units))
-        for (name, axis), index in self.places.items():
-            if name in first:
-                a, b = (self._rows(t[name], axis, index) for t in (first, second))
-                total += (a @ b.T).cpu().numpy()
-        return total
+    def random(self, tensors: Named, generator: torch.Generator) -> Named:
+        """The tensors after a random member."""
 
-    def _rows(self, tensor: Tensor, axis: int, index: np.ndarray) -> Tensor:
-        flat = torch.from_numpy(index.reshape(-1)).to(tensor.device)
-        return tensor.index_select(axis, flat).movedim(axis, 0).reshape(len(index), -1).double()
+    def matched(self, first: Named, second: Named) -> tuple[Named, int]:
+        """The second tensors after the member that brings them nearest to the first, and how many units moved."""
 
 
 @dataclass(frozen=True)
 class Alignment:
-    """A network with its units in the order of another one's.
+    """A network in the coordinates of another one.
 
     Attributes:
         weights: (d,), the same function as before.
         buffers: name -> buffer, reordered with the units.
-        facts: groups, units, how many moved, sweeps, cosine of the weights before and after, largest relative change
-            of the outputs, groups that were found but could not be confirmed.
+        facts: groups, units, how many moved, heads, features that were turned, sweeps, cosine of the weights and their
+            distance (of ||w0||) before and after, largest relative change of the outputs, groups that were found but
+            could not be confirmed.
     """
 
     weights: Tensor
@@ -82,121 +75,115 @@ class Alignment:
 
 
 def align(first: Problem, second: Problem, *, seed: int = 0) -> Alignment:
-    """The second network with its units permuted so that its weights lie as near to the first's as can be found.
+    """The second network, mapped so that its weights lie as near to the first's as can be found.
 
-    Coordinate descent: one group of units after the other, in random order, is matched by a linear assignment given
-    all others, until no group changes. The inner product of the weights grows with every accepted step.
+    Coordinate descent: one group after the other, in random order, is matched given all others, until none brings the
+    weights nearer; their distance falls with every accepted step. Where features of a residual stream can be mapped it
+    starts twice: as the network is, and with the features matched by those parameters alone that no other group
+    touches (embeddings); the nearer end is kept.
 
     Args:
-        first: the network that gives the order.
-        second: the network that is reordered; neither is changed.
+        first: the network that gives the coordinates.
+        second: the network that is mapped; neither is changed.
         seed: of the order of the groups.
 
     Raises:
-        InputError: different architectures, or no group of units that can be permuted.
+        InputError: different architectures, or nothing through which a map passes.
 
-    Cost: the trace of the network, one forward pass on 16 examples a group.
+    Cost: the trace of the network, one forward pass on 16 examples a group; for h heads of width s in n dimensions
+    O(h^2 s^2 n) a layer and sweep, for a stream of D features O(D^2) times the parameters an axis of it.
     """
-    from scipy.optimize import linear_sum_assignment
-
     from landscape.surfaces.comparison import check_same_architecture
 
     check_same_architecture(first, second)
-    groups, rejected = permutable(second, seed)
+    groups, rejected = permutable(second, seed, first)
     if not groups:
         raise InputError(
-            "no hidden units that can be permuted were found: alignment needs layers joined by ReLU-like activations"
+            "no hidden units that can be permuted were found: alignment needs layers joined by functions of single "
+            "entries (ReLU, GELU), heads of attention, or a residual stream"
         )
-    target, moving = _named(first), {**_named(second), **_buffers(second)}
+    target = _double(_named(first))
+    start = _double({**_named(second), **_buffers(second)})
+    ends = [_descended(groups, target, s, seed) for s in _starts(groups, target, start)]
+    moving, facts = min(ends, key=lambda end: _gap(target, end[0]))
+    weights = second.parameters.flatten([moving[n].to(t.dtype) for n, t in _named(second).items()])
     before = float(cosine(first.weights, second.weights))
-    orders = {g.name: np.arange(g.units) for g in groups}
-    generator, sweeps, changed = random.stream(seed, "order of alignment"), 0, True
-    while changed and sweeps < _SWEEPS:
-        changed, sweeps = False, sweeps + 1
-        for i in torch.randperm(len(groups), generator=generator).tolist():
-            group = groups[i]
-            order = linear_sum_assignment(group.similarity(target, moving), maximize=True)[1]
-            proposed = group.permuted(moving, order)
-            # A group that a tensor meets on both axes makes the assignment a linearization: accept what is better.
-            if _inner(target, proposed) > _inner(target, moving) * (1 + 1e-12) + 1e-12:
-                moving, changed = proposed, True
-                orders[group.name] = orders[group.name][order]
-    weights = second.parameters.flatten([moving[n] for n in second.parameters.names])
-    buffers = {n: moving[n] for n in _buffers(second)}
+    scale = float(first.weights.double().norm()) or 1.0
     facts = {
         "groups": len(groups),
         "units": sum(g.units for g in groups),
-        "moved": sum(int((o != np.arange(len(o))).sum()) for o in orders.values()),
-        "sweeps": sweeps,
-        "converged": not changed,
+        **facts,
+        "heads": sum(g.units for g in groups if isinstance(g, HeadGroup)),
+        "turned": sum(g.units for g in groups if isinstance(g, FeatureGroup) and g.space.orthogonal),
         "cosine": [before, float(cosine(first.weights, weights))],
+        "distance": [_gap(target, t) ** 0.5 / scale for t in (start, moving)],
         "output_change": _output_change(second, moving),
         "rejected": rejected,
     }
-    return Alignment(weights, buffers, facts)
+    return Alignment(weights, {n: moving[n].to(b.dtype) for n, b in _buffers(second).items()}, facts)
 
 
-def permutable(problem: Problem, seed: int = 0) -> tuple[list[UnitGroup], list[str]]:
-    """Groups of units that can trade places, each confirmed by the outputs; and the names of those that were not.
+def _starts(groups: Sequence[Group], target: Named, start: Named) -> list[Named]:
+    """The network as it is; and with streams matched by parameters that no other group touches."""
+    anchored = start
+    for group in groups:
+        if isinstance(group, FeatureGroup) and group.space.orthogonal:
+            touched = set().union(*(other.tensors() for other in groups if other is not group))
+            if group.tensors() - touched:
+                anchored, _ = group.matched(target, anchored, without=touched)
+    return [start] if anchored is start else [start, anchored]
 
-    A convolution before BatchNorm has a rescaling of its own; its units are those of the BatchNorm, so that the two
-    groups are one here.
+
+def _descended(groups: Sequence[Group], target: Named, moving: Named, seed: int) -> tuple[Named, dict[str, Any]]:
+    """The tensors after coordinate descent, and what it did."""
+    moved = [0] * len(groups)
+    generator, sweeps, changed = random.stream(seed, "order of alignment"), 0, True
+    gap, whole = _gap(target, moving), _gap(target, {n: torch.zeros_like(t) for n, t in target.items()})
+    while changed and sweeps < _SWEEPS:
+        changed, sweeps = False, sweeps + 1
+        for i in torch.randperm(len(groups), generator=generator).tolist():
+            proposed, count = groups[i].matched(target, moving)
+            nearer = _gap(target, proposed)
+            # A group that a tensor meets on both axes makes the assignment a linearization: accept what is better.
+            if nearer < (1 - _LEAST) * gap and gap > _ROUNDING * whole:
+                moving, gap, changed = proposed, nearer, True
+                moved[i] = max(moved[i], count)
+    return moving, {"moved": sum(moved), "sweeps": sweeps, "converged": not changed}
+
+
+def permutable(problem: Problem, seed: int = 0, first: Problem | None = None) -> tuple[list[Group], list[str]]:
+    """Groups of changes, each confirmed by the outputs; and the names of those that were not.
+
+    Args:
+        problem: of the network that is changed.
+        seed: of the trial members.
+        first: of the network whose norms' gains the changed one takes over; by default its own.
     """
     symmetries = find(problem.model, next(iter(problem.batches)), parameters=problem.parameters)
     tensors = {**_named(problem), **_buffers(problem)}
-    kept, rejected = [], []
-    tolerance = 1e-4 if problem.weights.dtype != torch.float64 else 1e-9
-    for group in _joined(_units(symmetries.units)):
-        order = torch.randperm(group.units, generator=random.stream(seed, "trial permutation")).numpy()
-        if _output_change(problem, group.permuted(tensors, order)) <= tolerance:
-            kept.append(group)
-        else:
-            rejected.append(group.name)
-    return kept, rejected
+    gains = _double(_named(first or problem))
+    kept: list[Group] = []
+    doubtful: list[Group] = []
 
+    def confirmed(group: Group) -> bool:
+        moved = group.random(_double(tensors), random.stream(seed, "trial permutation"))
+        return _output_change(problem, moved) <= (1e-4 if problem.weights.dtype != torch.float64 else 1e-9)
 
-def _units(units: Sequence[Any]) -> list[UnitGroup]:
-    """One group a block; units whose parts have another shape than their neighbors' are left out."""
-    blocks: dict[str, list[dict[tuple[str, int], tuple[int, ...]]]] = {}
-    for unit in units:
-        if all(t.axis is not None for t in unit.touches):
-            blocks.setdefault(unit.block, []).append({(t.tensor, t.axis): t.index for t in unit.touches})
-    groups = []
-    for name, members in blocks.items():
-        alike = {k: len(v) for k, v in members[0].items()}
-        same = [m for m in members if {k: len(v) for k, v in m.items()} == alike]
-        if len(same) > 1:
-            groups.append(UnitGroup(name, {k: np.array([m[k] for m in same]) for k in alike}))
-    return groups
-
-
-def _joined(groups: list[UnitGroup]) -> list[UnitGroup]:
-    """Groups that scale different tensors of one module along its channels are one group."""
-    joined: list[UnitGroup] = []
-    for group in groups:
-        while (other := next((g for g in joined if _same_units(g, group)), None)) is not None:
-            joined.remove(other)
-            group = _merged(other, group)
-        joined.append(group)
-    return joined
-
-
-def _channels(group: UnitGroup) -> dict[str, np.ndarray]:
-    """Module -> channel of each unit, for modules of which a unit has one entry of a tensor's first axis."""
-    return {n.rpartition(".")[0]: i[:, 0] for (n, a), i in group.places.items() if a == 0 and i.shape[1] == 1}
-
-
-def _same_units(one: UnitGroup, two: UnitGroup) -> bool:
-    a, b = _channels(one), _channels(two)
-    return any(set(a[m]) == set(b[m]) for m in a if m in b)
-
-
-def _merged(one: UnitGroup, two: UnitGroup) -> UnitGroup:
-    a, b = _channels(one), _channels(two)
-    module = next(m for m in a if m in b and set(a[m]) == set(b[m]))
-    position = {int(c): i for i, c in enumerate(b[module])}
-    order = np.array([position[int(c)] for c in a[module]])
-    return UnitGroup(one.name, {**{k: v[order] for k, v in two.places.items()}, **one.places})
+    for group in unit_groups(symmetries.units):
+        (kept if confirmed(group) else doubtful).append(group)
+    taken = {place for group in kept for place in group.places}  # type: ignore[attr-defined]
+    for space in feature_spaces(problem.model, problem.few_examples(2)):
+        if space.tensors() - set(tensors) or not taken.isdisjoint(space.members):
+            continue
+        candidate = FeatureGroup(space, gains)
+        if not (candidate.foldable(tensors) and confirmed(candidate)):
+            candidate = FeatureGroup(space.permutation(), gains)
+        (kept if candidate.space is space or confirmed(candidate) else doubtful).append(candidate)
+    for heads in head_groups(symmetries.heads):
+        kept.append(heads if not heads.trade or confirmed(heads) else HeadGroup(heads.heads, trade=False))
+    # Rescalings of a head's dimensions or of a norm's gain are no permutations, and other groups have their tensors.
+    covered = set().union(*(group.tensors() for group in kept))
+    return kept, [group.name for group in doubtful if group.tensors() - covered]
 
 
 # -- tensors and outputs ---------------------------------------------------------------------------------------------
@@ -210,8 +197,13 @@ def _buffers(problem: Problem) -> Named:
     return {n: b.detach() for n, b in problem.model.named_buffers()}
 
 
-def _inner(first: Named, second: Named) -> float:
-    return float(sum((first[n].double() * second[n].double()).sum() for n in first))
+def _double(tensors: Named) -> Named:
+    return {n: t.double() if t.is_floating_point() else t for n, t in tensors.items()}
+
+
+def _gap(first: Named, second: Named) -> float:
+    """Squared distance of the parameters."""
+    return float(sum((first[n] - second[n]).square().sum() for n in first))
 
 
 def _output_change(problem: Problem, tensors: Named) -> float:
@@ -226,7 +218,8 @@ def outputs_at(problem: Problem, tensors: Mapping[str, Tensor]) -> Tensor:
     with (
         torch.no_grad(),
         problem.evaluator.bound(
-            [tensors[n] for n in problem.parameters.names], [tensors[n] for n in _buffers(problem)]
+            [tensors[n].to(t.dtype) for n, t in _named(problem).items()],
+            [tensors[n].to(b.dtype) for n, b in _buffers(problem).items()],
         ),
     ):
         outputs = problem.batch_outputs(few).detach().double()

@@ -62,7 +62,7 @@ class LossPath(Result):
         other_barrier: of each further dataset.
         distance: ||w1 - w0|| in multiples of ||w0||.
         length: of the curve, in the same unit.
-        aligned: whether the second network's units were reordered first.
+        aligned: whether the second network was brought into the first one's coordinates.
         facts: what the alignment and the training of the bend did.
         checks: reasons not to believe the path.
     """
@@ -94,7 +94,7 @@ class LossPath(Result):
     def caption(self) -> str:
         """What must be said under a figure: how it was computed."""
         parts = [
-            f"{self.curve} path{' after permutation alignment' if self.aligned else ''}",
+            f"{self.curve} path{' after alignment' if self.aligned else ''}",
             f"distance {self.distance:.3g} ||w0||",
             f"{self.provenance.get('examples', 0):,} samples",
             f"BatchNorm {self.provenance['batch_norm']}" if self.provenance.get("has_batch_norm") else "",
@@ -129,7 +129,7 @@ def path(
         second: the network at t = 1.
         curve: "linear", "bezier" or "polygon".
         points: of the curve that are evaluated, evenly spaced in t, both ends included.
-        aligned: reorder the second network's units first (`landscape.surfaces.alignment`).
+        aligned: bring the second network into the first one's coordinates (`landscape.align`).
         epochs: passes over the data that train the bend.
         lr: of the bend's SGD, decaying to 0 along a cosine.
         momentum: of the bend's SGD.
