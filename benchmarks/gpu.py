@@ -1,6 +1,7 @@
-"""What a GPU does with this toolkit, in bounded time: (a) the `gpu` tests, (b) tables of what things cost there.
+"""What a GPU does with this toolkit, in bounded time: (a) the `gpu` tests, (b) tables of costs, (c) trainings.
 
     python benchmarks/gpu.py --minutes 9 [--part a] [--out gpu-out] [--write docs/performance.md]
+    python benchmarks/gpu.py --minutes 9 --part c --data-dir FOLDER    # Fashion-MNIST and, where there, cifar10.npz
     python benchmarks/gpu.py --minutes 1 --tiny          # the same code at tiny sizes, on a CPU too
 
 It needs torch with CUDA and what `landscape` imports, no network and no installation. The most telling things come
@@ -14,6 +15,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import fnmatch
+import functools
 import importlib.util
 import signal
 import sys
@@ -44,6 +46,7 @@ from gpu_parts import page  # noqa: E402
 from gpu_parts.items import ITEMS  # noqa: E402
 from gpu_parts.measuring import free  # noqa: E402
 from gpu_parts.sizes import FULL, TINY, Sizes  # noqa: E402
+from gpu_parts.studies import Piece, Studies  # noqa: E402
 from gpu_parts.tests import run_tests  # noqa: E402
 
 from landscape.files import read_json, write_json  # noqa: E402
@@ -51,6 +54,9 @@ from landscape.results.result import plain  # noqa: E402
 
 LEAST_SECONDS, MOST_TIMES = 60.0, 3.0
 """An item is stopped when it has taken so many seconds and so many times what it is expected to take at full size."""
+
+DRAWING_SECONDS = 40.0
+"""Kept for the figures at the end."""
 
 
 class OutOfTime(BaseException):
@@ -75,11 +81,15 @@ def within(seconds: float) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Work:
-    """One thing to do: its name in the record, the seconds it is expected to take, and what returns its entry."""
+    """One thing to do: its name in the record, the seconds that it takes at full size, and what returns its entry.
+
+    `done` says whether it has been, where files say so and not the record of this machine.
+    """
 
     name: str
     seconds: float
     run: Callable[[float], dict[str, Any]]
+    done: Callable[[], bool] | None = None
 
 
 @dataclass
@@ -119,12 +129,12 @@ class Session:
 
     def do(self, work: Work) -> None:
         """Run it where it is missing and fits; the record is on disk afterwards."""
-        if self.has(work.name):
+        if self.has(work.name) if work.done is None else work.done():
             print(f"{work.name}: measured before", flush=True)
             return
         expected = work.seconds * self.sizes.share
         if expected > self.remaining:
-            self._skip(work.name, f"needs about {expected:.0f} s, {max(self.remaining, 0):.0f} s were left")
+            self.skip(work.name, f"needs about {expected:.0f} s, {max(self.remaining, 0):.0f} s were left")
             return
         limit = min(self.remaining, max(LEAST_SECONDS, MOST_TIMES * work.seconds))
         print(f"{work.name}: expected {expected:.0f} s, {self.remaining:.0f} s are left", flush=True)
@@ -150,7 +160,8 @@ class Session:
         """Write the record."""
         write_json(self.file, {**self.content, "last": self.origin})
 
-    def _skip(self, name: str, reason: str) -> None:
+    def skip(self, name: str, reason: str) -> None:
+        """Say, and record, why something was not done."""
         self.content["left"][name] = reason
         self.save()
         print(f"{name}: skipped, {reason}", flush=True)
@@ -168,15 +179,41 @@ def measuring(session: Session, name: str) -> Work:
     return Work(f"b/{name}", item.seconds, run)
 
 
+def train_studies(session: Session, studies: Studies) -> None:
+    """Part c: the speed of this machine, then one piece of the studies after the other; figures of what is complete."""
+    if reason := studies.lacks():
+        session.skip("c/studies", reason)
+        return
+    studies.unpack()
+    session.do(Work("c/speed", 30, lambda limit: studies.speed()))
+    speed = session.content["items"].get("c/speed", {})
+
+    def run(piece: Piece) -> dict[str, Any]:
+        studies.do(piece)
+        studies.pack()
+        return {}
+
+    whole = session.end
+    session.end -= DRAWING_SECONDS * session.sizes.share
+    for piece in studies.pieces:
+        seconds = studies.expected(piece, speed)
+        done = functools.partial(studies.done, piece)
+        session.do(Work(f"c/{piece.name}", seconds, lambda limit, p=piece: run(p), done))
+    session.end = whole
+    session.do(Work("c/studies", 0.0, lambda limit: studies.outcome(), lambda: False))
+
+
 def main() -> int:
     """Run, write gpu.json and gpu.md, print the tables; 1 where something failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--minutes", type=float, default=9.0, help="everything is over after so long; 0 prints the tables"
     )
-    parser.add_argument("--part", choices=["a", "b"], help="default all, one after the other")
+    parser.add_argument("--part", choices=["a", "b", "c"], help="default all, one after the other")
     parser.add_argument("--tiny", action="store_true", help="tiny sizes, on a CPU where there is no GPU")
-    parser.add_argument("--out", type=Path, default=Path("gpu-out"), help="folder of gpu.json and gpu.md")
+    parser.add_argument("--out", type=Path, default=Path("gpu-out"), help="folder of gpu.json, gpu.md, studies.tar.gz")
+    parser.add_argument("--work", type=Path, help="folder of the trainings, gigabytes; default `studies` in --out")
+    parser.add_argument("--data-dir", type=Path, help="where data files lie; default $LANDSCAPE_DATA")
     parser.add_argument("--again", nargs="+", default=[], metavar="PATTERN", help="results to measure anew")
     parser.add_argument("--write", type=Path, help="put the tables into this Markdown file, between their marks")
     options = parser.parse_args()
@@ -188,12 +225,16 @@ def main() -> int:
     end = time.monotonic() + 60 * options.minutes
     session = Session(options.out / "gpu.json", sizes, device, end, options.again)
     print(machine(), flush=True)
-    parts = [options.part] if options.part else ["a", "b"]
+    parts = [options.part] if options.part else ["a", "b", "c"]
     if "a" in parts and options.minutes > 0:
         session.do(Work("a/tests", 90, lambda limit: run_tests(session.sizes, limit)))
     if "b" in parts and options.minutes > 0:
         for name in ITEMS:
             session.do(measuring(session, name))
+    if "c" in parts and options.minutes > 0:
+        work = options.work or options.out / "studies"
+        data = None if options.data_dir is None else str(options.data_dir)
+        train_studies(session, Studies(work, options.out / "studies.tar.gz", sizes, device, data))
     text = page.text(session.content)
     (options.out / "gpu.md").write_text(text, encoding="utf-8")
     print(f"\n{text}")

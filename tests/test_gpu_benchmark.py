@@ -109,7 +109,7 @@ def test_tables_take_their_place_in_a_page(gpu, tmp_path):
     assert "| arm |\n| --- |\n| ours |\n| - |" in text
     assert "Not measured: OutOfMemoryError: CUDA out of memory" in text
     assert "Not measured: needs about 45 s, 3 s were left." in text
-    assert text.count("Not measured.") == len(gpu.ITEMS) - 3
+    assert text.count("Not measured.") == len(gpu.ITEMS) - 2  # of them and the studies
 
 
 def test_the_page_of_the_documentation_is_what_the_benchmark_writes(gpu):
@@ -130,6 +130,94 @@ def test_a_door_for_machines_without_an_environment(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.fixture
+def studies(gpu, tmp_path):
+    def make(folder="work", sizes=gpu.TINY):
+        return gpu.Studies(tmp_path / folder, tmp_path / "studies.tar.gz", sizes, torch.device("cpu"), str(tmp_path))
+
+    return make
+
+
+def test_the_studies_begin_with_what_tells_most(gpu, studies):
+    from figures import FIGURES
+    from figures.study.tasks import Computation, needed
+
+    of = studies(sizes=gpu.FULL)
+    first = [piece.training for piece in of.pieces[:5]]
+    assert [t.method for t in first] == ["sgd", "sam", "asam", "saf", "k-sam"]
+    assert {t.settings["seed"] for t in first} == {0}
+    assert {(t.settings["data"], t.settings["model"]) for t in first} == {("fashion-mnist", "resnet18")}
+    seeds = [piece.training.settings["seed"] for piece in of.pieces if piece.training]
+    assert seeds == sorted(seeds)
+    assert max(seeds) == 4
+    names = [task.name for piece in of.pieces for task in piece.tasks]
+    assert len(names) == len(set(names))
+    plans = [task for name in of.sizes.figures for task in FIGURES[name]().plan(of.whole)]
+    assert {t.name for t in (*plans, *(t for c in plans for t in needed(c)))} <= set(names)
+    assert first[-1].name in {t.name for t in FIGURES["ksam-tradeoff"]().plan(of.whole)}
+    for piece in of.pieces:  # nothing waits for the weights of another piece
+        for task in piece.tasks[1:]:
+            assert isinstance(task, Computation)
+            assert task.trainings == (piece.tasks[0],)
+
+
+def test_fashion_mnist_is_asked_for(gpu, studies, session, tmp_path):
+    gpu.train_studies(session(), studies(sizes=gpu.FULL))
+    assert "Fashion-MNIST is not in " in recorded(tmp_path)["left"]["c/studies"]
+
+
+def test_numbers_travel_without_weights(studies):
+    here, there = studies("here"), studies("there")
+    piece, other = here.pieces[:2]
+    here.do(piece)
+    here.whole.run(other.tasks[:1])  # its training alone: what is to be computed on it needs the weights
+    here.pack()
+    there.unpack()
+    assert there.done(piece)
+    assert not there.whole.done(other.tasks[0])
+    assert not list(there.folder.rglob("*.pt"))
+    assert there.rows() == here.rows()
+    assert [row[:3] for row in there.rows()] == [["digits", "sgd", 1]]
+
+
+def test_a_training_whose_weights_are_elsewhere_is_trained_anew(studies):
+    here, there = studies("here"), studies("there")
+    piece = here.pieces[0]
+    here.do(piece)
+    here.pack()
+    there.unpack()
+    lost = there.whole.path(piece.tasks[1])
+    lost.unlink()
+    assert not there.done(piece)
+    before = there.expected(piece, {})
+    there.do(piece)
+    assert there.done(piece)
+    kept = here.whole.result(piece.tasks[1])
+    assert kept
+    for name, values in there.whole.result(piece.tasks[1]).items():
+        assert (values == kept[name]).all()
+    assert there.expected(piece, {}) < before
+    assert there.expected(there.pieces[1], {"epoch_seconds": 50.0}) > 200  # two epochs of SAM
+
+
+def test_figures_take_the_seeds_that_are_complete(gpu, studies, monkeypatch):
+    import dataclasses
+
+    from figures import FIGURES
+
+    of = studies(sizes=dataclasses.replace(gpu.TINY, seeds=2, figures=("rst-table", "saf-fig4")))
+    for seeds in (1, 2):
+        study = of.study(seeds)
+        study.run(list(FIGURES["rst-table"]().plan(study)))
+        assert of.outcome()["figures"] == {"rst-table": seeds}
+        verdicts = json.loads((of.folder / "figures" / "rst-table-verdict.json").read_text())
+        assert verdicts["facts"]["seeds"] == seeds
+        assert {claim["verdict"] for claim in verdicts["claims"]} == {"undecided"}
+    monkeypatch.setattr(FIGURES["rst-table"], "judge", lambda self, numbers: 1 / 0)
+    (of.folder / "figures" / "rst-table-verdict.json").unlink()
+    assert of.outcome()["failed"] == {"rst-table": "ZeroDivisionError: division by zero"}
+
+
 @pytest.mark.slow
 def test_everything_runs_at_tiny_sizes(gpu, tmp_path):
     command = [sys.executable, ROOT / "benchmarks" / "gpu.py", "--tiny", "--minutes", "9", "--out", tmp_path]
@@ -144,6 +232,9 @@ def test_everything_runs_at_tiny_sizes(gpu, tmp_path):
         assert all(len(row) == len(item.header) for row in rows), name
     assert all(float(row[6]) < 1e-5 for row in items["b/products"]["rows"])  # the compiled product is ours
     assert all(float(e) < 1e-3 for row in items["b/accuracy"]["rows"] for e in row[1:])
+    assert set(items["c/studies"]["figures"]) == set(gpu.TINY.figures)
+    assert items["c/studies"]["failed"] == {}
+    assert items["c/speed"]["images_per_second"] > 0
     assert "Not measured" not in (tmp_path / "gpu.md").read_text()
     again = subprocess.run(command, **run)
-    assert again.stdout.count(": measured before") == 1 + len(gpu.ITEMS)
+    assert again.stdout.count(": measured before") == len(items) - 1  # the table of the studies is made anew

@@ -1,4 +1,4 @@
-"""The paper preset takes GPU-weeks: here every task that it plans is checked up to the point where it would run."""
+"""The presets paper and gpu need a GPU: here every task that they plan is checked up to where it would run."""
 
 import importlib
 import inspect
@@ -18,10 +18,11 @@ from trainers.names import parse_name
 IMAGES = {"cifar10": ((3, 32, 32), 10), "fashion-mnist": ((1, 28, 28), 10)}
 
 
-@pytest.fixture(scope="module")
-def planned(tmp_path_factory):
+@pytest.fixture(scope="module", params=["paper", "gpu"])
+def planned(request, tmp_path_factory):
     """Figure -> its tasks, with the trainings that they need."""
-    study = Study(tmp_path_factory.mktemp("paper"), "paper")
+    directory = tmp_path_factory.mktemp(request.param)
+    study = Study(directory, request.param, data_dir=str(directory))
     return {name: study.missing(list(FIGURES[name]().plan(study))) for name in FIGURES}
 
 

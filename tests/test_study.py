@@ -253,8 +253,42 @@ def test_presets_limit_trainings(tmp_path):
     assert quick.seeds(quick=5) == list(range(7))
     assert Study(tmp_path, "quick").seeds(quick=5) == list(range(5))
     assert (smoke.choose(1, 2), Study(tmp_path, "paper").choose(1, 2)) == (1, 2)
+    gpu = Study(tmp_path, "gpu")
+    assert (gpu.choose(1, 2), gpu.choose(1, 2, gpu=3), Study(tmp_path, "middle").choose(1, 2, gpu=3)) == (1, 3, 1)
     with pytest.raises(InputError, match="quick"):
         Study(tmp_path, "quik")
+
+
+def test_data_in_a_file_are_what_it_holds(tmp_path):
+    """The same images in another folder are the same configuration, others under the same name are not."""
+
+    def training(folder, values):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        arrays = {"x_train": values, "y_train": np.arange(4), "x_test": values, "y_test": np.arange(4)}
+        np.savez(tmp_path / folder / "cifar10.npz", **arrays)
+        return Training("sgd", {}, {**TOY, "data": f"npz:{tmp_path / folder / 'cifar10.npz'}", "seed": 0})
+
+    images = np.arange(4 * 8 * 8 * 3, dtype=np.uint8).reshape(4, 8, 8, 3)
+    first = training("here", images).key
+    assert training("there", images).key == first
+    assert training("here", images + 1).key != first
+
+
+def test_photographs_of_the_preset_gpu_are_those_at_hand(tmp_path):
+    from figures.study import recipes
+
+    study = Study(tmp_path, "gpu", data_dir=str(tmp_path))
+    assert recipes.photographs(study, "sam", 0).settings["data"] == "fashion-mnist"
+    assert "cifar10.npz is not there" in recipes.lacking(study)
+    (tmp_path / "cifar10.npz").touch()
+    run = recipes.photographs(study, "sam", 0, base="adam")
+    assert (run.settings["data"], run.settings["epochs"], run.settings["lr"]) == (
+        f"npz:{tmp_path / 'cifar10.npz'}",
+        60,
+        0.001,
+    )
+    assert recipes.describe(run, run)["data"] == "cifar10.npz"
+    assert not recipes.lacking(study)
 
 
 def test_the_workers_of_a_killed_process_end():

@@ -12,6 +12,11 @@ from timing import table
 from gpu_parts.items import ITEMS, Item
 from landscape.files import atomic
 
+STUDIES = (
+    "ResNet-18, batch 512, bfloat16, channels last, data and augmentation on the device: 30 epochs of all of "
+    "Fashion-MNIST, 60 of the CIFAR-10 images at hand. Means over the seeds that are done, from three on with 95% "
+    "intervals; verdicts are in studies.tar.gz."
+)
 BEGIN, END = "<!-- gpu: written by benchmarks/gpu.py -->", "<!-- end of gpu -->"
 
 
@@ -28,7 +33,22 @@ def text(content: Mapping[str, Any]) -> str:
     parts = [where, _tests(items.get("a/tests"), left.get("a/tests"))]
     for name, item in ITEMS.items():
         parts.append(f"{head(item)}\n{_measured(items.get(f'b/{name}'), left.get(f'b/{name}'))}")
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join([*parts, _studies(items, left)]) + "\n"
+
+
+def _studies(items: Mapping[str, Any], left: Mapping[str, Any]) -> str:
+    entry, speed = items.get("c/studies"), items.get("c/speed", {})
+    parts = ["### Studies of the preset gpu", textwrap.fill(STUDIES, 120)]
+    if "images_per_second" in speed:
+        parts.append(f"SGD on this machine: {speed['images_per_second']:,.0f} images/s.")
+    parts.append(_measured(entry, left.get("c/studies")))
+    if entry is not None and entry.get("figures"):
+        drawn = ", ".join(
+            f"{name} ({seeds} seed{'s' if seeds > 1 else ''})" for name, seeds in entry["figures"].items()
+        )
+        parts.append(textwrap.fill(f"Figures that are complete so far: {drawn}.", 120))
+        parts += [f"* {name} was not drawn: {why}" for name, why in entry["failed"].items()]
+    return "\n\n".join(parts)
 
 
 def head(item: Item) -> str:

@@ -22,6 +22,7 @@ class Sizes:
         products: name -> network, shape of an example, examples of Hessian-vector products.
         compiler: backend of torch.compile.
         gpt, llama: arguments of the language models.
+        preset, seeds, figures: of the studies.
     """
 
     name: str = "full"
@@ -59,6 +60,17 @@ class Sizes:
     sequences: int = 4
     tokens: int = 512
     language_grid: int = 7
+    preset: str = "gpu"
+    seeds: int = 5
+    figures: tuple[str, ...] = (
+        "asam-table1",
+        "asam-fig7",
+        "saf-fig3",
+        "saf-fig4",
+        "saf-table1",
+        "rst-table",
+        "ksam-tradeoff",
+    )
 
 
 FULL = Sizes()
@@ -91,4 +103,7 @@ TINY = Sizes(
     sequences=2,
     tokens=6,
     language_grid=3,
+    preset="gpu-smoke",
+    seeds=1,
+    figures=("saf-fig4", "rst-table"),
 )

@@ -51,7 +51,8 @@ class AccuracyCurves(Figure):
     """Train and test accuracy per epoch for Adam, SAM and ASAM; the SGD base, which the report lacks, beside.
 
     Preset quick: a small ResNet on a part of Fashion-MNIST where its files are at hand (`landscape data fetch
-    fashion-mnist`), else a small network on digits; paper: WRN-28-10 on CIFAR-10.
+    fashion-mnist`), else a small network on digits; gpu: ResNet-18 on the CIFAR-10 images in `cifar10.npz` of the data
+    directory (arrays x_train, y_train, x_test, y_test), else on Fashion-MNIST; paper: WRN-28-10 on CIFAR-10.
     """
 
     title = "Train and test accuracy per epoch"

@@ -31,7 +31,7 @@ class BestAccuracy(Figure):
 
     def _speed(self, study: Study) -> Computation:
         run = recipes.photographs(study, "adam", 0)
-        settings = {k: run.settings[k] for k in ("data", "model", "batch_size")}
+        settings = recipes.timed(run)
         short = settings["data"] == "digits"  # its epochs take milliseconds
         specs = [
             {"method": base if m == "base" else m, "arguments": {}, "settings": {"base": base}, "first": 1}

@@ -35,10 +35,10 @@ class EqualTime(Figure):
     title = "Equal epochs, equal passes, equal seconds"
 
     def _runs(self, study: Study) -> dict[tuple[str, str, int], Training]:
-        epochs = study.epochs(study.choose(20, 50))
+        epochs = study.epochs(study.choose(20, 50, gpu=30))
         # SAM and ASAM spend two passes per epoch: in passes and seconds everyone gets what they spend.
         budgets: dict[str, dict[str, Any]] = {"epochs": {}, "passes": {"budget_passes": 2.0 * epochs}}
-        budgets["seconds"] = {"budget_seconds": study.choose(2.5, 9 * 60 * 50)}
+        budgets["seconds"] = {"budget_seconds": study.choose(2.5, 9 * 60 * 50, gpu=60)}
         return {
             # For SAM and ASAM the equal passes are the equal epochs: one run.
             (b, name, s): recipes.images(

@@ -52,7 +52,7 @@ class Surfaces(Figure):
     title = "Loss surfaces on shared color and height"
 
     def _surfaces(self, study: Study) -> dict[tuple[str, int], Computation]:
-        arguments = {"radius": RADIUS, "grid": study.choose(13, 41), "samples": study.samples(SAMPLES)}
+        arguments = {"radius": RADIUS, "grid": study.choose(13, 41, gpu=41), "samples": study.samples(SAMPLES)}
         if study.preset.epochs is not None:
             arguments["grid"] = 3
         return {

@@ -46,12 +46,13 @@ class SpeedAndAccuracy(Figure):
         return runs
 
     def _speed(self, study: Study) -> Computation:
-        """On the data at hand (quick) or random ImageNet-sized images with ResNet-50 (paper)."""
+        """On the data at hand (quick) or random ImageNet-sized images with ResNet-50 (gpu in bfloat16, paper)."""
         quick = {"data": "digits", "model": "small-cnn", "batch_size": 128}
         paper = {"data": "random-images:n=2048,n_test=16", "model": "resnet50", "batch_size": 128}
         specs = [{"method": m, "arguments": {}, "first": ACTING} for m in METHODS]
-        settings = {**study.choose(quick, paper), "epochs": study.epochs(ACTING + 5)}
-        arguments = {"specs": specs, "settings": settings, "rounds": study.rounds(study.choose(6, 3))}
+        gpu = {**paper, "precision": "bfloat16"} if study.preset.epochs is None else quick
+        settings = {**study.choose(quick, paper, gpu=gpu), "epochs": study.epochs(ACTING + 5)}
+        arguments = {"specs": specs, "settings": settings, "rounds": study.rounds(study.choose(6, 3, gpu=3))}
         return Computation("figures.study.computations:epoch_seconds", (), arguments, timed=True)
 
     def plan(self, study: Study) -> list[Task]:

@@ -27,8 +27,9 @@ class Preset:
     """How much is spent.
 
     Attributes:
-        name: quick (a CPU, minutes), middle (real images on a CPU, an hour) or paper (a GPU, the papers' settings).
-        settings: which of a figure's settings are taken: "quick", "middle" or "paper".
+        name: quick (a CPU, minutes), middle (real images on a CPU, an hour), gpu (ResNet-18 on real images, a GPU, an
+            hour or two) or paper (a GPU, the papers' settings).
+        settings: which of a figure's settings are taken: "quick", "middle", "gpu" or "paper".
         seeds: number of seeds; None: what the figure chose for these settings.
         epochs: no training is longer; None for no limit.
         samples: no measure takes more examples.
@@ -44,9 +45,11 @@ class Preset:
 PRESETS = {
     "quick": Preset("quick", "quick"),
     "middle": Preset("middle", "middle"),
+    "gpu": Preset("gpu", "gpu"),
     "paper": Preset("paper", "paper"),
     # For the tests: everything is run and drawn, nothing is learned.
     "smoke": Preset("smoke", "quick", seeds=2, epochs=2, samples=128),
+    "gpu-smoke": Preset("gpu-smoke", "gpu", seeds=2, epochs=2, samples=128),
 }
 
 
@@ -93,11 +96,10 @@ class Study:
         """The seeds of a figure: --seeds, else the preset's, else what the figure chose."""
         return list(range(self._seeds or self.preset.seeds or self.choose(quick, paper)))
 
-    def choose(self, quick: Any, paper: Any, middle: Any = None) -> Any:
-        """The settings that the preset takes; for the middle the quick ones where there are no others."""
-        if self.preset.settings == "paper":
-            return paper
-        return quick if self.preset.settings == "quick" or middle is None else middle
+    def choose(self, quick: Any, paper: Any, middle: Any = None, gpu: Any = None) -> Any:
+        """The settings that the preset takes; for middle and gpu the quick ones where there are no others."""
+        chosen = {"quick": quick, "middle": middle, "gpu": gpu, "paper": paper}[self.preset.settings]
+        return quick if chosen is None else chosen
 
     def training(self, method: str, seed: int, *, arguments: dict[str, Any] | None = None, **settings: Any) -> Training:
         """A training within the limits of the preset."""

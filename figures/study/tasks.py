@@ -8,6 +8,7 @@ methods' `revision` stand for those.
 from __future__ import annotations
 
 import functools
+import hashlib
 import importlib
 import inspect
 import re
@@ -199,13 +200,26 @@ def _names(code: CodeType) -> Iterator[str]:
 
 
 def _named(registry: Any, text: str) -> dict[str, Any]:
-    """NAME:key=value,... with every option of the data set or network; seed and label noise as they are given."""
+    """NAME:key=value,... with every option of the data set or network; seed and label noise as they are given.
+
+    Of a data set in a file, what it holds counts, not where it lies.
+    """
     from trainers.names import checked_arguments, parse_name
 
     name, arguments = parse_name(text)
     entry = registry.entry(name.partition(":")[0])
+    path = Path(name.partition(":")[2])
+    if entry.facts.get("file") and path.is_file():
+        name = f"{entry.name}:{_content(path, path.stat().st_size, path.stat().st_mtime_ns)}"
     options = {o.name: arguments[o.name] for o in entry.options if o.name in arguments}
     return {"name": name, **arguments, **checked_arguments(entry, options)}
+
+
+@functools.cache
+def _content(path: Path, _size: int, _changed: int) -> str:
+    """SHA-256 of a file as it is now."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _with_defaults(arguments: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,14 +1,15 @@
 """The training loop: one for all methods; counts its work, survives a kill, resumes bitwise.
 
 Randomness is a function of the seed and of what is drawn: order and augmentation of an epoch, draws of a method in a
-step. Only dropout draws from torch's global streams, whose states are in the checkpoint; the caller's are put back.
+step. Only dropout draws from torch's global streams, whose states are in the checkpoint; the caller's are put back. On
+a GPU convolutions take kernels that always add in the same order.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -96,6 +97,7 @@ def train(
     # Dropout draws from the global streams: the run's own, put back afterwards.
     with (
         nullcontext() if out is None else locked(out),
+        _deterministic_convolutions(),
         torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
     ):
         torch.manual_seed(chosen.seed + rank())
@@ -114,3 +116,14 @@ def train(
         passes=trainer.budget.spent_passes(trainer.task.passes),
         averaged=trainer.averaged,
     )
+
+
+@contextmanager
+def _deterministic_convolutions() -> Iterator[None]:
+    cudnn = torch.backends.cudnn
+    before = cudnn.deterministic, cudnn.benchmark
+    cudnn.deterministic, cudnn.benchmark = True, False
+    try:
+        yield
+    finally:
+        cudnn.deterministic, cudnn.benchmark = before
