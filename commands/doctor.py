@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,8 +16,10 @@ from commands.options import ProblemOptions
 from landscape.errors import InputError
 
 if TYPE_CHECKING:
-    from figures.page.estimate import CostEstimate
+    from figures.page.analysis import Analysis
+    from landscape.problem.memory import Plan
     from trainers.rebuild import Subject
+    from trainers.requests import MeasureRequest
 
 
 @click.command("doctor")
@@ -28,9 +31,10 @@ if TYPE_CHECKING:
 def command(context: click.Context, checkpoint: Path | None, measured: MeasureOptions, problem: ProblemOptions) -> None:
     """Say what is installed, and try second derivatives on this machine; for a checkpoint, what `analyze` would cost.
 
-    Nothing is written. The status is 0 where all is well, and 1 where this machine computes wrongly or has too little
-    memory.
+    Nothing is left on disk. The status is 0 where all is well, and 1 where this machine computes wrongly or has too
+    little memory.
     """
+    starting, start = time.process_time(), time.perf_counter()
     from landscape import machine
     from trainers.data import data_directory
     from trainers.references import resolve_device
@@ -39,13 +43,12 @@ def command(context: click.Context, checkpoint: Path | None, measured: MeasureOp
     _show(machine.extras())
     _show(machine.devices())
     _show([f"data: {data_directory(problem.data_dir)}"])
-    starting = time.process_time()
     well = _tested(str(resolve_device(problem.device)))
     if checkpoint is not None:
         measured.requests(problem.seed, 0)  # a misspelled name costs no reading
-        testing = time.process_time() - starting
-        subject = measured.beside(problem.subject(checkpoint), problem)
-        well = _cost(subject, measured, problem.seed, time.process_time() - testing) and well
+        subjects = [(label, measured.beside(subject, problem)) for label, subject in problem.subjects(checkpoint)]
+        reading = starting + time.perf_counter() - start
+        well = _cost(subjects, measured, problem.seed, reading) and well
     context.exit(0 if well else 1)
 
 
@@ -60,52 +63,72 @@ def _tested(device: str) -> bool:
     return all(c.ok for c in checks)
 
 
-def _cost(subject: Subject, measured: MeasureOptions, seed: int, starting: float) -> bool:
+def _cost(subjects: Sequence[tuple[str, Subject]], measured: MeasureOptions, seed: int, starting: float) -> bool:
     """What `landscape analyze` would compute, in how much memory and time; whether it fits.
 
     Args:
-        subject: the checkpoint, brought back to life.
+        subjects: the checkpoint, brought back to life, with what is said behind its path; of an adapter both kinds.
         measured: what is wanted.
         seed: of every draw.
-        starting: seconds of computing until the checkpoint and its data are there.
+        starting: seconds until the checkpoint and its data were there.
     """
     from figures.page import measuring
-    from figures.page.estimate import estimates
+    from figures.page.estimate import memory
+    from landscape.formatting import duration
+    from landscape.problem.memory import peak_memory, size
+
+    device = subjects[0][1].problem.weights.device
+    held, seconds, most = peak_memory(device), 0.0, 0.0
+    subsets = measuring.subsets_for([s.problem for _, s in subjects]) if measured.subsets is None else measured.subsets
+    wanted = measured.requests(seed, subsets)
+    vectors = measuring.vectors_needed(wanted)
+    for label, subject in subjects:
+        _show(_facts(subject, label))
+        try:
+            plan = None if vectors is None else subject.problem.plan(vectors=vectors)
+            if plan is not None:
+                plan.require()
+        except InputError as error:
+            _show([f"  WRONG  {error}"])
+            return False
+        if plan is not None:
+            _show([f"  {plan}"])
+        seconds += _tried_out(subject, wanted, plan)
+        most = max(most, memory(peak_memory(device), plan))
+    if not math.isnan(most):
+        _show([f"memory: about {size(most)} at the most, {size(held)} of it to start and to read"])
+    _show([f"time: about {duration(starting + seconds)} in all, {duration(starting)} of it to start and to read"])
+    return True
+
+
+def _facts(subject: Subject, label: str) -> Iterator[str]:
     from landscape import checkpoint
     from landscape.formatting import count
 
     problem = subject.problem
-    subsets = measuring.subsets_for([problem]) if measured.subsets is None else measured.subsets
-    wanted = measured.requests(seed, subsets)
-    vectors = measuring.vectors_needed(wanted)
-    _show([f"{subject.path}: {count(problem.examples)} examples, {count(problem.dimension)} parameters"])
+    yield f"{subject.path}{label}: {count(problem.examples)} examples, {count(problem.dimension)} parameters"
     if checkpoint.lacks_checksum(subject.path):
         unknown = "  this kind of file has no checksum: compare its SHA-256 with what its publisher states: "
-        _show([unknown + subject.sha256])
-    plan = None
-    if vectors is not None:
-        try:
-            plan = problem.plan(vectors=vectors)
-            plan.require()
-        except InputError as error:
-            _show([f"  WRONG  {error}"])
-            return False
-        _show([f"  {plan}"])
-    _show(_lines(estimates(problem, wanted, plan, subject.companions), starting))
-    return True
+        yield unknown + subject.sha256
 
 
-def _lines(made: Iterable[CostEstimate], starting: float) -> Iterable[str]:
-    """A line a measure as soon as it is known, then the sum."""
+def _tried_out(subject: Subject, wanted: Sequence[MeasureRequest], plan: Plan | None) -> float:
+    """Say a line a measure as soon as it is known; seconds of all."""
+    from figures.drawing import static
+    from figures.page import report
+    from figures.page.estimate import estimates
     from landscape.formatting import duration, number
 
+    def draw(analyses: Sequence[Analysis], folder: Path) -> None:
+        static.write(analyses, folder / "figures")
+        report.write(analyses, folder / "report.html")
+
     total = 0.0
-    for one in made:
-        passes = ", ".join(f"{number(n, 3)} {k}" for k, n in one.passes.items())
-        cost = one.obstacle or f"{passes} passes, about {duration(one.seconds)}"
+    for one in estimates(subject, wanted, plan, draw):
+        passes = [f"{', '.join(f'{number(n, 3)} {k}' for k, n in one.passes.items())} passes"] if one.passes else []
+        _show([f"  {one.key}: {one.obstacle or ', '.join([*passes, f'about {duration(one.seconds)}'])}"])
         total += 0.0 if one.obstacle else one.seconds
-        yield f"  {one.key}: {cost}"
-    yield f"  in all about {duration(total)}, after {duration(starting)} to start and to read"
+    return total
 
 
 def _show(lines: Iterable[str]) -> None:

@@ -1,5 +1,6 @@
 """`landscape doctor`: the machine, its self-test, and what an analysis would cost."""
 
+import dataclasses
 import os
 import re
 import subprocess
@@ -21,7 +22,7 @@ from landscape.problem.problem import Problem
 from landscape.results import digest
 from landscape.self_test import self_test
 from trainers import train
-from trainers.rebuild import Sample, subject
+from trainers.rebuild import Sample, Subject, subject
 from trainers.requests import requests
 
 ROOT = Path(__file__).parent.parent
@@ -106,22 +107,60 @@ def test_extras_are_those_of_the_package_and_say_how_to_get_them(monkeypatch):
 # -- a checkpoint ------------------------------------------------------------------------------------------------------
 
 
+def estimated(made, wanted, plan=None, draw=lambda analyses, folder: None):
+    return list(estimate.estimates(made, wanted, plan, draw))
+
+
 def test_estimated_passes_are_those_that_are_made(checkpoint, monkeypatch):
-    problem = subject(checkpoint, Sample(batch_size=100)).problem
+    made = subject(checkpoint, Sample(batch_size=100))
+    problem = made.problem
     wanted = requests(["sam_sharpness", "adaptive_sharpness"], rho=(0.05, 0.1), seed=0, subsets=4)
     wanted.append(surface_request(11, 0.07, 0))
     of_all, of_few = ({"forward": 2.0 * n, "backward": 3.0 * n, "hvp": 5.0 * n} for n in (1.0, 0.25))
     monkeypatch.setattr(estimate, "_seconds", lambda p, _: of_few if p.examples == estimate.FEW else of_all)
     ticks = iter(range(0, 10**6, 1000))  # every trial takes 1,000 s
     monkeypatch.setattr(estimate, "time", types.SimpleNamespace(perf_counter=lambda: float(next(ticks))))
-    loss, *made = estimate.estimates(problem, wanted, None)
+    loss, *measures, surface, report = estimated(made, wanted)
     assert loss.seconds == 4.0
-    for request, one in zip(wanted[:2], made, strict=False):
+    for request, one in zip(wanted[:2], measures, strict=True):
         cost = MEASURES[request.measure](problem, **request.arguments).cost
         assert one.passes == {k: n for k, n in cost.items() if n}
         assert one.seconds == 1000 + 0.75 * (2 * cost["forward"] + 3 * cost["backward"])
-    assert made[-1].passes == {"forward": 121.0}
-    assert made[-1].seconds == pytest.approx(1000 * 121 / 25 + 0.75 * 2 * 121)
+    assert surface.passes == {"forward": 121.0}
+    assert surface.seconds == pytest.approx(1000 * 121 / 81 + 0.75 * 2 * 121)
+    assert (report.key, report.passes, report.seconds) == ("report", {}, 1000.0)
+
+
+def test_the_report_that_is_tried_is_of_what_could_be_measured(checkpoint):
+    wanted = requests(["sam_sharpness:rho=(0.1,0.2)", "average_sharpness:rho=-1"], seed=0)
+    wanted.append(surface_request(5, 0.07, 0))
+    drawn = []
+    *_, surface, _ = estimated(subject(checkpoint), wanted, draw=lambda analyses, folder: drawn.extend(analyses))
+    assert surface.passes == {"forward": 25.0}
+    (analysis,) = drawn
+    assert list(analysis.measures) == ["sam_sharpness"]
+    assert analysis.surface.loss.shape == (5, 5)
+    assert analysis.samples == estimate.FEW
+
+
+def test_memory_is_the_peak_with_a_graph_and_what_is_held_beside_it(checkpoint):
+    plan = subject(checkpoint).problem.plan(vectors=12)
+    assert estimate.memory(5e8, None) == 5e8
+    assert plan.chunks == 1
+    assert estimate.memory(5e8, plan) == 5e8 + plan.vector_bytes
+    ten = dataclasses.replace(plan, chunks=10, graphs_bytes=10 * plan.chunk_bytes)
+    assert estimate.memory(5e8, ten) == 5e8 + plan.vector_bytes + 9 * plan.chunk_bytes
+    scarce = dataclasses.replace(ten, free_bytes=10 * plan.chunk_bytes)  # half of it holds five graphs
+    assert estimate.memory(5e8, scarce) == 5e8 + plan.vector_bytes + 4 * plan.chunk_bytes
+
+
+def test_the_peak_is_that_of_this_process():
+    before = memory.peak_memory(CPU)
+    held = torch.ones(int(before / 4) + 2**24)  # as much again, in float32, and 64 MiB
+    assert memory.peak_memory(CPU) > held.numel() * 4
+    del held
+    assert memory.peak_memory(CPU) > before + 2**25
+    assert memory._peak_by_posix() == pytest.approx(memory.peak_memory(CPU), rel=0.05)
 
 
 @pytest.mark.parametrize(
@@ -146,19 +185,23 @@ def test_a_kind_of_file_that_cannot_say_whether_it_is_whole(save, told, checkpoi
 def test_seconds_of_a_pass_are_those_of_a_part(checkpoint, monkeypatch):
     problem = subject(checkpoint, Sample(batch_size=40)).problem
     plan = problem.plan(vectors=12)
-    per_example = {"loss": 1.0, "gradient": 3.0, "<lambda>": 7.0}
+    per_example = {"loss": 1.0, "gradient": 3.0, "product": 4.0}
     seen = []
 
     def second(call):
-        seen.append(call.args[0].examples)
-        return per_example[call.func.__name__] * call.args[0].examples
+        call = getattr(call, "func", call)  # of a product
+        part = getattr(call.__self__, "graphs", call.__self__)
+        examples = getattr(part, "problem", part).examples
+        seen.append((call.__name__, examples))
+        return per_example[call.__name__] * examples
 
     monkeypatch.setattr(estimate, "_second", second)
     seconds = estimate._seconds(problem, plan)
-    assert seen[:2] == [40, 40]
-    assert seconds == pytest.approx(
-        {"forward": problem.examples, "backward": 2 * problem.examples, "hvp": 4 * problem.examples}
-    )
+    assert seen == [("loss", 40), ("gradient", 40), ("product", problem.examples)]
+    expected = {"forward": problem.examples, "backward": 2 * problem.examples, "hvp": 4 * problem.examples}
+    assert seconds == pytest.approx(expected)
+    scarce = dataclasses.replace(plan, free_bytes=0.5 * plan.graphs_bytes)  # three quarters are built anew
+    assert estimate._seconds(problem, scarce)["hvp"] == pytest.approx((4 + 0.75 * 3) * problem.examples)
 
 
 def test_the_median_of_a_few_runs_is_taken_and_long_ones_are_not_repeated(monkeypatch):
@@ -181,7 +224,12 @@ def test_a_checkpoint_is_told_its_cost_and_nothing_is_written(checkpoint, capsys
     assert any("vectors of" in line and "are free" in line for line in lines)
     assert any(line.startswith("  surface: 25 forward passes, about ") for line in lines)
     assert any(line.startswith("  hessian_top_eigenvalues: ") and " hvp passes, about " in line for line in lines)
-    assert re.fullmatch(r"  in all about [\d.]+ m?s, after [\d.]+ m?s to start and to read", lines[-1])
+    assert any(re.fullmatch(r"  report: about [\d.]+ m?s", line) for line in lines)
+    assert re.fullmatch(
+        r"memory: about [\d.,]+ [MG]iB at the most, [\d.,]+ [MG]iB of it to start and to read", lines[-2]
+    )
+    times = re.fullmatch(r"time: about ([\d.]+) s in all, ([\d.]+) s of it to start and to read", lines[-1])
+    assert float(times[1]) > float(times[2])
     assert sorted(checkpoint.parent.iterdir()) == before
 
 
@@ -197,9 +245,7 @@ def test_too_little_memory_ends_with_status_1(samples, checkpoint, free, words, 
 
 
 def test_a_measure_that_cannot_be_tried_says_why(checkpoint):
-    problem = subject(checkpoint).problem
-    wanted = requests(["average_sharpness:rho=-1"])
-    _, one = estimate.estimates(problem, wanted, None)
+    _, one, _ = estimated(subject(checkpoint), requests(["average_sharpness:rho=-1"]))
     assert one.passes == {}
     assert "rho" in one.obstacle
 
@@ -216,10 +262,11 @@ def test_the_examples_that_are_tried_have_targets_that_count(ignored):
     y[:ignored] = -100
     for size in (20, 100, 200):
         batches = list(zip(x.split(size), y.split(size), strict=True))
-        problem = Problem(torch.nn.Linear(3, 2), torch.nn.functional.cross_entropy, batches)
+        model = torch.nn.Linear(3, 2)
+        problem = Problem(model, torch.nn.functional.cross_entropy, batches)
         wanted = requests(["sam_sharpness", "hessian_top_eigenvalues"], rho=(0.1,), k=1, seed=0, subsets=0)
-        made = list(estimate.estimates(problem, wanted, problem.plan(vectors=4)))
-        assert [one.obstacle for one in made] == ["", "", ""]
+        made = Subject(Path("ckpt.pt"), "", model, problem, {}, 0)
+        assert {one.obstacle for one in estimated(made, wanted, problem.plan(vectors=4))} == {""}
         assert (problem.few_examples(8).target >= 0).any()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,6 +25,7 @@ def size(count: float) -> str:
 _LAPTOP = 4e9
 _CGROUP = Path("/sys/fs/cgroup")
 _MEMINFO = Path("/proc/meminfo")
+_STATUS = Path("/proc/self/status")
 
 
 def free_memory(device: torch.device) -> float:
@@ -56,6 +58,28 @@ def _container() -> float:
         return float("inf")
 
 
+def peak_memory(device: torch.device) -> float:
+    """Most bytes that this process has held at once so far: of a GPU what torch reserved there, else of the machine.
+
+    nan on a system that does not say.
+    """
+    if device.type == "cuda":
+        return float(torch.cuda.max_memory_reserved(device))
+    try:
+        lines = _STATUS.read_text(encoding="ascii").splitlines()
+        return next(float(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
+    except (ValueError, OSError, StopIteration):  # not Linux
+        return _peak_by_posix()
+
+
+def _peak_by_posix() -> float:
+    try:
+        import resource
+    except ImportError:  # Windows
+        return float("nan")
+    return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) * (1 if sys.platform == "darwin" else 1024)
+
+
 @dataclass(frozen=True)
 class Plan:
     """What curvature of a Problem needs in memory, in bytes, beside what is free.
@@ -81,6 +105,11 @@ class Plan:
     graphs_bytes: float
     free_bytes: float
     fitting_vectors: int
+
+    @property
+    def kept_share(self) -> float:
+        """The part of the graphs that is kept between products: as far as they fit in half of what is free."""
+        return min(1.0, 0.5 * self.free_bytes / max(self.graphs_bytes, 1.0))
 
     @property
     def needed_bytes(self) -> float:
