@@ -4,7 +4,8 @@ An entry is a top-level function or class decorated with ``@register("name")``, 
 files are *read* for names, options and documentation and only imported when an entry is used, so that ``--help`` does
 not wait for torch.
 Options are the keyword-only arguments of a function or the fields of a dataclass; their help is the ``Args:`` section
-of its docstring.
+of its docstring. Entries that have all options in common take them as ``**options`` and name the dataclass that holds
+them, in a file beside theirs: ``@register("npz", options="forms.Form")``.
 """
 
 from __future__ import annotations
@@ -120,11 +121,25 @@ def _read(file: Path) -> Iterator[Entry]:
             if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id in _DECORATORS:
                 name = ast.literal_eval(call.args[0])
                 facts = {k.arg: ast.literal_eval(k.value) for k in call.keywords if k.arg and k.arg != "says"}
-                doc = inspect.cleandoc(ast.get_docstring(node) or "")
-                yield Entry(name, file, node.name, doc, tuple(_options(node, argument_help(doc))), facts)
+                doc = _doc(node)
+                common = facts.pop("options", "")
+                options = _common(file, common) if common else _options(node)
+                yield Entry(name, file, node.name, doc, tuple(options), facts)
 
 
-def _options(node: ast.FunctionDef | ast.ClassDef, helps: dict[str, str]) -> Iterator[Option]:
+def _common(file: Path, place: str) -> Iterator[Option]:
+    """The fields of the dataclass at `place`, a module beside `file` and a name in it."""
+    module, _, symbol = place.rpartition(".")
+    tree = ast.parse(file.with_name(f"{module}.py").read_text(encoding="utf-8"))
+    return next(_options(node) for node in tree.body if isinstance(node, ast.ClassDef) and node.name == symbol)
+
+
+def _doc(node: ast.FunctionDef | ast.ClassDef) -> str:
+    return inspect.cleandoc(ast.get_docstring(node) or "")
+
+
+def _options(node: ast.FunctionDef | ast.ClassDef) -> Iterator[Option]:
+    helps = argument_help(_doc(node))
     fields: list[tuple[str, ast.expr | None, ast.expr | None]]
     if isinstance(node, ast.ClassDef):
         fields = [

@@ -93,3 +93,38 @@ def test_unknown_names_suggest_the_nearest(package):
     (package / "a.py").write_text(textwrap.dedent(ENTRY.format(name="sam_sharpness")))
     with pytest.raises(InputError, match="unknown measure 'sam-sharpnes': did you mean 'sam_sharpness'"):
         Registry("some_measures", "measure").entry("sam-sharpnes")
+
+
+def test_options_may_be_those_of_a_dataclass_that_several_have_in_common(package):
+    form = '''
+    import torch_is_not_imported_by_reading
+
+
+    class Other:
+        size: int = 1
+
+
+    @dataclass
+    class Form:
+        """Of all.
+
+        Args:
+            size: of one,
+                in pixels.
+        """
+
+        size: int | None = None
+        inner: int = 3
+    '''
+    (package / "forms.py").write_text(textwrap.dedent(form))
+    for name in "ab":
+        entry = (
+            f'@register("{name}", file="FILE", options="forms.Form")\ndef {name}(source, **options):\n    """It."""\n'
+        )
+        (package / f"{name}.py").write_text(entry)
+    registry = Registry("some_measures", "measure")
+    for entry in registry.entries.values():
+        assert [(o.name, o.type, o.default, o.help) for o in entry.options] == [
+            ("size", "int | None", None, "of one, in pixels.")
+        ]
+        assert entry.facts == {"file": "FILE"}

@@ -3,7 +3,7 @@
 A loader is ``@register("name") def name(source, *, options) -> Arrays``; ``source`` says where files lie and which seed
 synthetic data are drawn from. Facts of the registration: ``download``, address and MD5 of every official file;
 ``small``, options that make the set small, for the contract tests; ``file``, what its name goes on with
-(``npz:FILE``; see `trainers.names.FILE_PREFIXES`).
+(``npz:FILE``; see `trainers.names.FILE_PREFIXES`); ``options``, the dataclass of options that several have in common.
 """
 
 from __future__ import annotations

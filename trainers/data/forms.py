@@ -21,24 +21,26 @@ LAYOUTS = ("auto", "channels-last", "channels-first", "gray")
 class Form:
     """How a file's arrays are named and ordered: the options that all files of arrays have.
 
-    Attributes:
-        x_train, y_train, x_test, y_test: names of the arrays in the file.
-        layout: of images: "auto", "channels-last", "channels-first" or "gray" (n, height, width).
-        train, test: examples, the first of the file; None for all.
-        first: images of unknown layout are taken for channels-first, as torch stores them, where both are possible.
+    Args:
+        x_train: name of the array or tensor of training examples; of HDF5 GROUP/NAME within a group.
+        y_train: of their labels.
+        x_test: of test examples.
+        y_test: of their labels.
+        layout: of images: auto, channels-last, channels-first or gray (n, height, width).
+        train: training examples, the first of the file; default all.
+        test: test examples, the first of the file; default all.
 
     Raises:
         InputError: an unknown layout, a number of examples below 1.
     """
 
-    x_train: str
-    y_train: str
-    x_test: str
-    y_test: str
-    layout: str
-    train: int | None
-    test: int | None
-    first: bool = False
+    x_train: str = "x_train"
+    y_train: str = "y_train"
+    x_test: str = "x_test"
+    y_test: str = "y_test"
+    layout: str = "auto"
+    train: int | None = None
+    test: int | None = None
 
     def __post_init__(self) -> None:
         if self.layout not in LAYOUTS:
@@ -51,13 +53,18 @@ class Form:
         """Of the arrays."""
         return [self.x_train, self.y_train, self.x_test, self.y_test]
 
-    def arrays(self, path: Path, held: Mapping[str, np.ndarray]) -> Arrays:
+    def arrays(self, path: Path, held: Mapping[str, np.ndarray], *, first: bool = False) -> Arrays:
         """The data set of the arrays that a file holds; a part (training or test) whose arrays it lacks is empty.
+
+        Args:
+            path: the file.
+            held: its arrays, by name.
+            first: images of unknown layout are taken for channels-first, as torch stores them, where both are possible.
 
         Raises:
             InputError: an example or a label that is none, sizes that do not fit.
         """
-        parts = {part: self._part(path, held, part) for part in PARTS}
+        parts = {part: self._part(path, held, part, first) for part in PARTS}
         there = {part: pair for part, pair in parts.items() if pair is not None}
         shapes = {part: tuple(x.shape[1:]) for part, (x, _) in there.items()}
         if len(set(shapes.values())) > 1:
@@ -70,7 +77,9 @@ class Form:
         color = some[0].ndim == 4 and some[0].shape[1] == 3 and some[0].dtype == torch.uint8
         return Arrays(x_train, y_train, x_test, y_test, classes, augment=color)
 
-    def _part(self, path: Path, held: Mapping[str, np.ndarray], part: str) -> tuple[torch.Tensor, torch.Tensor] | None:
+    def _part(
+        self, path: Path, held: Mapping[str, np.ndarray], part: str, first: bool
+    ) -> tuple[torch.Tensor, torch.Tensor] | None:
         keys = getattr(self, f"x_{part}"), getattr(self, f"y_{part}")
         absent = [key for key in keys if key not in held]
         if len(absent) == 2:
@@ -92,7 +101,7 @@ class Form:
         size = getattr(self, part)
         if size is not None and size > len(y):
             raise InputError(f"{part}={size}: {path} holds {len(y)} examples of {keys[0]}")
-        images, labels = _examples(path, keys[0], x[:size], self.layout, self.first), _labels(path, keys[1], y[:size])
+        images, labels = _examples(path, keys[0], x[:size], self.layout, first), _labels(path, keys[1], y[:size])
         return images, labels
 
 

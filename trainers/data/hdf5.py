@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from landscape.errors import InputError
 from landscape.registry import register
 from landscape.results import hdf5_process
@@ -11,32 +13,13 @@ from trainers.data.files import read_file
 from trainers.data.forms import Form, file_of, require_parts
 
 
-@register("hdf5", file="FILE")
-def hdf5(
-    source: Source,
-    *,
-    x_train: str = "x_train",
-    y_train: str = "y_train",
-    x_test: str = "x_test",
-    y_test: str = "y_test",
-    layout: str = "auto",
-    train: int | None = None,
-    test: int | None = None,
-) -> Arrays:
+@register("hdf5", file="FILE", options="forms.Form")
+def hdf5(source: Source, **options: Any) -> Arrays:
     """hdf5:FILE, arrays of HDF5 as those of npz:FILE, also in groups; packed by gzip, lzf and shuffle or not.
 
     Files of at most 512 MiB. No links, external or virtual storage, and no filters of others are followed.
-
-    Args:
-        x_train: name of the array of training examples, GROUP/NAME within a group.
-        y_train: of their labels.
-        x_test: of test examples.
-        y_test: of their labels.
-        layout: of images: auto, channels-last, channels-first or gray (n, height, width).
-        train: training examples, the first of the file; default all.
-        test: test examples, the first of the file; default all.
     """
-    path, form = file_of(source), Form(x_train, y_train, x_test, y_test, layout, train, test)
+    path, form = file_of(source), Form(**options)
     if not path.exists():
         raise InputError(f"{path} does not exist: write hdf5:FILE with an existing file")
     try:

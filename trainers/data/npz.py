@@ -7,7 +7,7 @@ import struct
 import zipfile
 import zlib
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 from numpy.lib import format as npy
@@ -27,34 +27,15 @@ _PIECE = 1 << 20
 _LOCAL_HEADER = struct.Struct("<4s22x2H")
 
 
-@register("npz", file="FILE")
-def npz(
-    source: Source,
-    *,
-    x_train: str = "x_train",
-    y_train: str = "y_train",
-    x_test: str = "x_test",
-    y_test: str = "y_test",
-    layout: str = "auto",
-    train: int | None = None,
-    test: int | None = None,
-) -> Arrays:
+@register("npz", file="FILE", options="forms.Form")
+def npz(source: Source, **options: Any) -> Arrays:
     """npz:FILE, plain arrays x_train, y_train, x_test, y_test; one of the two parts may be absent.
 
     Images are uint8 or floating (n, height, width, channels), channels first where the shape leaves no doubt, or
     (n, height, width) uint8; features floating (n, d); labels integers (n,) or (n, 1) from 0. Nothing in the file is
     executed.
-
-    Args:
-        x_train: name of the array of training examples.
-        y_train: of their labels.
-        x_test: of test examples.
-        y_test: of their labels.
-        layout: of images: auto, channels-last, channels-first or gray (n, height, width).
-        train: training examples, the first of the file; default all.
-        test: test examples, the first of the file; default all.
     """
-    path, form = file_of(source), Form(x_train, y_train, x_test, y_test, layout, train, test)
+    path, form = file_of(source), Form(**options)
     return form.arrays(path, _read(path, form))
 
 

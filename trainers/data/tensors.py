@@ -18,43 +18,25 @@ from trainers.data import Arrays, Source
 from trainers.data.forms import Form, file_of, require_parts
 
 
-@register("pt", file="FILE")
-def pt(
-    source: Source,
-    *,
-    x_train: str = "x_train",
-    y_train: str = "y_train",
-    x_test: str = "x_test",
-    y_test: str = "y_test",
-    layout: str = "auto",
-    train: int | None = None,
-    test: int | None = None,
-) -> Arrays:
+@register("pt", file="FILE", options="forms.Form")
+def pt(source: Source, **options: Any) -> Arrays:
     """pt:FILE, tensors of torch.save: a dict with those of npz:FILE, or a pair (examples, labels), for training then.
 
     Images are (n, channels, height, width), uint8 or floating; channels last where the shape leaves no doubt. Nothing
     in the file is executed: datasets, whose classes are code, are refused.
-
-    Args:
-        x_train: key of the tensor of training examples.
-        y_train: of their labels.
-        x_test: of test examples.
-        y_test: of their labels.
-        layout: of images: auto, channels-last, channels-first or gray (n, height, width).
-        train: training examples, the first of the file; default all.
-        test: test examples, the first of the file; default all.
     """
-    path, form = file_of(source), Form(x_train, y_train, x_test, y_test, layout, train, test, first=True)
+    path, form = file_of(source), Form(**options)
     content = _content(path)
     if isinstance(content, list | tuple) and len(content) == 2:
-        content = {x_train: content[0], y_train: content[1]}
+        content = {form.x_train: content[0], form.y_train: content[1]}
     if not isinstance(content, Mapping):
         raise InputError(
             f"{path} holds {type(content).__name__}: a dict of tensors or a pair (examples, labels) is needed, "
             "torch.save({'x_train': x, 'y_train': y}, path)"
         )
     require_parts(path, form, content, ", ".join(map(str, content)))
-    return form.arrays(path, {key: _array(path, key, content[key]) for key in form.names if key in content})
+    held = {key: _array(path, key, content[key]) for key in form.names if key in content}
+    return form.arrays(path, held, first=True)
 
 
 def _content(path: Path) -> Any:
