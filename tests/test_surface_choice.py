@@ -12,6 +12,7 @@ from torch import nn
 import landscape
 from landscape import InputError, NonDeterministicWarning, Problem
 from landscape.surfaces.directions.directions import directions
+from landscape.surfaces.grid import evaluation
 from landscape.surfaces.grid.choice import activations, choose, fitting_examples, fitting_points
 
 
@@ -214,3 +215,19 @@ def test_maps_agree_with_dense_linear_algebra():
     (check,) = (c for c in found.checks if c["name"] == "curvature")
     assert check["value"] == pytest.approx(ratio)
     assert check["ok"] == (ratio <= 0.05)
+
+
+@pytest.mark.skipif(not hasattr(torch.backends.cudnn, "conv"), reason="torch before 2.9 has the former names alone")
+@pytest.mark.parametrize("said", ["none", "ieee", "tf32"])
+def test_tf32_is_taken_within_and_what_was_said_before_holds_after(said):
+    holders = torch.backends.cuda.matmul, torch.backends.cudnn.conv
+    before = [h.fp32_precision for h in holders]
+    try:
+        for holder in holders:  # the former names cannot be read any more after that
+            holder.fp32_precision = said
+        with evaluation._precision("tf32", torch.device("cuda")):
+            assert [h.fp32_precision for h in holders] == ["tf32", "tf32"]
+        assert [h.fp32_precision for h in holders] == [said, said]
+    finally:
+        for holder, value in zip(holders, before, strict=True):
+            holder.fp32_precision = value

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -236,11 +237,24 @@ def _precision(precision: str, device: torch.device) -> Iterator[None]:
         with torch.autocast(device.type, torch.bfloat16):
             yield
     elif precision == "tf32" and device.type == "cuda":
-        before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+        switches = list(_tf32_switches())
+        before = [getattr(holder, name) for holder, name, _ in switches]
         try:
-            torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+            for holder, name, value in switches:
+                setattr(holder, name, value)
             yield
         finally:
-            torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+            for (holder, name, _), value in zip(switches, before, strict=True):
+                setattr(holder, name, value)
     else:
         yield
+
+
+def _tf32_switches() -> Iterator[tuple[Any, str, Any]]:
+    """(holder, attribute, value) that let products and convolutions take TF32.
+
+    torch 2.9 renamed them, and refuses to read the former name once the new one was written.
+    """
+    convolution = getattr(torch.backends.cudnn, "conv", None)
+    for holder in (torch.backends.cuda.matmul, torch.backends.cudnn if convolution is None else convolution):
+        yield (holder, "allow_tf32", True) if convolution is None else (holder, "fp32_precision", "tf32")
