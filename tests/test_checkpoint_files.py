@@ -185,6 +185,9 @@ def test_a_distributed_checkpoint_is_read_as_data(tmp_path):
     optimizer.step()
     state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": 3}
     require_equal(loaded(build, distributed(state, tmp_path / "d")), model)
+    for file in (tmp_path / "d").iterdir():
+        with pytest.raises(InputError, match="give the folder that it lies in"):
+            loaded(build, file)
     os.truncate(next((tmp_path / "d").glob("*.distcp")), 5000)
     with pytest.raises(InputError, match="cannot be read|can be read|incomplete"):
         loaded(build, tmp_path / "d")

@@ -200,7 +200,7 @@ def test_another_name_is_pointed_out_and_mended_by_a_rename(tmp_path):
 
 def test_another_network_is_refused_with_shapes_and_names(tmp_path):
     path = saved({"net": STATE, "epoch": 3}, tmp_path / "x.pt")
-    with pytest.raises(InputError, match=r"2.weight is \(3, 5\), the model needs \(7, 5\)"):
+    with pytest.raises(InputError, match=r"2.weight is \(3, 5\), the model needs \(7, 5\);.*--model-arg KEY=VALUE"):
         loaded(lambda: nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 7)), path)
     with pytest.raises(
         InputError, match=r"needs conv.weight \(2, 1, 3, 3\).*holds net \(4 tensors\), such as net.0.weight"

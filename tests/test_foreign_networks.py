@@ -229,6 +229,10 @@ def test_a_configuration_with_code_is_refused(tmp_path):
 def test_an_adapter_over_its_base(tmp_path):
     peft = pytest.importorskip("peft")
 
+    def base():
+        torch.manual_seed(0)
+        return build()
+
     def adapted():
         torch.manual_seed(0)
         return peft.get_peft_model(build(), peft.LoraConfig(r=2, target_modules=["0"], modules_to_save=["2"]))
@@ -246,8 +250,10 @@ def test_an_adapter_over_its_base(tmp_path):
                 )
             require_loss(problem, by_hand(model))
             assert problem.dimension == 2 * 4 + 5 * 2
-        with pytest.raises(InputError, match=r"is an adapter \(LoRA\), not a network.*peft.get_peft_model"):
-            landscape.problem_from(tmp_path, model=build, data=batches)
+        with pytest.warns(CheckpointWarning, match="an adapter; the network below it is as the model was built"):
+            problem = landscape.problem_from(tmp_path, model=base, data=batches, device="cpu")
+        require_loss(problem, by_hand(model))
+        assert problem.dimension == 2 * 4 + 5 * 2 + 5 * 3 + 3
 
 
 @pytest.mark.oracle

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from torch import nn
 
 from landscape import checkpoint
 from landscape.checkpoint import Selection
-from landscape.errors import InputError
+from landscape.errors import CheckpointWarning, InputError
 from trainers.architectures import BuiltIn, OfLibrary
 from trainers.hugging_face import Folder, adapter_folder, stored
 
@@ -79,6 +80,9 @@ def _with_base(
         )
     if isinstance(model, Folder):
         return stored.loaded(network, checkpoint.contents(model.path), model.path, selection)
+    warnings.warn(
+        CheckpointWarning(f"{path}: an adapter; the network below it is as the model was built"), stacklevel=4
+    )
     return copy.deepcopy(network)  # a callable may return one network again and again
 
 

@@ -26,12 +26,15 @@ _SIGNATURES = {
     b"version https://git-lfs": "the pointer of a file in Git LFS, which is elsewhere: git lfs pull",
 }
 _FOREIGN = "whose weights have other names and layouts: give a state dict of the network in PyTorch"
+_DISTRIBUTED = "one file of a checkpoint of torch.distributed.checkpoint: give the folder that it lies in"
 _SUFFIXES = {
     ".onnx": f"a graph of ONNX, {_FOREIGN}",
     ".msgpack": f"weights of Flax, {_FOREIGN}",
     ".pb": f"a graph of TensorFlow, {_FOREIGN}",
     ".tflite": f"a graph of TensorFlow Lite, {_FOREIGN}",
     ".mlmodel": f"a model of Core ML, {_FOREIGN}",
+    ".distcp": _DISTRIBUTED,
+    ".metadata": _DISTRIBUTED,
 }
 _LEGACY = b"l\xfc\x9cF\xf9 j\xa8P\x19"
 """Torch's magic number, a pickle by itself, which files of torch.save before the zip form begin with."""
@@ -52,7 +55,9 @@ def require_known(path: Path) -> None:
     """Raise InputError with the file's kind, and what to do, where it is one that cannot be read as weights."""
     with path.open("rb") as stream:
         head = stream.read(32)
-    kind = next((kind for start, kind in _SIGNATURES.items() if head.startswith(start)), _SUFFIXES.get(path.suffix))
+    kind = next(
+        (kind for start, kind in _SIGNATURES.items() if head.startswith(start)), _SUFFIXES.get(path.suffix or path.name)
+    )
     if kind is None and head.startswith(b"\x80") and _LEGACY not in head and not is_safetensors(path):
         kind = _PICKLE
     if kind is None and zipfile.is_zipfile(path):

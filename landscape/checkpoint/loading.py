@@ -20,6 +20,7 @@ from landscape.errors import CheckpointWarning, InputError
 
 STALE = ("masked_bias", "inv_freq")
 """Buffers that older releases of transformers stored and newer ones compute."""
+_MADE = "--model, or --model-arg KEY=VALUE"
 
 
 class UnfitWeights(InputError):
@@ -162,7 +163,7 @@ def _require_values(
             problem = f"{' and '.join(ties[name])} are one tensor in the model and differ in the file"
         else:
             continue
-        raise UnfitWeights(f"{path} does not fit the model: {problem}; give the network that was saved")
+        raise UnfitWeights(f"{path} does not fit the model: {problem}; give the network that was saved ({_MADE})")
 
 
 def _mapped(tensors: Tensors, reading: Reading) -> dict[str, str]:
@@ -184,7 +185,9 @@ def _load(network: nn.Module, mapped: dict[str, Tensor], path: str | Path) -> tu
         result = network.load_state_dict(mapped, strict=False)
     except (RuntimeError, ValueError, KeyError, AttributeError) as error:
         why = " ".join(str(error).split())
-        raise UnfitWeights(f"{path} does not fit the model: {why[:300]}; give the network that was saved") from error
+        raise UnfitWeights(
+            f"{path} does not fit the model: {why[:300]}; give the network that was saved ({_MADE})"
+        ) from error
     return list(result.missing_keys), list(result.unexpected_keys)
 
 
