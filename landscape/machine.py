@@ -20,6 +20,7 @@ EXTRAS = {
     "vision": ("torchvision", "timm"),
     "hf": ("transformers", "safetensors", "peft", "datasets"),
     "llc": ("arviz-stats",),
+    "text": ("tokenizers",),
     "notebook": ("pandas", "xarray"),
 }
 """Extra -> the distributions that it installs, as in pyproject.toml."""

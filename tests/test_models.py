@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from landscape.errors import InputError
-from trainers.models import MODELS, build_model, count_parameters
+from trainers.models import MODELS, build_model, count_parameters, kind_of
 
 IMAGENET = {"classes": 1000, "input_shape": (3, 224, 224)}
 CIFAR = {"classes": 10, "input_shape": (3, 32, 32)}
@@ -34,6 +34,8 @@ PUBLISHED = [
     ("wrn-28-10", {}, CIFAR, 36_479_194),
     ("wrn", {"depth": 40, "width": 4}, CIFAR, 8_949_210),
     ("vit-s32", {}, IMAGENET, 22_878_952),
+    ("bert-small", {"vocabulary": 2048}, {"classes": 5, "input_shape": (64,)}, 235_589),
+    ("gpt-small", {}, {"classes": 2048, "input_shape": (64,)}, 235_264),
 ]
 
 VARIANTS = [
@@ -45,7 +47,10 @@ VARIANTS = [
     ("resnet18", {"stem": "imagenet"}, (3, 64, 64)),
     ("wrn", {"depth": 16, "width": 2, "dropout": 0.3}, (1, 8, 8)),
     ("vit-tiny", {"patch": 7, "dim": 24, "depth": 2, "heads": 4}, (1, 28, 28)),
+    ("bert-small", {"vocabulary": 7, "dim": 8, "depth": 1, "heads": 2}, (5,)),
+    ("gpt-small", {"dim": 8, "depth": 1, "heads": 2}, (5,)),
 ]
+CLASSES = 3
 
 
 def registered():
@@ -57,6 +62,19 @@ def registered():
             {k: v for k, v in entry.facts["small"].items() if k != "input_shape"},
             entry.facts["small"]["input_shape"],
         )
+
+
+def example_inputs(name, n, shape, seed=0, dtype=torch.float32):
+    """Random numbers, or for a network that reads tokens whole rows of them: 0 would fill them up."""
+    generator = torch.Generator().manual_seed(seed)
+    if kind_of(name)[0] == "tokens":
+        return torch.randint(1, CLASSES, (n, *shape), generator=generator)
+    return torch.randn(n, *shape, dtype=dtype, generator=generator)
+
+
+def places(name, shape):
+    """What follows the classes in the shape of the outputs: the tokens of a text where each is predicted."""
+    return shape if kind_of(name)[1] == "next tokens" else ()
 
 
 def cases():
@@ -75,10 +93,10 @@ def test_parameter_counts_equal_the_published_ones(name, arguments, task, parame
 
 @pytest.mark.parametrize(("name", "arguments", "shape"), cases())
 def test_logits_have_one_row_an_example_in_float64_and_examples_do_not_mix(name, arguments, shape):
-    model = build_model(name, classes=3, input_shape=shape, **arguments).double().eval()
-    x = torch.randn(4, *shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    model = build_model(name, classes=CLASSES, input_shape=shape, **arguments).double().eval()
+    x = example_inputs(name, 4, shape, seed=1, dtype=torch.float64)
     logits = model(x)
-    assert logits.shape == (4, 3)
+    assert logits.shape == (4, CLASSES, *places(name, shape))
     assert logits.dtype == torch.float64
     assert logits.std(dim=0).min() > 0
     torch.testing.assert_close(model(x[2:3]), logits[2:3], rtol=1e-8, atol=1e-10)
@@ -87,8 +105,11 @@ def test_logits_have_one_row_an_example_in_float64_and_examples_do_not_mix(name,
 @pytest.mark.parametrize(("name", "arguments", "shape"), cases())
 def test_every_parameter_gets_a_gradient(name, arguments, shape):
     model = build_model(name, classes=3, input_shape=shape, **arguments)
-    x = torch.randn(6, *shape, generator=torch.Generator().manual_seed(2))
-    F.cross_entropy(model(x), torch.arange(6) % 3).backward()
+    x = example_inputs(name, 6, shape, seed=2)
+    targets = torch.arange(6) % CLASSES
+    if places(name, shape):
+        targets = targets[:, None].expand(6, *shape)
+    F.cross_entropy(model(x), targets).backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
 
 
@@ -96,7 +117,7 @@ def test_every_parameter_gets_a_gradient(name, arguments, shape):
 def test_symbolic_trace_computes_the_same(name, arguments, shape):
     model = build_model(name, classes=3, input_shape=shape, **arguments).double().eval()
     traced = torch.fx.symbolic_trace(model)
-    x = torch.randn(2, *shape, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    x = example_inputs(name, 2, shape, seed=3, dtype=torch.float64)
     torch.testing.assert_close(traced(x), model(x), rtol=0, atol=0)
 
 
@@ -107,7 +128,7 @@ def test_every_leaf_module_runs_at_most_once_a_pass(name, arguments, shape):
     for path, module in model.named_modules():
         if not list(module.children()):
             module.register_forward_hook(lambda m, i, o, path=path: calls.update({path: calls.get(path, 0) + 1}))
-    model(torch.zeros(1, *shape))
+    model(example_inputs(name, 1, shape))
     assert set(calls.values()) == {1}
 
 
@@ -135,13 +156,13 @@ def test_the_seed_alone_decides_the_weights(name, arguments, shape):
 )
 def test_options_that_weights_do_not_show_change_the_function_alone(name, option, value):
     entry = MODELS.entry(name)
-    small = {"classes": 3, **entry.facts["small"]}
+    small = {"classes": CLASSES, **entry.facts["small"]}
     # The other options stay where the values of this one fit: padding instead of convolutions.
     others = {o: v[0] for o, v in entry.facts["same_weights"].items() if entry.option(o).default not in v}
     first = build_model(name, **{**small, **others, option: entry.facts["same_weights"][option][0]}).eval()
     other = build_model(name, **{**small, **others, option: value}).eval()
     other.load_state_dict(first.state_dict())
-    x = torch.randn(2, *small["input_shape"], generator=torch.Generator().manual_seed(0))
+    x = example_inputs(name, 2, small["input_shape"])
     assert torch.equal(first(x), other(x)) == (value == entry.facts["same_weights"][option][0])
 
 
@@ -227,32 +248,51 @@ def reference_cnn(state, x, channels):
     return F.linear(x.mean((2, 3)), state[f"{last}.weight"], state[f"{last}.bias"])
 
 
-def reference_vit(state, x, patch, heads, depth):
-    def layer_norm(prefix, t):
-        centered = t - t.mean(-1, keepdim=True)
-        scaled = centered / (t.var(-1, correction=0, keepdim=True) + 1e-6).sqrt()
-        return scaled * state[f"{prefix}.weight"] + state[f"{prefix}.bias"]
+def layer_norm(state, prefix, t):
+    centered = t - t.mean(-1, keepdim=True)
+    scaled = centered / (t.var(-1, correction=0, keepdim=True) + 1e-6).sqrt()
+    return scaled * state[f"{prefix}.weight"] + state[f"{prefix}.bias"]
 
-    def linear(prefix, t):
-        return t @ state[f"{prefix}.weight"].mT + state[f"{prefix}.bias"]
 
-    rows = x.unfold(2, patch, patch).unfold(3, patch, patch)  # n, c, rows, columns, patch, patch
-    pieces = rows.permute(0, 2, 3, 1, 4, 5).flatten(3).flatten(1, 2)
-    t = pieces @ state["patches.weight"].flatten(1).mT + state["patches.bias"]
-    t = torch.cat([state["cls"].expand(len(x), 1, -1), t], 1) + state["position"]
+def linear(state, prefix, t):
+    return t @ state[f"{prefix}.weight"].mT + state[f"{prefix}.bias"]
+
+
+def reference_blocks(state, t, heads, depth, seen):
+    """Pre-norm blocks; `seen` (n or 1, tokens or 1, tokens) is False where a token does not see another."""
     for block in range(depth):
         b = f"blocks.{block}"
-        h = layer_norm(f"{b}.norm1", t)
-        q, k, v = (linear(f"{b}.attention.{name}", h) for name in ("query", "key", "value"))
+        h = layer_norm(state, f"{b}.norm1", t)
+        q, k, v = (linear(state, f"{b}.attention.{name}", h) for name in ("query", "key", "value"))
         width = t.shape[-1] // heads
         mixed = []
         for head in range(heads):
             part = slice(width * head, width * (head + 1))
-            mixed.append(torch.softmax(q[..., part] @ k[..., part].mT / width**0.5, -1) @ v[..., part])
-        t = t + linear(f"{b}.attention.out", torch.cat(mixed, -1))
-        h = linear(f"{b}.linear1", layer_norm(f"{b}.norm2", t))
-        t = t + linear(f"{b}.linear2", h * 0.5 * (1 + torch.erf(h / 2**0.5)))
-    return linear("head", layer_norm("norm", t)[:, 0])
+            scores = (q[..., part] @ k[..., part].mT / width**0.5).exp() * seen
+            mixed.append(scores / scores.sum(-1, keepdim=True) @ v[..., part])
+        t = t + linear(state, f"{b}.attention.out", torch.cat(mixed, -1))
+        h = linear(state, f"{b}.linear1", layer_norm(state, f"{b}.norm2", t))
+        t = t + linear(state, f"{b}.linear2", h * 0.5 * (1 + torch.erf(h / 2**0.5)))
+    return layer_norm(state, "norm", t)
+
+
+def reference_vit(state, x, patch, heads, depth):
+    rows = x.unfold(2, patch, patch).unfold(3, patch, patch)  # n, c, rows, columns, patch, patch
+    pieces = rows.permute(0, 2, 3, 1, 4, 5).flatten(3).flatten(1, 2)
+    t = pieces @ state["patches.weight"].flatten(1).mT + state["patches.bias"]
+    t = torch.cat([state["cls"].expand(len(x), 1, -1), t], 1) + state["position"]
+    return linear(state, "head", reference_blocks(state, t, heads, depth, torch.ones(1, 1, 1))[:, 0])
+
+
+def reference_bert(state, x, heads, depth):
+    t = state["embedding.weight"][x] + state["position"]
+    return linear(state, "head", reference_blocks(state, t, heads, depth, (x != 0)[:, None, :])[:, 0])
+
+
+def reference_gpt(state, x, heads, depth):
+    t = state["embedding.weight"][x] + state["position"]
+    seen = torch.ones(x.shape[1], x.shape[1]).tril()[None]
+    return torch.einsum("ntd,vd->nvt", reference_blocks(state, t, heads, depth, seen), state["embedding.weight"])
 
 
 @pytest.mark.parametrize(
@@ -266,17 +306,42 @@ def reference_vit(state, x, patch, heads, depth):
         ("wrn", {"depth": 16, "width": 2}, (3, 8, 8), lambda s, x: reference_wrn(s, x, 2)),
         ("wrn", {"depth": 10, "width": 1}, (3, 8, 8), lambda s, x: reference_wrn(s, x, 1)),
         ("vit-tiny", {"depth": 2}, (2, 8, 12), lambda s, x: reference_vit(s, x, 2, 3, 2)),
+        ("bert-small", {"vocabulary": 9, "dim": 8, "heads": 2}, (5,), lambda s, x: reference_bert(s, x, 2, 2)),
+        ("gpt-small", {"dim": 8, "heads": 2, "depth": 3}, (5,), lambda s, x: reference_gpt(s, x, 2, 3)),
     ],
 )
 def test_forward_equals_the_papers_formula(name, arguments, shape, reference):
-    model = build_model(name, classes=3, input_shape=shape, **arguments).double().eval()
+    model = build_model(name, classes=CLASSES, input_shape=shape, **arguments).double().eval()
     generator = torch.Generator().manual_seed(8)
     state = model.state_dict()
     for value in state.values():  # statistics, affines and biases away from 0 and 1
         if value.ndim == 1:
             value += 0.3 * torch.rand(value.shape, dtype=torch.float64, generator=generator)
-    x = torch.randn(2, *shape, dtype=torch.float64, generator=generator)
+    x = example_inputs(name, 2, shape, seed=9, dtype=torch.float64)
+    if kind_of(name)[0] == "tokens":
+        x[1, 3:] = 0  # a shorter text, filled up
     torch.testing.assert_close(model(x), reference(state, x), rtol=1e-8, atol=1e-10)
+
+
+def test_what_fills_a_text_up_changes_nothing_that_counts():
+    text = torch.tensor([[1, 4, 2, 0, 0, 0]])
+    for name, arguments in (("bert-small", {"vocabulary": 9, "classes": 3}), ("gpt-small", {"classes": 9})):
+        model = build_model(name, input_shape=(6,), dim=8, heads=2, **arguments).double().eval()
+        torch.testing.assert_close(model(text[:, :3]), model(text)[..., :3], rtol=1e-10, atol=1e-12)
+        if name == "gpt-small":  # what comes later, too
+            later = torch.tensor([[1, 4, 2, 5, 6, 7]])
+            torch.testing.assert_close(model(later)[..., :3], model(text)[..., :3], rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize(("vocabulary", "length", "dim", "depth", "classes"), [(7, 5, 8, 1, 3), (50, 9, 12, 3, 4)])
+def test_parameters_of_text_models_by_their_formula(vocabulary, length, dim, depth, classes):
+    norm, attention, mlp = 2 * dim, 4 * (dim * dim + dim), 2 * dim * 4 * dim + 4 * dim + dim
+    body = (vocabulary + length) * dim + depth * (2 * norm + attention + mlp) + norm
+    options = {"input_shape": (length,), "dim": dim, "depth": depth, "heads": 4}
+    bert = build_model("bert-small", classes=classes, vocabulary=vocabulary, **options)
+    assert count_parameters(bert) == body + (dim + 1) * classes
+    assert body == (vocabulary + length + 12 * depth * dim + 13 * depth + 2) * dim
+    assert count_parameters(build_model("gpt-small", classes=vocabulary, **options)) == body
 
 
 def test_dropout_sits_between_the_convolutions_of_a_wide_block():
@@ -317,6 +382,11 @@ def test_he_initialization_has_its_variance():
         ("small-cnn", {"input_shape": (4,)}, "choose mlp"),
         ("vit-s32", {}, "multiples of 32"),
         ("vit-tiny", {"dim": 10}, "dim a multiple of heads"),
+        ("bert-small", {"input_shape": (8,)}, "vocabulary=2048, or choose mlp for features"),
+        ("bert-small", {"vocabulary": 9}, "choose vit-tiny for images"),
+        ("bert-small", {"input_shape": (8,), "vocabulary": 9, "dim": 10}, "dim a multiple of heads"),
+        ("gpt-small", {}, "choose vit-tiny for images"),
+        ("gpt-small", {"input_shape": (8,), "heads": 3}, "dim a multiple of heads"),
         ("mlp", {"classes": 0}, "at least one output"),
         ("mlp", {"input_shape": (3, 0, 2)}, "neither \\(features,\\)"),
     ],

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from landscape.errors import InputError, unknown
 from trainers.hugging_face.networks import Folder
-from trainers.models import MODELS, build_model
+from trainers.models import MODELS, arguments_for, build_model
 from trainers.names import checked_arguments, parse_name
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ class BuiltIn:
         Raises:
             InputError: neither says it; an unknown name or argument.
         """
-        shape = {} if data is None else {"classes": data.classes, "input_shape": data.input_shape}
+        shape = {} if data is None else arguments_for(self.name, data)
         arguments = {**shape, **self.arguments}
         missing = [name for name in ("classes", "input_shape") if name not in arguments]
         if missing:

@@ -30,8 +30,9 @@ class Data:
     """A training and a test set, standardized with the training set's moments.
 
     `x_train`, `x_test` and `inputs` give float32 images (n, channels, height, width) or features (n, d) with mean 0 and
-    variance 1 over the training set, per channel or feature; `y_train`, `y_test` are int64 (n,). How the examples are
-    stored (uint8, float32 or a mapped file; on the device or beside it) shows nowhere else.
+    variance 1 over the training set, per channel or feature; `y_train`, `y_test` are int64 (n,). Texts are int64 tokens
+    (n, length), as they are; where each next token is to be predicted labels are (n, length), -100 behind the end. How
+    the examples are stored (uint8, float32 or a mapped file; on the device or beside it) shows nowhere else.
 
     ``load_data(data.name, **data.arguments)`` gives the same data again.
 
@@ -39,6 +40,7 @@ class Data:
         name: name that :func:`load_data` takes.
         arguments: plain values: the dataset's options, the seed, the label noise, the data directory if given.
         classes: number of classes.
+        vocabulary: number of tokens; None where inputs are numbers.
         augment: shifted and mirrored examples keep their class (color photographs).
         mean: mean of the training set, (channels, 1, 1) or (d,), uint8 in units of 255.
         std: standard deviation (over n) likewise; 1 where it is 0.
@@ -46,7 +48,7 @@ class Data:
             array over 256 MiB over 1,024 evenly spaced blocks of examples, of noise images over their definition.
         stored_train: the training examples as they are kept.
         stored_test: the test examples as they are kept.
-        standardized: whether they are kept standardized.
+        standardized: whether they are kept standardized; tokens need not be.
     """
 
     name: str
@@ -61,6 +63,7 @@ class Data:
     std: Tensor
     sha256: str
     standardized: bool
+    vocabulary: int | None = None
 
     @property
     def x_train(self) -> Tensor:
@@ -76,6 +79,11 @@ class Data:
     def input_shape(self) -> tuple[int, ...]:
         """Shape of one input."""
         return tuple(self.stored_train.shape[1:])
+
+    @property
+    def kind(self) -> tuple[str, str]:
+        """What inputs are (numbers or tokens), and what is predicted of one (a class, or next tokens)."""
+        return "numbers" if self.vocabulary is None else "tokens", "class" if self.y_train.dim() == 1 else "next tokens"
 
     @property
     def device(self) -> torch.device:
@@ -97,7 +105,7 @@ class Data:
             raise InputError(f"{self.name} has no {split} examples: give a file that has some, or another --split")
 
     def inputs(self, indices: Tensor | slice, split: str = "train") -> Tensor:
-        """Standardized float32 inputs of the chosen examples, on :attr:`device`."""
+        """Inputs of the chosen examples on :attr:`device`: standardized float32, or tokens."""
         stored, _ = self._split(split)
         if isinstance(indices, Tensor):
             indices = indices.to(stored.device)
@@ -105,7 +113,7 @@ class Data:
         return chosen if self.standardized else standardized(chosen, self.mean, self.std)
 
     def targets(self, indices: Tensor | slice, split: str = "train") -> Tensor:
-        """Labels of the chosen examples, on :attr:`device`."""
+        """Labels, or next tokens, of the chosen examples, on :attr:`device`."""
         _, labels = self._split(split)
         return labels[indices.to(labels.device) if isinstance(indices, Tensor) else indices]
 
@@ -165,13 +173,17 @@ def load_data(
     source = Source(name, data_directory(data_dir), seed, file)
     arrays = DATA[entry.name](source, **options)
     if label_noise:
+        if arrays.y_train.dim() > 1:
+            raise InputError(f"label noise changes classes, and {name} has next tokens: leave it out")
         labels = flip_labels(arrays.y_train, arrays.classes, label_noise, seed)
         arrays = dataclasses.replace(arrays, y_train=labels)
     if entry.facts.get("file"):
         options = {o.name: options[o.name] for o in entry.options if options[o.name] != o.default}
-    options |= {"seed": seed, "label_noise": label_noise, **fixed}
+    options |= {**arrays.settled, "seed": seed, "label_noise": label_noise, **fixed}
     if data_dir is not None and entry.facts.get("download"):
         options["data_dir"] = str(Path(data_dir).expanduser().absolute())
+    if fixed and arrays.vocabulary is not None:
+        raise InputError(f"{', '.join(fixed)}: {name} has tokens, which are not normalized: leave it out")
     chosen = normalization(arrays, **fixed)
     return _prepare(f"{entry.name}:{file}" if file else name, options, arrays, chosen)
 
@@ -190,7 +202,10 @@ def flip_labels(labels: Tensor, classes: int, share: float, seed: int) -> Tensor
 
 
 def _prepare(name: str, arguments: dict[str, Any], arrays: Arrays, chosen: tuple[Tensor, Tensor] | None) -> Data:
-    if chosen is not None:
+    tokens = arrays.vocabulary is not None
+    if tokens:
+        mean, std = torch.zeros(()), torch.ones(())
+    elif chosen is not None:
         mean, std = chosen
         if mean.any() or (std != 1).any():
             for key, x in (("x_train", arrays.x_train), ("x_test", arrays.x_test)):
@@ -209,8 +224,8 @@ def _prepare(name: str, arguments: dict[str, Any], arrays: Arrays, chosen: tuple
             moments(name, "x_test", arrays.x_test)
     sha256 = fingerprint(arrays.x_train, arrays.y_train, arrays.x_test, arrays.y_test)
     stored = [arrays.x_train, arrays.x_test]
-    small = all(isinstance(x, Tensor) and 4 * x.numel() <= STANDARDIZED_BYTES for x in stored)
-    if small:
+    small = tokens or all(isinstance(x, Tensor) and 4 * x.numel() <= STANDARDIZED_BYTES for x in stored)
+    if small and not tokens:
         stored = [standardized(x, mean, std) for x in stored]
     return Data(
         name=name,
@@ -225,4 +240,5 @@ def _prepare(name: str, arguments: dict[str, Any], arrays: Arrays, chosen: tuple
         std=std,
         sha256=sha256,
         standardized=small,
+        vocabulary=arrays.vocabulary,
     )

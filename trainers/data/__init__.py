@@ -9,8 +9,8 @@ synthetic data are drawn from. Facts of the registration: ``download``, address 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +39,8 @@ class Arrays:
     `x_train` and `x_test` are images (n, channels, height, width), uint8 or floating, or features (n, d), floating;
     labels are int64 (n,). `augment` says that a shifted or mirrored image keeps its class. `moments` are the mean and
     standard deviation of what is drawn (per channel, uint8 in units of 255), where they are known without looking.
+    Texts are int64 (n, length), tokens below `vocabulary` of which 0 fills rows up; to predict the next tokens labels
+    are (n, length), -100 where none counts. `settled` are options by which the same examples and no others come again.
     """
 
     x_train: Any
@@ -48,6 +50,8 @@ class Arrays:
     classes: int
     augment: bool = False
     moments: tuple[float, float] | None = None
+    vocabulary: int | None = None
+    settled: Mapping[str, Any] = field(default_factory=dict)
 
 
 def data_directory(chosen: str | Path | None = None) -> Path:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from landscape.problem.batches import Batch
 from trainers.datasets import Data, load_data
 from trainers.loop.settings import Settings
-from trainers.method import network
+from trainers.method import examples, network
 from trainers.method.averages import sum_over_processes
 from trainers.names import parse_name
 
 EVALUATION_BATCH = 1024
+EVALUATION_OUTPUTS = 1 << 24
+"""Logits of a batch at most: those of a language model are many."""
 
 
 class TrainingSet:
@@ -28,17 +29,23 @@ class TrainingSet:
 
 
 def evaluate(model: nn.Module, data: Data, precision: str = "float32") -> tuple[float, float]:
-    """Cross-entropy and accuracy (in [0, 1]) on the test set, in evaluation mode; the model's mode is put back."""
+    """Cross-entropy and accuracy (in [0, 1]) on the test set, in evaluation mode; the model's mode is put back.
+
+    Both are means over examples, of a sequence of targets the means over it, as in training.
+    """
     device, mode = data.device, model.training
+    each = data.classes * data.y_test[:1].numel()
+    size = max(1, min(EVALUATION_BATCH, EVALUATION_OUTPUTS // max(1, each)))
     sums = torch.zeros(2, dtype=torch.float64, device=device)
     model.eval()
     try:
         with torch.inference_mode():
-            for inputs, targets in data.batches("test", EVALUATION_BATCH):
+            for inputs, targets in data.batches("test", size):
                 with torch.autocast(device.type, dtype=getattr(torch, precision), enabled=precision != "float32"):
                     outputs = network.logits_of(model(inputs))
-                sums[0] += F.cross_entropy(outputs, targets, reduction="sum").double()
-                sums[1] += (outputs.argmax(dim=1) == targets).sum()
+                named = examples.hits(outputs, targets)
+                assert named is not None
+                sums += torch.stack([examples.cross_entropy(outputs, targets).sum().double(), named.sum()])
     finally:
         model.train(mode)
     loss, accuracy = (sums / data.size("test")).tolist()

@@ -12,7 +12,7 @@ from trainers.datasets import Data
 from trainers.loop.settings import Settings
 from trainers.method.batch_norm import synchronize_batch_norm
 from trainers.method.network import equal_on_all_processes
-from trainers.models import build_model
+from trainers.models import arguments_for, build_model
 from trainers.names import parse_name
 from trainers.storable import without_tuples
 
@@ -36,7 +36,7 @@ class Network:
         """The network that the settings name, freshly initialized, or `model`, as it is on the first process."""
         if model is None:
             name, arguments = parse_name(settings.model)
-            arguments = {"classes": data.classes, "input_shape": data.input_shape, **arguments}
+            arguments = {**arguments_for(name, data), **arguments}
             # Training holds weights, gradient and, most often, momentum; on an accelerator not here.
             copies = 3 if device.type == "cpu" else 1
             network = build_model(name, seed=settings.seed, copies=copies, **arguments).to(device)

@@ -6,14 +6,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from landscape.errors import InputError
 from trainers.loop.averaging import WeightAverage
 from trainers.loop.base import base_optimizer, clip_gradient, inner_decay, load_optimizer
 from trainers.loop.settings import Settings
-from trainers.method import network
+from trainers.method import examples, network
 from trainers.method.method import State
 from trainers.method.task import Task
 from trainers.storable import require_like, without_tuples
@@ -52,7 +51,7 @@ class RunState:
         """Before the first step."""
 
         def loss(outputs: Tensor, targets: Tensor) -> Tensor:
-            return F.cross_entropy(outputs, targets, reduction="none", label_smoothing=settings.label_smoothing)
+            return examples.cross_entropy(outputs, targets, settings.label_smoothing)
 
         optimizer = base_optimizer(settings, model)
         scaler = torch.amp.GradScaler(device.type) if settings.precision == "float16" else None

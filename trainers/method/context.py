@@ -10,6 +10,7 @@ from torch import Tensor
 
 from landscape.errors import InputError
 from landscape.problem.batches import Batch
+from trainers.method import examples
 
 
 class Examples(Protocol):
@@ -102,11 +103,13 @@ class Pass:
         return self.logits.shape[0]
 
     def hits(self) -> Tensor:
-        """Number of examples classified correctly, 0-dim float64 on the device; nan without class indices."""
-        classes = isinstance(self.target, Tensor) and not self.target.is_floating_point()
-        if not classes or self.logits.dim() != 2 or self.target.shape != self.logits.shape[:1]:
-            return torch.full((), float("nan"), dtype=torch.float64, device=self.logits.device)
-        return (self.logits.argmax(dim=1) == self.target).sum(dtype=torch.float64)
+        """Number of examples classified correctly, 0-dim float64 on the device; nan without class indices.
+
+        A sequence of classes counts by the share of it that is right.
+        """
+        each = examples.hits(self.logits, self.target)
+        nowhere = torch.full((), float("nan"), dtype=torch.float64, device=self.logits.device)
+        return nowhere if each is None else each.sum()
 
     def detached(self) -> Pass:
         """The same numbers without their graph."""

@@ -32,9 +32,9 @@ def started(context: Context, recipe: str, start: float) -> bool:
     return context.epoch >= PAPER_START if recipe == "paper" else context.progress >= start
 
 
-def require_classes(result: Pass, method: str) -> None:
-    """Raise InputError unless the outputs are logits (n, C)."""
-    if result.logits.dim() != 2:
+def require_classes(result: Pass, method: str, sequences: bool = False) -> None:
+    """Raise InputError unless the outputs are logits (n, C), or with `sequences` (n, C, ...)."""
+    if result.logits.dim() < 2 or (result.logits.dim() > 2 and not sequences):
         raise InputError(
             f"{method} compares class probabilities: outputs of shape (examples, classes) are needed, received "
             f"{tuple(result.logits.shape)}"
@@ -50,7 +50,7 @@ def size_text(size: int) -> str:
 
 
 def divergence(past: Tensor, logits: Tensor, tau: float, classes: Tensor | None = None) -> Tensor:
-    """KL(past || softmax(logits / tau)) of each example, (n,).
+    """KL(past || softmax(logits / tau)) of each example, (n,); of logits (n, C, ...) at each position, (n, ...).
 
     With `classes` the distributions are compared over these classes and one event for all the others: a lower bound of
     the full divergence, exact where the past puts no weight on the others.

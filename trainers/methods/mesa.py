@@ -20,6 +20,7 @@ from torch import Tensor
 
 from landscape.registry import register
 from trainers.method import trajectory
+from trainers.method.examples import mean_over_positions
 from trainers.method.method import Context, Method, Pass, State, Step, Task, require
 
 PAPER_DECAY = 0.9995
@@ -88,8 +89,9 @@ class MESA(Method):
         past = torch.log_softmax(step.outputs_with(state["average"]) / self.tau, dim=1)
 
         def objective(result: Pass) -> Tensor:
-            trajectory.require_classes(result, "mesa")
-            return result.losses + self.strength * self.tau**2 * trajectory.divergence(past, result.logits, self.tau)
+            trajectory.require_classes(result, "mesa", sequences=True)
+            each = mean_over_positions(trajectory.divergence(past, result.logits, self.tau), result.target)
+            return result.losses + self.strength * self.tau**2 * each
 
         return step.backward(objective=objective)
 

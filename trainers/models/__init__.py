@@ -7,6 +7,8 @@ is made of ``nn.Module`` layers only, each activation an instance of its own, so
 A model is ``@register("name", small={"input_shape": ..., option: ...}) def name(classes, input_shape, *, options)``;
 ``small`` is a configuration of seconds, which the contract tests build. ``same_weights={option: values}`` names the
 options that change the function and leave the names and shapes of the weights: a file of weights does not show them.
+``reads="tokens"`` says that inputs are token ids instead of numbers, ``predicts="next tokens"`` that outputs are logits
+(n, classes, length), one column a token, instead of (n, classes).
 """
 
 from __future__ import annotations
@@ -22,6 +24,8 @@ from trainers.names import checked_arguments
 if TYPE_CHECKING:
     from torch import nn
 
+    from trainers.datasets import Data
+
 MODELS: Registry[Callable[..., nn.Module]] = Registry("trainers.models", "model")
 
 
@@ -33,7 +37,7 @@ def build_model(
     Args:
         name: one of ``MODELS``.
         classes: width of the output.
-        input_shape: shape of one input: (features,) or (channels, height, width).
+        input_shape: shape of one input: (features,), (tokens,) or (channels, height, width).
         seed: seed of the initialization; None is 0. The global random stream is neither read nor moved.
         copies: of the weights that will be held at least: their gradient in training, the optimizer's momentum.
         arguments: the network's own options, see its docstring.
@@ -56,6 +60,30 @@ def build_model(
             _require_memory(name, MODELS[name](int(classes), shape, **options), copies)
         torch.manual_seed(0 if seed is None else seed)
         return MODELS[name](int(classes), shape, **options)
+
+
+def arguments_for(name: str, data: Data) -> dict[str, Any]:
+    """What a network is made with to fit the data: `classes`, `input_shape`, and of tokens their number.
+
+    Raises:
+        InputError: an unknown name, or a network of other inputs or outputs; says which would do.
+    """
+    entry = MODELS.entry(name)
+    if kind_of(name) != data.kind:
+        fit = ", ".join(other for other in MODELS if kind_of(other) == data.kind)
+        reads, predicts = kind_of(name)
+        raise InputError(
+            f"{name} reads {reads} and predicts {predicts}, {data.name} holds {data.kind[0]} and {data.kind[1]}: "
+            f"choose --model {fit}"
+        )
+    arguments = {"classes": data.classes, "input_shape": data.input_shape, "vocabulary": data.vocabulary}
+    return {k: v for k, v in arguments.items() if k != "vocabulary" or any(o.name == k for o in entry.options)}
+
+
+def kind_of(name: str) -> tuple[str, str]:
+    """What a network reads and what it predicts, see `trainers.datasets.Data.kind`."""
+    facts = MODELS.entry(name).facts
+    return facts.get("reads", "numbers"), facts.get("predicts", "class")
 
 
 def _require_memory(name: str, sketch: nn.Module, copies: int) -> None:

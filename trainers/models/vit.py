@@ -12,37 +12,47 @@ from trainers.models import require_images
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention with separate linear layers for queries, keys, values and output."""
+    """Multi-head self-attention with separate linear layers for queries, keys, values and output.
 
-    def __init__(self, dim: int, heads: int) -> None:
+    Args:
+        dim: width of a token.
+        heads: number of heads, a divisor of it.
+        causal: a token attends to those before it and to itself alone.
+    """
+
+    def __init__(self, dim: int, heads: int, *, causal: bool = False) -> None:
         super().__init__()
-        self.heads = heads
+        self.heads, self.causal = heads, causal
         self.query = nn.Linear(dim, dim)
         self.key = nn.Linear(dim, dim)
         self.value = nn.Linear(dim, dim)
         self.out = nn.Linear(dim, dim)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """softmax(q k^T / sqrt(dim / heads)) v for (n, tokens, dim), heads side by side."""
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """softmax(q k^T / sqrt(dim / heads)) v for (n, tokens, dim), heads side by side.
+
+        Where `mask`, broadcast to (n, heads, tokens, tokens), is False a key is left out.
+        """
         q, k, v = (f(x).unflatten(2, (self.heads, -1)).transpose(1, 2) for f in (self.query, self.key, self.value))
-        return self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=self.causal)
+        return self.out(mixed.transpose(1, 2).flatten(2))
 
 
 class TransformerBlock(nn.Module):
     """Pre-norm transformer block: x + attention(norm(x)), then x + mlp(norm(x))."""
 
-    def __init__(self, dim: int, heads: int, mlp: int) -> None:
+    def __init__(self, dim: int, heads: int, mlp: int, *, causal: bool = False) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(dim, eps=1e-6)
-        self.attention = Attention(dim, heads)
+        self.attention = Attention(dim, heads, causal=causal)
         self.norm2 = nn.LayerNorm(dim, eps=1e-6)
         self.linear1 = nn.Linear(dim, mlp)
         self.gelu = nn.GELU()
         self.linear2 = nn.Linear(mlp, dim)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(n, tokens, dim) -> the same."""
-        x = x + self.attention(self.norm1(x))
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """(n, tokens, dim) -> the same; `mask` as `Attention` takes it."""
+        x = x + self.attention(self.norm1(x), mask)
         return x + self.linear2(self.gelu(self.linear1(self.norm2(x))))
 
 
@@ -71,13 +81,13 @@ class VisionTransformer(nn.Module):
     def _initialize(self) -> None:
         for module in self.modules():
             if isinstance(module, nn.Linear):
-                _truncated_normal(module.weight, 0.02)
+                truncated_normal(module.weight, 0.02)
                 nn.init.zeros_(module.bias)
-        _truncated_normal(self.patches.weight, self.patches.weight[0].numel() ** -0.5)
+        truncated_normal(self.patches.weight, self.patches.weight[0].numel() ** -0.5)
         assert self.patches.bias is not None
         nn.init.zeros_(self.patches.bias)
-        _truncated_normal(self.cls, 0.02)
-        _truncated_normal(self.position, 0.02)
+        truncated_normal(self.cls, 0.02)
+        truncated_normal(self.position, 0.02)
 
     def forward(self, x: Tensor) -> Tensor:
         """(n, channels, height, width) -> logits (n, classes)."""
@@ -87,7 +97,8 @@ class VisionTransformer(nn.Module):
         return self.head(self.norm(tokens[:, 0]))
 
 
-def _truncated_normal(weight: Tensor, deviation: float) -> None:
+def truncated_normal(weight: Tensor, deviation: float) -> None:
+    """Draw a normal tensor of that standard deviation, cut at two deviations."""
     nn.init.trunc_normal_(weight, std=deviation, a=-2 * deviation, b=2 * deviation)
 
 

@@ -1,0 +1,1 @@
+"""Text as data: docstrings of installed packages, near-duplicates, tokens."""
