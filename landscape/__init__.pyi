@@ -43,6 +43,7 @@ from landscape.measures.critical_sharpness import critical_sharpness
 from landscape.measures.directional_sharpness import directional_sharpness
 from landscape.measures.fisher_rao_norm import fisher_rao_norm
 from landscape.measures.forgetting import forgetting
+from landscape.measures.functional_sharpness import functional_sharpness
 from landscape.measures.generalized_sharpness import generalized_sharpness
 from landscape.measures.geodesic_sharpness import geodesic_sharpness
 from landscape.measures.gradient_norm import gradient_norm
@@ -108,6 +109,7 @@ __all__ = [
     "extreme_eigenvalues",
     "fisher_rao_norm",
     "forgetting",
+    "functional_sharpness",
     "generalized_sharpness",
     "geodesic_sharpness",
     "gradient_norm",

@@ -203,6 +203,99 @@ def friendly_sam(net, o):
         at = yield net.gradient(at.w + o["rho"] * unit(d), at.x, at.y), at.w
 
 
+@oracle("vasso", rho=0.3, theta=0.4)
+def vasso(net, o):
+    at, d = (yield), None
+    while True:
+        g = net.gradient(at.w, at.x, at.y)
+        d = g if d is None else (1 - o["theta"]) * d + o["theta"] * g
+        at = yield net.gradient(at.w + o["rho"] * unit(d), at.x, at.y), at.w
+
+
+@oracle("functional-sam", rho=0.3)
+def functional_sam(net, o):
+    """The slope of cross-entropy at the logits is softmax minus label; it stays that of w."""
+    at = yield
+    while True:
+        slope = torch.softmax(net.logits(at.w, at.x), 1) - torch.eye(3, dtype=at.w.dtype)[at.y]
+        w = (at.w + o["rho"] * unit(net.gradient(at.w, at.x, at.y))).requires_grad_()
+        value = (slope * net.logits(w, at.x)).sum() / len(at.y) + net.decay / 2 * (w * w).sum()
+        at = yield torch.autograd.grad(value, w)[0], at.w
+
+
+@oracle("eigen-sam", rho=0.3, alpha=0.5, every=2, power_steps=3)
+def eigen_sam(net, o):
+    at, v = (yield), None
+    while True:
+        g = net.gradient(at.w, at.x, at.y)
+        if at.t % o["every"] == 0:
+            generator = stream(SEED, f"eigen-sam:{at.t}")
+            drawn = [torch.randn(s, generator=generator, dtype=torch.float64).reshape(-1) for s in net.shapes]
+            v = torch.cat(drawn) if v is None else v
+            for _ in range(o["power_steps"]):
+                v = net.gradient(at.w + 0.01 * unit(v), at.x, at.y) - g
+            v = unit(v)
+        across = v - (v @ unit(g)) * unit(g)
+        e = o["rho"] * (unit(g) + o["alpha"] * torch.sign(g @ v) * across)
+        at = yield net.gradient(at.w + e, at.x, at.y), at.w
+
+
+@oracle("le-sam", sigma=0.4, rho_max=0.3, rise=0.5, fall=0.6)
+@oracle("le-sam", sigma=0.1, rho_max=10.0, rise=0.0, fall=0.1)
+def le_sam(net, o):
+    at = yield
+    while True:
+        t, g = at.t / STEPS, net.gradient(at.w, at.x, at.y)
+        share = t / o["rise"] if t < o["rise"] else 1.0
+        if t > o["fall"]:
+            share = 0.5 + 0.5 * math.cos(math.pi * (t - o["fall"]) / (1 - o["fall"]))
+        rho = min(o["sigma"] * share / g.norm().item(), o["rho_max"])
+        at = yield net.gradient(at.w + rho * unit(g), at.x, at.y), at.w
+
+
+@oracle("xsam", rho=0.3, rho_max=0.5, alpha_step=0.25)
+@oracle("xsam", rho=0.3, rho_max=0.5, steps=2, alpha_max=1.5, alpha_step=0.5)
+@oracle("xsam", rho=0.3, alpha=1.4)
+def xsam(net, o):
+    """One epoch a step, so that alpha is searched for at every step."""
+    at, steps = (yield), o.get("steps", 1)
+    count = round(o.get("alpha_max", 2.0) / o.get("alpha_step", 0.1)) + 1
+    while True:
+        e = torch.zeros_like(at.w)
+        for _ in range(steps):
+            e = e + o["rho"] / steps * unit(net.gradient(at.w + e, at.x, at.y))
+        g = net.gradient(at.w + e, at.x, at.y)
+        theta = torch.arccos(unit(e) @ unit(g))
+
+        def direction(a, e=e, g=g, theta=theta):
+            turned = torch.sin((1 - a) * theta) * unit(e) + torch.sin(a * theta) * unit(g)
+            return turned / torch.sin(theta)
+
+        a = o.get("alpha")
+        if a is None:
+            tried = [i * o["alpha_step"] for i in range(count)]
+            rises = [net.losses(at.w + o["rho_max"] * direction(a), at.x, at.y).mean().item() for a in tried]
+            a = tried[rises.index(max(rises))]
+        at = yield g.norm() * direction(a), at.w
+
+
+@oracle("flat-lora", rho=0.3)
+def flat_lora(net, o):
+    """Without adapters: in the two matrices of the network."""
+    at = yield
+    while True:
+        generator, sigma = stream(SEED, f"flat-lora:{at.t}"), o["rho"] * (1 - math.cos(math.pi * at.t / STEPS)) / 2
+        noise = []
+        for piece, shape in zip(at.w.split(net.sizes), net.shapes, strict=True):
+            if len(shape) < 2:
+                noise.append(torch.zeros_like(piece))
+                continue
+            z = torch.randn(shape, generator=generator, dtype=torch.float64)
+            noise.append((sigma * z * piece.view(shape).norm(dim=1, keepdim=True) / shape[1] ** 0.5).reshape(-1))
+        w = at.w + torch.cat(noise)
+        at = yield net.gradient(w, at.x, at.y), w
+
+
 @oracle("wsam", rho=0.3, gamma=0.7)
 @oracle("wsam", rho=0.3, gamma=0.7, decoupled=False)
 def wsam(net, o):

@@ -65,6 +65,19 @@ LIMITS = {
     "MSAM at rho 0 is SGD": (("msam", {"rho": 0.0}), ("sgd", {})),
     "random perturbation at sigma 0 is SGD": (("random-perturbation", {"sigma": 0.0}), ("sgd", {})),
     "SAM-ON at rho 0 is SGD": (("sam-on", {"rho": 0.0}), ("sgd", {})),
+    "VaSSO at theta 1 is SAM": (("vasso", {"rho": RHO, "theta": 1.0}), ("sam", {"rho": RHO})),
+    "VaSSO at rho 0 is SGD": (("vasso", {"rho": 0.0}), ("sgd", {})),
+    "functional SAM at rho 0 is SGD": (("functional-sam", {"rho": 0.0}), ("sgd", {})),
+    "Eigen-SAM at alpha 0 is SAM": (("eigen-sam", {"rho": RHO, "alpha": 0.0}), ("sam", {"rho": RHO})),
+    "Eigen-SAM at rho 0 is SGD": (("eigen-sam", {"rho": 0.0}), ("sgd", {})),
+    "LE-SAM at sigma 0 is SGD": (("le-sam", {"sigma": 0.0}), ("sgd", {})),
+    "LE-SAM of a large budget is SAM": (
+        ("le-sam", {"sigma": 1e6, "rho_max": RHO, "rise": 0.0, "fall": 1.0}),
+        ("sam", {"rho": RHO}),
+    ),
+    "XSAM at alpha 1 is SAM": (("xsam", {"rho": RHO, "alpha": 1.0}), ("sam", {"rho": RHO})),
+    "XSAM at rho 0 is SGD": (("xsam", {"rho": 0.0}), ("sgd", {})),
+    "flat LoRA at rho 0 is SGD": (("flat-lora", {"rho": 0.0}), ("sgd", {})),
 }
 
 

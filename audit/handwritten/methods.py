@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from audit.handwritten.network import Base, Handwritten, Tree, across, ascent, norm, plus, times
+from audit.handwritten.network import Base, Handwritten, Tree, across, ascent, dot, norm, plus, times
 
 Hyper = dict[str, Any]
 Memory = dict[str, Any]
@@ -365,6 +366,82 @@ def mesa_after(step: HandStep, h: Hyper, memory: Memory) -> None:
     )
 
 
+def vasso(step: HandStep, h: Hyper, memory: Memory) -> Tree:
+    gradient = step.gradient(moves=True)
+    mean = memory.get("mean", gradient)
+    memory["mean"] = plus(times(mean, 1 - h["theta"]), gradient, h["theta"])
+    return step.gradient(plus(step.p, ascent(memory["mean"], h["rho"])))
+
+
+def functional(step: HandStep, h: Hyper, memory: Memory) -> Tree:
+    """The term makes <slope, logits> of the loss, the slope of cross-entropy being softmax minus label."""
+    gradient, _, logits = step.all(moves=True)
+    slope = torch.softmax(logits, 1) - F.one_hot(step.y, logits.shape[1])
+
+    def term(moved: Tensor) -> Tensor:
+        return (slope * moved).sum(1) - F.cross_entropy(moved, step.y, reduction="none")
+
+    return step.gradient(plus(step.p, ascent(gradient, h["rho"])), term=term)
+
+
+def eigen(step: HandStep, h: Hyper, memory: Memory) -> Tree:
+    gradient = step.gradient(moves=True)
+    if memory.get("age", h["every"]) >= h["every"]:
+        generator = step.draw("eigen-sam")
+        v = {n: torch.randn(w.shape, generator=generator, dtype=w.dtype) for n, w in step.p.items()}
+        v = memory.get("vector", v)
+        for _ in range(h["power_steps"]):
+            v = plus(step.gradient(plus(step.p, ascent(v, 0.01))), gradient, -1)
+        memory["vector"], memory["age"] = ascent(v, 1.0), 0
+    memory["age"] += 1
+    v, unit = ascent(memory["vector"], 1.0), ascent(gradient, 1.0)
+    turn = times(across(v, gradient), h["alpha"] * dot(gradient, v).sign())
+    return step.gradient(plus(step.p, plus(unit, turn), h["rho"]))
+
+
+def le_sam(step: HandStep, h: Hyper, memory: Memory) -> Tree:
+    gradient, t = step.gradient(moves=True), step.context.progress
+    share = 1.0 if t >= h["rise"] else t / h["rise"]
+    if t > h["fall"]:
+        share = (1 + math.cos(math.pi * (t - h["fall"]) / (1 - h["fall"]))) / 2
+    rho = min(h["sigma"] * share / max(float(norm(gradient)), 1e-300), h["rho_max"])
+    return step.gradient(plus(step.p, ascent(gradient, rho)))
+
+
+def xsam(step: HandStep, h: Hyper, memory: Memory) -> Tree:
+    path, gradient = Tree(), step.gradient(moves=True)
+    for _ in range(h["steps"]):
+        path = plus(path, ascent(gradient, 1 / h["steps"]))
+        gradient = step.gradient(plus(step.p, path, h["rho"]))
+    first, second = ascent(path, 1.0), ascent(gradient, 1.0)
+    theta = torch.arccos(dot(first, second).clamp(-1, 1))
+
+    def direction(alpha: float) -> Tree:
+        if theta.sin() <= 1e-8:
+            return times(plus(first, second), 0.5)
+        shares = ((1 - alpha) * theta).sin() / theta.sin(), (alpha * theta).sin() / theta.sin()
+        return plus(times(first, shares[0]), second, shares[1])
+
+    if h["alpha"] is None and memory.get("epoch") != step.context.epoch:
+        tried = [i * h["alpha_step"] for i in range(int(h["alpha_max"] / h["alpha_step"] + 1e-9) + 1)]
+        heights = [step.all(plus(step.p, direction(a), h["rho_max"]))[1].mean() for a in tried]
+        best = torch.tensor(tried[int(torch.stack(heights).argmax())], dtype=torch.float64)
+        memory["alpha"], memory["epoch"] = {"alpha": best}, step.context.epoch
+    alpha = float(memory["alpha"]["alpha"]) if h["alpha"] is None else h["alpha"]
+    return times(direction(alpha), norm(gradient))
+
+
+def flat_lora(step: HandStep, h: Hyper, memory: Memory) -> Tree:
+    generator, noise = step.draw("flat-lora"), Tree()
+    sigma = h["rho"] * (1 - math.cos(math.pi * step.context.progress)) / 2
+    for n, w in step.p.items():
+        if w.dim() > 1:
+            rows = w.flatten(1).norm(dim=1) / w[0].numel() ** 0.5
+            z = torch.randn(w.shape, generator=generator, dtype=w.dtype)
+            noise[n] = sigma * z * rows.view(-1, *[1] * (w.dim() - 1))
+    return step.gradient(plus(step.p, noise), moves=True)
+
+
 METHODS: dict[str, Callable[[HandStep, Hyper, Memory], Tree]] = {
     **dict.fromkeys(("sgd", "adam", "adamw", "lion", "muon"), plain),
     "sam": sam,
@@ -386,6 +463,12 @@ METHODS: dict[str, Callable[[HandStep, Hyper, Memory], Tree]] = {
     "random-perturbation": random_perturbation,
     "sam-on": sam_on,
     "wsam": wsam,
+    "vasso": vasso,
+    "functional-sam": functional,
+    "eigen-sam": eigen,
+    "le-sam": le_sam,
+    "xsam": xsam,
+    "flat-lora": flat_lora,
 }
 BEFORE = {"ssam": ssam_mask, "mesa": mesa_before}
 AFTER = {"wsam": wsam_after, "ssam": ssam_after, "mesa": mesa_after}

@@ -225,9 +225,19 @@ def _hyper(method: str, r: np.random.Generator) -> dict[str, Any]:
             "scaling": one("filterwise", "elementwise", "layerwise", "identity"),
         },
         "wsam": {"gamma": real(0.1, 0.95), "decoupled": one(True, False)},
+        "vasso": {"theta": one(1.0, real(0.1, 1))},
+        "eigen-sam": {"alpha": real(0, 1), "every": one(1, 2, 3), "power_steps": one(1, 2, 5)},
+        "le-sam": {"sigma": real(0, 1), "rho_max": real(0.05, 1), "rise": one(0.0, 0.3), "fall": one(0.5, 1.0)},
+        "xsam": {
+            "rho_max": real(0.1, 1),
+            "steps": one(1, 2),
+            "alpha": one(None, None, real(0, 2)),
+            "alpha_max": one(1.0, 2.0),
+            "alpha_step": one(0.25, 0.5),
+        },
     }
     radius = {"rho": real(0.01, 0.5)}
-    if method in (*BASES, "saf", "mesa", "amp", "random-perturbation"):
+    if method in (*BASES, "saf", "mesa", "amp", "random-perturbation", "le-sam"):
         radius = {}
     return {**radius, **arguments.get(method, {})}
 

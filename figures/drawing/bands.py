@@ -26,6 +26,10 @@ LABELS = {
     "k-sam": "K-SAM",
     "friendly-sam": "F-SAM",
     "random-perturbation": "random",
+    "vasso": "VaSSO",
+    "functional-sam": "functional SAM",
+    "eigen-sam": "Eigen-SAM",
+    "flat-lora": "flat LoRA",
 }
 _ORDER = ("sgd", "sam", "asam", "saf")
 """Methods that share a figure have different colors, and every method keeps its own from figure to figure."""

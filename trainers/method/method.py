@@ -46,8 +46,9 @@ class Method(abc.ABC):
     hyperparameters in ``__post_init__`` (see `require`).
 
     The cost is the mean over a run in units of the batch, "(1 + s) forward + (1 + s) backward": arithmetic in the
-    method's hyperparameters and properties, `batch` (examples that share a perturbation) and `examples` (of the
-    training set); what else is to be said follows a semicolon. A contract test holds the counted passes to it.
+    method's hyperparameters and properties, `batch` (examples that share a perturbation), `examples` (of the training
+    set) and `epoch` (its steps); what else is to be said follows a semicolon. A contract test holds the counted passes
+    to it.
     """
 
     base: ClassVar[str | None] = None
