@@ -218,6 +218,40 @@ def test_figures_take_the_seeds_that_are_complete(gpu, studies, monkeypatch):
     assert of.outcome()["failed"] == {"rst-table": "ZeroDivisionError: division by zero"}
 
 
+def test_language_models_have_the_shapes_that_they_are_named_after(gpu):
+    from language import GPT, Llama
+
+    with torch.device("meta"):
+        sizes = [sum(p.numel() for p in model.parameters()) for model in (GPT(), Llama())]
+    assert sizes == [124_439_808, 1_235_814_400]  # GPT-2 small, Llama 3.2 1B
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+def test_a_token_sees_none_that_comes_later(gpu, name):
+    from language import GPT, Llama
+
+    torch.manual_seed(0)
+    model = GPT(**gpu.TINY.gpt) if name == "gpt2" else Llama(**gpu.TINY.llama)
+    ids = torch.randint(0, 17, (1, 6))
+    other = ids.clone()
+    other[0, 4] = (ids[0, 4] + 1) % 17
+    before, after = model.logits(ids), model.logits(other)
+    torch.testing.assert_close(before[:, :4], after[:, :4])
+    assert not torch.allclose(before[:, 4:], after[:, 4:], atol=1e-4)
+    swapped = ids[:, [1, 0, *range(2, 6)]]
+    assert not torch.allclose(model.logits(swapped)[:, 5], before[:, 5], atol=1e-6)  # positions count
+
+
+@pytest.mark.slow
+def test_the_figures_of_the_preset_gpu_are_made(gpu, tmp_path):
+    from figures.study.figure import make
+    from figures.study.study import Study
+
+    study = Study(tmp_path / "study", "gpu-smoke", seeds=1, data_dir=str(tmp_path))
+    make(gpu.FULL.figures, study, tmp_path)
+    assert {p.stem for p in tmp_path.glob("*.png")} == set(gpu.FULL.figures)
+
+
 @pytest.mark.slow
 def test_everything_runs_at_tiny_sizes(gpu, tmp_path):
     command = [sys.executable, ROOT / "benchmarks" / "gpu.py", "--tiny", "--minutes", "9", "--out", tmp_path]

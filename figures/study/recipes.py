@@ -38,7 +38,7 @@ def images(
     if study.preset.settings == "gpu" and study.preset.epochs is not None:
         settings |= {"data": "digits", "model": "small-cnn"}
     if method in KEPT and settings["base"] == "sgd" and "budget_passes" not in changes:
-        settings |= {"keep_every": study.choose(2, 5, gpu=5)}
+        settings |= {"keep_every": study.epochs(study.choose(2, 5, gpu=5))}
     if "adam" in (method, settings["base"]):
         settings |= {"base": "adam", "lr": changes.get("lr", 0.001)}
     return study.training(method, seed, arguments=arguments, **settings)
