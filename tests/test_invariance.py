@@ -2,6 +2,7 @@
 
 import copy
 import math
+import warnings
 
 import h5py
 import numpy as np
@@ -265,7 +266,11 @@ def test_verdicts_in_words():
     assert verdict(np.array([1.0, 3.0]), 1e-9) == "varies by a factor 3"
     assert verdict(np.array([1.0, 1.001]), 1e-9) == "varies by a factor 1 + 1.0e-03"
     assert verdict(np.array([-1.0, 2.0]), 1e-9) == "varies between -1 and 2"
-    assert verdict(np.array([1.0, math.nan]), 1e-9) == "not finite at some rescalings"
+    for values in ([1.0, math.nan], [math.inf, math.inf], [1.0, math.inf]):
+        assert verdict(np.array(values), 1e-9) == "not finite at some rescalings"
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert math.isnan(relative_spread(np.array(values)))
     assert relative_spread(np.array([2.0, 3.0, 6.0])) == 4 / 3
     assert relative_spread(np.zeros(3)) == 0
     assert relative_spread(np.array([-1.0, 0.0, 1.0])) == math.inf

@@ -216,7 +216,9 @@ def rescaling_invariance(
 
 
 def relative_spread(values: np.ndarray) -> float:
-    """(max - min) / |median|; 0 where all are equal, also to 0."""
+    """(max - min) / |median|; 0 where all are equal, also to 0; nan where one is not finite."""
+    if not np.isfinite(values).all():
+        return math.nan
     width, center = float(np.ptp(values)), abs(float(np.median(values)))
     return 0.0 if width == 0 else width / center if center > 0 else math.inf
 
