@@ -236,6 +236,36 @@ def test_line_and_plane_through_checkpoints_meet_them():
     assert plane.marks.shape == (3, 2)
 
 
+def test_further_checkpoints_are_marked_and_merging_coefficients_known():
+    problem = small_mlp()
+    generator = torch.Generator().manual_seed(0)
+    w = problem.weights
+    draws = [torch.randn(problem.dimension, generator=generator).double() for _ in range(3)]
+    first, second = w + 0.3 * draws[0], w + 0.2 * draws[1]
+    off = 0.1 * draws[2]
+    basis = torch.linalg.qr(torch.stack([first - w, second - w], 1)).Q
+    off = off - basis @ (basis.T @ off)
+    merged = w + 0.4 * (first - w) + 0.7 * (second - w) + off
+    plane = landscape.surface(problem, "checkpoints", grid=(6, 5), checkpoints=[first, second, merged])
+    assert plane.merging_coefficients(*plane.marks[2]) == pytest.approx((0.4, 0.7), abs=1e-10)
+    assert plane.merging_coefficients(*plane.marks[0]) == pytest.approx((1, 0), abs=1e-12)
+    assert plane.merging_coefficients(*plane.marks[1]) == pytest.approx((0, 1), abs=1e-12)
+    assert plane.residuals[2] == pytest.approx(float(off.norm() / w.norm()), rel=1e-10)
+    assert landscape.surface(problem, grid=3).merging_coefficients(0.0, 0.0) is None
+
+    from figures.drawing import surface as drawing
+    from figures.page.terminal import surface_text
+
+    text = surface_text("s", plane)
+    assert "merged as w0 + a (w1 - w0) + b (w2 - w0): the lowest loss" in text
+    assert "w3: a = 0.4, b = 0.7" in text
+    (_, figure), *_ = drawing._planes({"s": plane})
+    assert {"$w_{1}$", "$w_{2}$", "$w_{3}$"} <= {t.get_text() for t in figure.axes[0].texts}
+    line = landscape.surface(problem, "checkpoints", ranges=[(0, 1)], grid=3, dimensions=1, checkpoints=[first, second])
+    assert line.merging_coefficients(0.5) == pytest.approx((0.5,))
+    assert "merged as w0 + a (w1 - w0): the lowest loss" in surface_text("s", line)
+
+
 def test_trajectory_is_the_singular_value_decomposition():
     problem = small_mlp()
     generator = torch.Generator().manual_seed(1)

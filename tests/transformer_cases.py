@@ -6,19 +6,29 @@ from torch import nn
 from torch.nn import functional as F
 
 from landscape import Problem
-from trainers.models.vit import TransformerBlock, VisionTransformer
+from trainers.models.vit import Attention, TransformerBlock, VisionTransformer
+
+
+class CausalAttention(Attention):
+    """Every position sees those before it."""
+
+    def forward(self, x, *_):
+        q, k, v = (f(x).unflatten(2, (self.heads, -1)).transpose(1, 2) for f in (self.query, self.key, self.value))
+        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        return self.out(mixed.transpose(1, 2).flatten(2))
 
 
 class GPT(nn.Module):
     """Token and position embeddings, pre-norm blocks with causal attention, a head that may be the embedding."""
 
-    def __init__(self, tied=False, norm=nn.LayerNorm, width=8, heads=2, depth=2):
+    def __init__(self, tied=False, norm=nn.LayerNorm, width=8, heads=2, depth=2, words=13, length=6):
         super().__init__()
-        self.tokens, self.positions = nn.Embedding(13, width), nn.Embedding(6, width)
+        self.tokens, self.positions = nn.Embedding(words, width), nn.Embedding(length, width)
         self.blocks = nn.ModuleList(TransformerBlock(width, heads, 2 * width) for _ in range(depth))
         for block in self.blocks:
             block.norm1, block.norm2 = norm(width), norm(width)
-        self.norm, self.head = norm(width), nn.Linear(width, 13, bias=False)
+            block.attention = CausalAttention(width, heads)
+        self.norm, self.head = norm(width), nn.Linear(width, words, bias=False)
         if tied:
             self.head.weight = self.tokens.weight
 

@@ -87,7 +87,14 @@ def draw_contours(panel: Axes, grid: Grid, scale: Scale, *, log: bool = False) -
     if levels:
         panel.contour(x, y, loss, levels=levels, colors="white", linewidths=0.5, linestyles="solid", alpha=0.8)
     if grid.marks is not None and grid.marks.shape[1] > 1:
-        panel.plot(*grid.marks.T, "-o", color="white", linewidth=0.8, markersize=2.5, markeredgecolor="black")
+        panel.plot(
+            *grid.marks.T,
+            "-o" if grid.joined else "o",
+            color="white",
+            linewidth=0.8,
+            markersize=2.5,
+            markeredgecolor="black",
+        )
     if x.min() <= 0 <= x.max() and y.min() <= 0 <= y.max():
         panel.plot(0, 0, marker="+", color="white", markersize=7, markeredgewidth=1.2)
     panel.locator_params(nbins=4, steps=[1, 2, 5, 10])  # four panels share a page: more labels would touch

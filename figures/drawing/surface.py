@@ -102,10 +102,32 @@ def mark_checkpoints(panel: Axes, surface: Any) -> None:
     """The checkpoints that the plane goes through or along, larger the farther they lie off it."""
     if surface.marks is None:
         return
+    if "task_vectors" in surface.facts:
+        _merging(panel, surface)
     x, y = np.asarray(surface.marks).T
     panel.plot(x[:-1], y[:-1], color="white", linewidth=0.8, alpha=0.9 if surface.directions == "trajectory" else 0)
     sizes = 8 + 60 * np.asarray(surface.residuals)[:-1]
     panel.scatter(x[:-1], y[:-1], s=sizes, facecolor="none", edgecolor="white", linewidth=0.9, zorder=3)
+
+
+_COEFFICIENTS = (0.0, 0.25, 0.5, 0.75, 1.0)
+
+
+def _merging(panel: Axes, surface: Any) -> None:
+    """Lines of equal merging coefficients, w0 + a (w1 - w0) + b (w2 - w0), means of w1 and w2, and the lowest loss."""
+    first, second = np.array(surface.facts["task_vectors"])
+    look: dict[str, Any] = {"color": "white", "linewidth": 0.5, "alpha": 0.7, "scalex": False, "scaley": False}
+    for c in _COEFFICIENTS:
+        panel.plot(*np.array([c * first, c * first + second]).T, **look)
+        panel.plot(*np.array([c * second, first + c * second]).T, **look)
+    panel.plot(*np.array([first, second]).T, linestyle="--", **{**look, "linewidth": 0.9, "alpha": 1.0})
+    for i, mark in enumerate(np.asarray(surface.marks)[:-1], 1):
+        name, outline = f"$w_{{{i}}}$", {"facecolor": "black", "alpha": 0.35, "edgecolor": "none", "pad": 0.6}
+        panel.annotate(name, mark, xytext=(4, 4), textcoords="offset points", color="white", fontsize=7, bbox=outline)
+    if (finite := np.isfinite(surface.loss)).any():
+        lowest = np.unravel_index(np.argmin(np.where(finite, surface.loss, np.inf)), surface.loss.shape)
+        place = [axis[i] for axis, i in zip(surface.axes, lowest, strict=True)]
+        panel.plot(*place, "*", color="white", markersize=7, markeredgecolor="black", zorder=5)
 
 
 def _map(plane: Grid, values: np.ndarray, label: str) -> Figure:

@@ -50,7 +50,8 @@ class Grid:
         center: loss at the trained weights (nan where it is unknown).
         caption: what was computed.
         checks: whether the picture is to be trusted.
-        marks: (checkpoint, axis) coordinates of a trajectory's checkpoints, or None.
+        marks: (checkpoint, axis) coordinates of checkpoints, or None.
+        joined: whether they are stations of one way (a trajectory).
         maps: what else was computed at every point, by its title.
     """
 
@@ -63,6 +64,7 @@ class Grid:
     caption: str
     checks: tuple[Remark, ...] = ()
     marks: np.ndarray | None = None
+    joined: bool = False
     maps: dict[str, np.ndarray] = field(default_factory=dict)
 
     def cuts(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -161,6 +163,7 @@ def grid(surface: Surface | Profiles, label: str = "") -> Grid:
         surface.caption().replace("||", "‖"),
         checks=tuple(_checks(surface)),
         marks=None if marks is None or len(marks) == 0 else np.asarray(marks, dtype=float),
+        joined=getattr(surface, "directions", "") == "trajectory",
         maps=_maps(surface) if isinstance(surface, Surface) else {},
     )
 

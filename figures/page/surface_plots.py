@@ -124,12 +124,13 @@ def _contour(i: int, grid: Grid, scale: Scale, mode: str) -> dict[str, Any]:
 
 
 def _trajectory(grid: Grid) -> list[dict[str, Any]]:
-    """The checkpoints of a training run in the plane, joined in their order."""
+    """The checkpoints in the plane; those of a training run are joined in their order."""
     if grid.marks is None or grid.marks.shape[1] < 2:
         return []
+    mode = "lines+markers" if grid.joined else "markers"
     return [
         {
-            "type": "scatter", "mode": "lines+markers", "showlegend": False, "x": rounded(grid.marks[:, 0]),
+            "type": "scatter", "mode": mode, "showlegend": False, "x": rounded(grid.marks[:, 0]),
             "y": rounded(grid.marks[:, 1]), "line": {"color": "#ffffff", "width": 1.5},
             "marker": {"size": 6, "color": "#ffffff", "line": {"color": "#000000", "width": 1}},
             "text": [str(i) for i in range(len(grid.marks))],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -21,8 +21,27 @@ def surface_text(name: str, result: Surface | Profiles) -> str:
     finite = result.loss[np.isfinite(result.loss)]
     span = f"{finite.min():.4g} to {finite.max():.4g}" if finite.size else "nowhere finite"
     lines = [f"{name}: loss {span}, center {result.center_loss:.4g}", f"  {result.caption()}"]
+    lines += _merged(result) if isinstance(getattr(result, "facts", {}).get("task_vectors"), list) else []
     lines += [f"  {'ok' if c['ok'] else '! '} {c['text']}" for c in result.checks]
     return "\n".join(lines)
+
+
+def _merged(result: Any) -> list[str]:
+    """Merging coefficients of the lowest point and of the checkpoints that do not span the picture."""
+    finite = np.where(np.isfinite(result.loss), result.loss, np.inf)
+    lowest = np.unravel_index(int(np.argmin(finite)), finite.shape)
+    point = [float(axis[i]) for axis, i in zip(result.axes, lowest, strict=True)]
+    spanned = len(point)
+    terms = " + ".join(f"{c} (w{i} - w0)" for i, c in enumerate("ab"[:spanned], 1))
+
+    def words(place: Any) -> str:
+        coefficients = result.merging_coefficients(*place)
+        return ", ".join(f"{c} = {number(v, 3)}" for c, v in zip("ab", coefficients, strict=False))
+
+    lines = [f"  merged as w0 + {terms}: the lowest loss {number(float(finite.min()))} at {words(point)}"]
+    for i, mark in enumerate(result.marks[spanned:-1], spanned + 1):
+        lines.append(f"  w{i}: {words(mark)}, {number(float(result.residuals[i - 1]), 2)} ||w0|| off the picture")
+    return lines
 
 
 def path_text(result: LossPath) -> str:

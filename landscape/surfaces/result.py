@@ -84,6 +84,12 @@ class Surface(Result):
         """Loss at the trained weights; nan where they are not on the grid."""
         return float("nan") if self.center is None else float(self.loss[self.center])
 
+    def merging_coefficients(self, *point: float) -> tuple[float, ...] | None:
+        """(a, b) of a point of the picture w0 + a (w1 - w0) + b (w2 - w0), through checkpoints; None elsewhere."""
+        if (vectors := self.facts.get("task_vectors")) is None:
+            return None
+        return tuple(np.linalg.solve(np.array(vectors).T, np.array(point)).tolist())
+
     @property
     def warnings(self) -> list[str]:
         """Reasons not to believe the picture."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -69,19 +70,25 @@ def through_checkpoints(problem: Problem, *, count: int, checkpoints: Sequence[T
     """The line through w0 and another checkpoint, or the plane through w0 and two others.
 
     One unit of either axis is ||w1 - w0||, so that distances in the picture are distances in weight space; w1 lies at
-    (1, 0).
+    (1, 0). Where w0 is a base and w1, w2 were fine-tuned from it, its points are merged networks
+    w0 + a (w1 - w0) + b (w2 - w0) (task arithmetic: Ilharco 2022, arXiv 2212.04089).
 
     Args:
         problem: its weights are w0.
         count: 1 or 2.
-        checkpoints: `count` flat vectors (d,).
+        checkpoints: `count` flat vectors (d,), and any number of further ones, which are marked where they lie nearest.
+
+    Facts: `distances` of all from w0; `task_vectors`, the coordinates of w1 - w0 and w2 - w0 in the plane.
     """
-    if len(checkpoints) != count:
+    if len(checkpoints) < count:
         shape = "line goes through two checkpoints" if count == 1 else "plane goes through three checkpoints"
         raise InputError(f"a {shape}: the network's own and {count} more are needed, received {len(checkpoints)} more")
     shifts = _shifts(problem, checkpoints)
-    vectors = scaled_to(orthogonalized(shifts), norm(shifts[0]))
-    return _marked("checkpoints", problem, vectors, DISTANCE, shifts, {"distances": [float(norm(s)) for s in shifts]})
+    vectors = scaled_to(orthogonalized(shifts[:count]), norm(shifts[0]))
+    plane = _marked("checkpoints", problem, vectors, DISTANCE, shifts, {})
+    assert plane.marks is not None
+    facts = {"distances": [float(norm(s)) for s in shifts], "task_vectors": plane.marks[:count].tolist()}
+    return replace(plane, facts=facts)
 
 
 def trajectory(problem: Problem, *, count: int, checkpoints: Sequence[Tensor]) -> Directions:
