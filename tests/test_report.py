@@ -107,10 +107,18 @@ def by_id(analyses):
     return {p.id: p for p in drawn}, arrays
 
 
+def computed(trace, key, arrays):
+    """The computed numbers under what the page interpolates for the eye."""
+    how, _, name = trace[key][1:].split(":")
+    assert trace[key][0] == "@"
+    assert how == "fine"
+    return np.array(arrays[name], dtype=float)
+
+
 def test_surface_is_drawn_the_right_way_round(one):
     found, arrays = by_id([one])
     trace = found["surface-contour-0"].modes["linear"]["data"][0]
-    x, y, z = (np.array(arrays[trace[k][1:]]) for k in "xyz")
+    x, y, z = (computed(trace, k, arrays) for k in "xyz")
     assert z.shape == (len(y), len(x)) == (13, 11)
     np.testing.assert_allclose(z, 0.1 + x[None, :] ** 2 + 3 * y[:, None] ** 2, rtol=1e-5)
     assert found["surface-3d-0"].modes["linear"]["data"][0]["z"] == trace["z"]
@@ -120,8 +128,11 @@ def test_surfaces_share_colors_levels_and_heights(two):
     found, _ = by_id(two)
     for mode in ("linear", "log"):
         first, second = (found[f"surface-contour-{i}"].modes[mode]["data"][0] for i in (0, 1))
-        for key in ("zmin", "zmax", "contours", "colorbar"):
+        for key in ("zmin", "zmax", "contours"):
             assert first[key] == second[key]
+        assert not first["showscale"], "one color bar for all"
+        strip = found["surface-scale"].modes[mode]
+        assert (strip["data"][0]["x"][0], strip["data"][0]["x"][-1]) == pytest.approx((first["zmin"], first["zmax"]))
         scenes = [found[f"surface-3d-{i}"].modes[mode] for i in (0, 1)]
         assert scenes[0]["layout"]["scene"]["zaxis"] == scenes[1]["layout"]["scene"]["zaxis"]
         assert scenes[0]["data"][0]["cmax"] == scenes[1]["data"][0]["cmax"]
@@ -163,20 +174,24 @@ def test_shapes_compare_as_rises_above_the_own_center():
     found, arrays = by_id(two)
     for kind in ("surface-3d", "surface-contour"):
         modes = [found[f"{kind}-{i}"].modes for i in (0, 1)]
-        assert set(modes[0]) == {"linear", "log", "rise"}
-        linear, rise = ([m[name]["data"][0]["z"] for m in modes] for name in ("linear", "rise"))
-        corners = [arrays[z[1:]][0][0] for z in linear]
+        assert list(modes[0]) == ["rise", "linear", "log"], "the page opens with the first"
+        linear, rise = ([m[name]["data"][0] for m in modes] for name in ("linear", "rise"))
+        corners = [computed(trace, "z", arrays)[0][0] for trace in linear]
         assert corners == pytest.approx([0.1 + 3.5, 5 + 3.5])
-        for z in rise:
-            np.testing.assert_allclose(arrays[z[1:]], bowl(2.0, floor=0.0).loss.T, atol=1e-5)
+        for trace in rise:
+            np.testing.assert_allclose(computed(trace, "z", arrays), bowl(2.0, floor=0.0).loss.T, atol=1e-5)
     surfaces = [found[f"surface-3d-{i}"].modes["rise"] for i in (0, 1)]
     for s in surfaces:
         assert (s["data"][0]["cmin"], s["data"][0]["cmax"]) == pytest.approx((0, 3.5), abs=1e-12)
     assert [s["data"][1]["z"] for s in surfaces] == [[0.0], [0.0]], "the trained weights are at no rise"
-    bars = [found["surface-contour-0"].modes[m]["data"][0]["colorbar"]["title"]["text"] for m in ("linear", "rise")]
-    assert bars == ["loss", "rise"]
+    words = [found["surface-scale"].modes[m]["layout"]["xaxis"]["title"]["text"] for m in ("linear", "rise")]
+    assert words == ["loss", "rise of the loss"]
+    assert next(iter(found["surface-cuts"].modes)) == "rise"
+    for trace in found["surface-cuts"].modes["rise"]["data"]:
+        assert min(trace["y"]) == 0.0
     alone, _ = by_id(two[:1])
     assert set(alone["surface-3d-0"].modes) == {"linear", "log"}
+    assert alone["surface-contour-0"].modes["linear"]["data"][0]["colorbar"]["title"]["text"] == "loss"
 
 
 def test_legends_name_each_checkpoint_once():
@@ -199,6 +214,24 @@ def test_many_checkpoints_keep_few_webgl_contexts():
     assert [s.label for s in found["surface-3d-0"].choices] == [f"run{i}" for i in range(12)]
     few, _ = by_id([analysis(f"run{i}") for i in range(surface_plots.SCENES)])
     assert all(not p.choices for p in few.values())
+
+
+def test_what_the_eye_gets_between_the_points():
+    """Parabolas exactly, to the edge; a spike without an invented dip; nothing where a value is missing."""
+    x = np.linspace(-1, 1, 7)
+    parts = 5
+    fine = grids.refined(x, parts)
+    np.testing.assert_allclose(fine, np.linspace(-1, 1, 31), atol=1e-15)
+    parabola = (x[:, None] - 0.1) ** 2 + 3 * x[None, :] ** 2 - x[:, None] * x[None, :]
+    smooth = grids.refined(grids.refined(parabola, parts).T, parts).T
+    expected = (fine[:, None] - 0.1) ** 2 + 3 * fine[None, :] ** 2 - fine[:, None] * fine[None, :]
+    np.testing.assert_allclose(smooth, expected, atol=1e-14)
+    spike = np.zeros(9)
+    spike[4] = 1.0
+    assert -0.011 < grids.refined(spike, 10).min() < 0
+    np.testing.assert_array_equal(grids.refined(spike, 10)[::10], spike)
+    assert [grids.fineness(np.ones((n, n))) for n in (3, 11, 21, 101)] == [1, 9, 5, 1]
+    assert grids.fineness(np.where(np.eye(21) > 0, np.nan, 1.0)) == 1
 
 
 # -- the page --------------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from report_cases import HOSTILE, analysis, bowl
 
-from figures.page import joined_report, report
+from figures.page import grids, joined_report, report
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed (pip install -e .[dev])")
 ActionChains = pytest.importorskip("selenium.webdriver.common.action_chains").ActionChains
@@ -233,17 +233,46 @@ def test_table_sorts_by_mouse_and_keyboard(browser, pages):
 def test_scale_switches_every_surface(browser, pages):
     opened(browser, pages / "two.html")
     corner = "return [0, 1].map(i => document.getElementById(`surface-contour-${i}`).data[0].z[0][0])"
-    linear = browser.execute_script(corner)
-    assert linear == pytest.approx([0.1 + 1.75, 0.1 + 3.5])
+    rise = browser.execute_script(corner)
+    assert rise == pytest.approx([1.75, 3.5]), "comparisons open as rises above each one's center"
     pick = "document.querySelector('#surface .head [data-mode={}]').click()"
+    browser.execute_script(pick.format("linear"))
+    settled(browser)
+    assert browser.execute_script(corner) == pytest.approx([0.1 + 1.75, 0.1 + 3.5])
     browser.execute_script(pick.format("log"))
     settled(browser)
     assert browser.execute_script(corner) == pytest.approx([0.2671717, 0.5563025], rel=1e-5)
     pressed = browser.find_element(By.CSS_SELECTOR, "#surface .head [aria-pressed=true]")
     assert pressed.get_attribute("data-mode") == "log"
-    browser.execute_script(pick.format("linear"))
+    browser.execute_script(pick.format("rise"))
     settled(browser)
-    assert browser.execute_script(corner) == linear
+    assert browser.execute_script(corner) == rise
+
+
+def test_surfaces_are_smooth_for_the_eye_and_exact_where_they_are_read(browser, pages):
+    opened(browser, pages / "two.html")
+    trace = "document.getElementById('surface-contour-0').data[0]"
+    shown = np.array(browser.execute_script(f"return {trace}.z"))
+    rise = bowl(1.0).loss - bowl(1.0).center_loss
+    parts = grids.fineness(rise)
+    assert parts > 1
+    np.testing.assert_allclose(shown, grids.refined(grids.refined(rise, parts).T, parts), rtol=1e-4, atol=1e-5)
+    told = browser.execute_script(f"return {trace}.text")
+    x, y = bowl().x, bowl().y
+    assert told[2 * parts][parts].endswith(f"loss <b>{bowl(1.0).loss[1, 2]:.5g}</b>")
+    assert told[2 * parts + parts // 3][parts] == told[2 * parts][parts], (
+        "what is read off is the nearest computed point"
+    )
+    browser.find_element(By.ID, "points").click()
+    settled(browser)
+    kinds = browser.execute_script(
+        "return [document.getElementById('surface-contour-0').data[1].x.length, "
+        "document.getElementById('surface-3d-0').data[0].contours.x.show]"
+    )
+    assert kinds == [len(x) * len(y), True]
+    browser.find_element(By.ID, "points").click()
+    settled(browser)
+    assert errors(browser) == []
 
 
 def test_hostile_names_are_text(browser, pages):
@@ -295,14 +324,14 @@ def test_every_checkpoint_can_be_seen_in_3d(browser, pages):
     opened(browser, pages / "ten.html")
     assert "these are the first 8 of 10 checkpoints" in browser.find_element(By.CSS_SELECTOR, "#surface .lead").text
     shown = "return document.getElementById('surface-3d-0').data[0].z[0][0]"
-    assert browser.execute_script(shown) == pytest.approx(np.log10(0.1 + 1.75), rel=1e-5)
+    assert browser.execute_script(shown) == pytest.approx(1.75, rel=1e-5)
     pick = (
         "const box = document.querySelector('[data-choose=surface-3d-0]'); box.value = '9';"
         "box.dispatchEvent(new Event('change'))"
     )
     browser.execute_script(pick)
     settled(browser)
-    assert browser.execute_script(shown) == pytest.approx(np.log10(0.1 + 17.5), rel=1e-5)
+    assert browser.execute_script(shown) == pytest.approx(17.5, rel=1e-5)
     assert browser.find_element(By.ID, "title-surface-3d-0").text == "Surface: n9"
     button = browser.find_element(By.CSS_SELECTOR, "[data-image=svg][data-for=surface-3d-0]")
     assert button.get_attribute("aria-label") == "Download Surface: n9 as SVG"

@@ -80,7 +80,7 @@ def film(surface: Any, names: Sequence[str] = ()) -> tuple[Figure, Callable[[int
             1, 2, figsize=(style.PAGE, 3.0), width_ratios=(1.3, 1), layout="constrained"
         )
         mappable = draw_contours(plane, drawn, scale, log=scale.wide_range)
-        color_bar(figure, mappable, np.array([plane]), scale, scale.wide_range)
+        color_bar(figure, mappable, np.array([plane]), scale, log=scale.wide_range)
         plane.set(xlabel=drawn.names[0], ylabel=drawn.names[1])
         (path,) = plane.plot([], [], "-o", color="white", markersize=2.5, markeredgecolor="black", linewidth=0.8)
         (here,) = plane.plot([], [], "o", color=style.color(1), markersize=6, markeredgecolor="white")

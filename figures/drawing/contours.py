@@ -2,32 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from figures.drawing import style
-from figures.page.grids import Grid, Scale, shared_scale
+from figures.page.grids import RISE, Grid, Scale, View, fineness, refined, tick_labels, views
+from landscape.formatting import number
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 CMAP = "viridis"
+CENTER = "#D55E00"
+"""Where the trained weights are: a color that viridis does not hold, as in the report."""
 
 
-def contours(drawn: Sequence[Grid], *, log: bool = False, scale: Scale | None = None) -> Figure:
-    """Filled contours of every surface side by side, with one color bar.
+def pictures(planes: Sequence[Grid], notes: Sequence[str]) -> Iterator[tuple[str, Figure]]:
+    """(name, figure) of contours and 3-D in every view; the first one's names are plain.
 
     Args:
-        drawn: two-dimensional grids.
-        log: color and levels by log10(loss).
-        scale: shared by all; by default that of `drawn`.
+        planes: two-dimensional grids.
+        notes: lines under every picture.
     """
+    shown = views(planes)
+    for i, view in enumerate(shown):
+        suffix = "" if i == 0 else {"linear": "-absolute", "log": "-log", "rise": "-rise"}[view.mode]
+        lines = [_about(planes, view), *notes] if len(planes) > 1 else notes
+        yield f"surface-contours{suffix}", style.footnote(contours(view), *lines)
+        yield f"surface-3d{suffix}", style.footnote(surfaces(view), *lines)
+
+
+def _about(planes: Sequence[Grid], view: View) -> str:
+    """What the one scale of several surfaces shows."""
+    own = ", ".join(f"{g.label} {number(g.center)}" for g in planes if math.isfinite(g.center))
+    if view.mode == "rise":
+        return f"One scale: the loss less each network's own at its trained weights ({own})"
+    return f"One scale: {'log10 of the' if view.log else 'the'} loss; at the trained weights (dots) {own or 'unknown'}"
+
+
+def contours(view: View) -> Figure:
+    """Filled contours of every surface side by side, with one color bar."""
     import matplotlib.pyplot as plt
 
-    scale = scale or shared_scale(drawn)
+    drawn = view.drawn
     with style.use():
         columns = min(len(drawn), 4)
         rows = -(-len(drawn) // columns)
@@ -37,37 +58,32 @@ def contours(drawn: Sequence[Grid], *, log: bool = False, scale: Scale | None = 
             rows, columns, figsize=(width, height), squeeze=False, sharex=True, sharey=True, layout="constrained"
         )
         for panel, grid in zip(panels.flat, drawn, strict=False):
-            mappable = draw_contours(panel, grid, scale, log=log)
+            mappable = draw_contours(panel, grid, view.scale, log=view.log)
             panel.set_title(grid.label)
         for panel in panels.flat[len(drawn) :]:
             panel.set_axis_off()
         _outer_labels(panels, drawn)
-        color_bar(figure, mappable, panels, scale, log)
+        color_bar(figure, mappable, panels, view.scale, log=view.log, label=drawn[0].quantity)
     return figure
 
 
-def surfaces(drawn: Sequence[Grid], *, log: bool = False, scale: Scale | None = None) -> Figure:
-    """Every surface in 3-D side by side, all on one z and color scale and seen from the same side.
-
-    Args:
-        drawn: two-dimensional grids.
-        log: height and color by log10(loss).
-        scale: shared by all; by default that of `drawn`.
-    """
+def surfaces(view: View) -> Figure:
+    """Every surface in 3-D side by side, all on one z and color scale and seen from the same side."""
     import matplotlib.pyplot as plt
 
-    scale = scale or shared_scale(drawn)
+    drawn = view.drawn
     with style.use():
         columns = min(len(drawn), 3)
         rows = -(-len(drawn) // columns)
         width = style.COLUMN if len(drawn) == 1 else style.PAGE
-        figure = plt.figure(figsize=(width, rows * (2.55 if len(drawn) == 1 else 0.1 + width / columns)))
-        top = 0.3 / figure.get_figheight()
+        # A square in 3-D leaves its upper part empty: rows are lower than their panels, which hold the titles there.
+        figure = plt.figure(figsize=(width, rows * (2.55 if len(drawn) == 1 else 0.92 * width / columns)))
+        square = (2.25 if len(drawn) == 1 else width / columns) / figure.get_figheight()
         for i, grid in enumerate(drawn):
             row, column = divmod(i, columns)
-            box = ((column - 0.04) / columns, 1 - (row + 1) / rows, 1 / columns, (1 - top) / rows)
+            box = ((column - 0.05) / columns, 1 - (row + 1) / rows, 1 / columns, square)
             panel = figure.add_axes(box, projection="3d")
-            draw_surface(panel, grid, scale, log=log)
+            draw_surface(panel, grid, view.scale, log=view.log)
             figure.text(
                 (column + 0.5) / columns, 1 - row / rows - 0.08 / figure.get_figheight(), grid.label,
                 ha="center", va="top", weight="bold",
@@ -78,14 +94,15 @@ def surfaces(drawn: Sequence[Grid], *, log: bool = False, scale: Scale | None = 
 def draw_contours(panel: Axes, grid: Grid, scale: Scale, *, log: bool = False) -> Any:
     """One surface as filled contours, the trained weights marked; returns what a color bar needs."""
     low, high = scale.limits(log)
-    x, y = grid.axes
-    loss = _height(grid.loss, log).T
+    x, y, height = _smooth(grid, log)
     # A raster of the values below, lines at the shared levels above: no contour interval hides what is in between.
-    mappable = panel.pcolormesh(x, y, loss, cmap=CMAP, vmin=low, vmax=high, shading="gouraud", rasterized=True)
+    mappable = panel.pcolormesh(x, y, height.T, cmap=CMAP, vmin=low, vmax=high, shading="gouraud", rasterized=True)
     with np.errstate(invalid="ignore"):
-        levels = [v for v in scale.levels(log) if np.nanmin(loss) < v < np.nanmax(loss)]
+        levels = [v for v in scale.levels(log) if np.nanmin(height) < v < np.nanmax(height)]
     if levels:
-        panel.contour(x, y, loss, levels=levels, colors="white", linewidths=0.5, linestyles="solid", alpha=0.8)
+        lines = panel.contour(x, y, height.T, levels=levels, colors="white", linewidths=0.5, linestyles="solid")
+        words = dict(zip(levels, tick_labels([10**v if log else v for v in levels], least=2), strict=True))
+        panel.clabel(lines, levels[:: 2 + len(levels) // 8], fmt=words, fontsize=5, inline_spacing=2)
     if grid.marks is not None and grid.marks.shape[1] > 1:
         panel.plot(
             *grid.marks.T,
@@ -96,7 +113,7 @@ def draw_contours(panel: Axes, grid: Grid, scale: Scale, *, log: bool = False) -
             markeredgecolor="black",
         )
     if x.min() <= 0 <= x.max() and y.min() <= 0 <= y.max():
-        panel.plot(0, 0, marker="+", color="white", markersize=7, markeredgewidth=1.2)
+        panel.plot(0, 0, "o", color=CENTER, markersize=4, markeredgecolor="white", markeredgewidth=0.7)
     panel.locator_params(nbins=4, steps=[1, 2, 5, 10])  # four panels share a page: more labels would touch
     panel.set_aspect("equal" if np.isclose(np.ptp(x), np.ptp(y)) else "auto")
     panel.spines[["top", "right"]].set_visible(True)
@@ -106,19 +123,24 @@ def draw_contours(panel: Axes, grid: Grid, scale: Scale, *, log: bool = False) -
 def draw_surface(panel: Any, grid: Grid, scale: Scale, *, log: bool = False) -> None:
     """One surface in 3-D axes."""
     low, high = scale.limits(log)
-    x, y = np.meshgrid(*grid.axes, indexing="ij")
+    x, y, height = _smooth(grid, log)
+    panel.computed_zorder = False  # the trained weights lie at the bottom: the wall in front must not hide them
     panel.plot_surface(
-        x, y, _height(grid.loss, log), cmap=CMAP, vmin=low, vmax=high, rcount=100, ccount=100,
+        *np.meshgrid(x, y, indexing="ij"), height, cmap=CMAP, vmin=low, vmax=high, rcount=120, ccount=120,
         linewidth=0, antialiased=False, rasterized=True,
     )  # fmt: skip
-    panel.set(zlim=(low, high), xlabel=_short(grid.names[0]), ylabel=_short(grid.names[1]))
+    center = math.log10(grid.center) if log and grid.center > 0 else grid.center
+    if x.min() <= 0 <= x.max() and y.min() <= 0 <= y.max() and low <= center <= high:
+        panel.plot([0], [0], [center], "o", color=CENTER, markersize=4, markeredgecolor="white", markeredgewidth=0.7)
+    panel.set(zlim=(low, high), xlabel=grid.names[0], ylabel=grid.names[1])
     # The label of the z axis would lie across its ticks: it stands above the axis instead.
-    panel.text(grid.axes[0].max(), grid.axes[1].max(), high + 0.12 * (high - low), "loss", ha="center", va="bottom")
+    word = "rise" if grid.quantity == RISE else grid.quantity
+    panel.text(x.max(), y.max(), high + 0.12 * (high - low), word, ha="center", va="bottom")
     panel.patch.set_visible(False)  # it would cover the ticks of the panel to its left
     values, words = scale.ticks(log)
     panel.set_zticks(values, words)
     panel.view_init(elev=24, azim=-55)
-    panel.set_box_aspect((1, 1, 0.75), zoom=0.9)
+    panel.set_box_aspect((1, 1, 0.75), zoom=0.83)
     panel.locator_params(axis="x", nbins=3, steps=[1, 2, 5, 10])
     panel.locator_params(axis="y", nbins=3, steps=[1, 2, 5, 10])
     for axis in (panel.xaxis, panel.yaxis, panel.zaxis):
@@ -131,9 +153,12 @@ def draw_surface(panel: Any, grid: Grid, scale: Scale, *, log: bool = False) -> 
     panel.tick_params(axis="z", pad=2)
 
 
-def _short(name: str) -> str:
-    """An axis' name where there is little room: "random direction 1 (unit)" without its kind."""
-    return name[name.find("direction") :] if "direction" in name else name
+def _smooth(grid: Grid, log: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Axes and heights as the eye gets them, between the computed points cubic."""
+    height = _height(grid.loss, log)
+    parts = fineness(height)
+    x, y = (refined(axis, parts) for axis in grid.axes)
+    return x, y, refined(refined(height, parts).T, parts).T
 
 
 def _height(loss: np.ndarray, log: bool) -> np.ndarray:
@@ -153,11 +178,13 @@ def _outer_labels(panels: np.ndarray, drawn: Sequence[Grid]) -> None:
         panel.set_ylabel(drawn[0].names[1])
 
 
-def color_bar(figure: Figure, mappable: Any, panels: np.ndarray, scale: Scale, log: bool) -> None:
+def color_bar(
+    figure: Figure, mappable: Any, panels: np.ndarray, scale: Scale, *, log: bool, label: str = "loss"
+) -> None:
     """One color bar for all panels, with the losses at its ticks."""
     values, words = scale.ticks(log)
     bar = figure.colorbar(mappable, ax=panels, shrink=0.9, aspect=22 * len(panels), pad=0.02)
     bar.set_ticks(values, labels=words)
     bar.minorticks_off()
     bar.outline.set_visible(False)
-    bar.set_label("loss")
+    bar.set_label(label)

@@ -151,7 +151,7 @@ def _surface(result: Surface, axes: Any) -> None:
     shown = contours.draw_contours(axes, plane, scale, log=scale.wide_range)
     surface.mark_checkpoints(axes, result)
     axes.set(xlabel=plane.names[0], ylabel=plane.names[1])
-    return contours.color_bar(axes.figure, shown, np.array([axes]), scale, scale.wide_range)
+    return contours.color_bar(axes.figure, shown, np.array([axes]), scale, log=scale.wide_range)
 
 
 def _profiles(result: Surface | Profiles, axes: Axes) -> None:

@@ -12,7 +12,7 @@ from figures.drawing import contours, style, surface
 from figures.drawing.panels import densities as draw_densities
 from figures.drawing.panels import ranks, rise, spectrum
 from figures.page.curves import curve
-from figures.page.grids import grids, shared_scale
+from figures.page.grids import grids
 from figures.page.rows import alike
 from landscape.measures.spectral_density import SpectralDensity
 
@@ -31,8 +31,8 @@ def write(
 ) -> list[Path]:
     """Draw everything for which there is data; returns the files written.
 
-    Files: surface-contours, surface-3d (and -log of both where the loss is positive), surface-cuts, sharpness,
-    eigenvalues, spectral-density, training.
+    Files: surface-contours, surface-3d (both in every view: -absolute, -log), surface-cuts, sharpness, eigenvalues,
+    spectral-density, training.
     """
     written: list[Path] = []
     for name, figure in pictures(analyses):
@@ -45,13 +45,9 @@ def pictures(analyses: Sequence[Analysis]) -> Iterator[tuple[str, Figure]]:
     drawn = grids(analyses)
     planes = [g for g in drawn if g.loss.ndim == 2]
     if planes:
-        scale = shared_scale(planes)
         results = {a.label: a.surface for a in analyses if a.surface is not None}
         notes = surface.notes({label: s for label, s in results.items() if s.loss.ndim == 2})
-        for log in (False, True) if scale.low > 0 else (False,):
-            suffix = "-log" if log else ""
-            yield f"surface-contours{suffix}", style.footnote(contours.contours(planes, log=log, scale=scale), *notes)
-            yield f"surface-3d{suffix}", style.footnote(contours.surfaces(planes, log=log, scale=scale), *notes)
+        yield from contours.pictures(planes, notes)
     if drawn:
         yield "surface-cuts", cuts(analyses)
     for name, make in (("sharpness", sharpness), ("eigenvalues", eigenvalues), ("spectral-density", densities)):

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from figures.drawing import style
-from figures.drawing.contours import CMAP, contours, surfaces
-from figures.page.grids import Grid, grid, shared_scale
+from figures.drawing.contours import CMAP, pictures
+from figures.page.grids import Grid, grid
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -26,8 +26,8 @@ MAPS = {
 def write(results: Mapping[str, Any], directory: str | Path, *, formats: Sequence[str] = ("pdf", "png")) -> list[Path]:
     """Draw `Surface` and `Profiles` results with what must be known of them printed underneath.
 
-    Planes: contours and 3-D (linear, and logarithmic where a linear scale shows only the rim), and maps of the gradient
-    norm and of |lambda_min / lambda_max| where they were computed. Lines: profiles.
+    Planes: contours and 3-D in every view (several as rises above each one's center; -absolute; -log where the loss is
+    positive), and maps of the gradient norm and of |lambda_min / lambda_max| where they were computed. Lines: profiles.
     """
     written: list[Path] = []
     planes = {n: s for n, s in results.items() if s.loss.ndim == 2}
@@ -42,14 +42,12 @@ def _planes(planes: Mapping[str, Any]) -> Iterator[tuple[str, Figure]]:
     if not planes:
         return
     drawn = [grid(s, n if len(planes) > 1 else "") for n, s in planes.items()]
-    scale, lines = shared_scale(drawn), notes(planes)
-    for log in (False, True) if scale.wide_range else (False,):
-        suffix = "-log" if log else ""
-        figure = contours(drawn, log=log, scale=scale)
-        for panel, one in zip(figure.axes, planes.values(), strict=False):
-            mark_checkpoints(panel, one)
-        yield f"surface-contours{suffix}", style.footnote(figure, *lines)
-        yield f"surface-3d{suffix}", style.footnote(surfaces(drawn, log=log, scale=scale), *lines)
+    lines = notes(planes)
+    for name, figure in pictures(drawn, lines):
+        if name.startswith("surface-contours"):
+            for panel, one in zip(figure.axes, planes.values(), strict=False):
+                mark_checkpoints(panel, one)
+        yield name, figure
     for plane in drawn:
         for title, values in plane.maps.items():
             name, label = MAPS[title]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,16 +17,15 @@ from landscape.surfaces.result import Surface
 if TYPE_CHECKING:
     from figures.page.analysis import Analysis
 
+RISE = "rise of the loss"
+"""What a view of rises shows."""
 LEVELS = 14
 """Contour levels that a picture should have, about."""
 
-_AXES = {
-    "gaussian": "random direction {}",
-    "filter": "filter-normalized direction {}",
-    "layer": "layer-normalized direction {}",
-    "hessian": "Hessian eigenvector {}",
-    "trajectory": "principal component {}",
-}
+_AXES = {"hessian": "eigenvector {}", "trajectory": "principal component {}"}
+"""Names of the axes; what kind of directions the others are is said in the caption."""
+_FINE = 100
+"""Points an axis that the eye takes for a smooth surface."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +52,7 @@ class Grid:
         marks: (checkpoint, axis) coordinates of checkpoints, or None.
         joined: whether they are stations of one way (a trajectory).
         maps: what else was computed at every point, by its title.
+        quantity: what `loss` holds: the loss, or its rise above the center's.
     """
 
     label: str
@@ -66,6 +66,7 @@ class Grid:
     marks: np.ndarray | None = None
     joined: bool = False
     maps: dict[str, np.ndarray] = field(default_factory=dict)
+    quantity: str = "loss"
 
     def cuts(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """(coordinates, loss) along each axis through the grid point nearest to the center."""
@@ -125,6 +126,62 @@ class Scale:
         return [math.log10(v) for v in losses], tick_labels(losses)
 
 
+@dataclass(frozen=True)
+class View:
+    """One way to look at planes, all on one scale: `mode` is rise, linear or log (of the loss)."""
+
+    mode: str
+    drawn: list[Grid]
+    scale: Scale
+
+    @property
+    def log(self) -> bool:
+        """Whether heights and colors are log10 of the loss."""
+        return self.mode == "log"
+
+
+def views(planes: Sequence[Grid]) -> list[View]:
+    """Every way to look at these planes, first the one to open with.
+
+    Networks of different losses on one scale are plane, each at its height: several are compared by how far the loss
+    rises above each network's own at its trained weights.
+    """
+    scale = shared_scale(planes)
+    modes = ["linear", "log"] if scale.low > 0 else ["linear"]
+    shown = [View(m, list(planes), scale) for m in (reversed(modes) if scale.wide_range else modes)]
+    if len(planes) > 1 and all(math.isfinite(g.center) for g in planes):
+        rises = [replace(g, loss=g.loss - g.center, center=0.0, quantity=RISE) for g in planes]
+        shown.insert(0, View("rise", rises, shared_scale(rises)))
+    return shown
+
+
+def fineness(values: np.ndarray) -> int:
+    """Into how many parts every cell is divided for the eye; 1 where a value is missing or the grid is fine enough."""
+    if not np.isfinite(values).all() or min(values.shape) < 4:
+        return 1
+    return max(1, round(_FINE / max(values.shape)))
+
+
+def refined(values: np.ndarray, parts: int) -> np.ndarray:
+    """Cubic interpolation (Keys 1981, exact for parabolas) along the first axis: `parts` steps from point to point.
+
+    For the eye only: no number is taken from it, and it stays within a hundredth of the values' range.
+    """
+    if parts == 1:
+        return values
+    slack = 0.01 * np.ptp(values)
+    first, last = 3 * values[0] - 3 * values[1] + values[2], 3 * values[-1] - 3 * values[-2] + values[-3]
+    padded = np.concatenate([[first], values, [last]])
+    before, left, right, after = (padded[i : i + len(values) - 1, None] for i in range(4))
+    t = (np.arange(parts) / parts).reshape(1, -1, *[1] * (values.ndim - 1))
+    between = left + t / 2 * (
+        right - before
+        + t * (2 * before - 5 * left + 4 * right - after + t * (3 * (left - right) + after - before))
+    )  # fmt: skip
+    between = between.reshape(-1, *values.shape[1:])
+    return np.concatenate([between, values[-1:]]).clip(values.min() - slack, values.max() + slack)
+
+
 def tick_labels(values: Sequence[float], least: int = 3, most: int = 15) -> list[str]:
     """The values with as many digits as leave each within a twentieth of the distance to the nearest other."""
     gap = min((b - a for a, b in itertools.pairwise(sorted(values))), default=math.inf)
@@ -149,7 +206,7 @@ def grid(surface: Surface | Profiles, label: str = "") -> Grid:
     axes = tuple(np.asarray(axis, dtype=float) for axis in surface.axes)
     unit = surface.unit.replace("||", "‖")
     pattern = _AXES.get(surface.directions, "direction {}")
-    if len(axes) == 1 and surface.directions in _AXES:
+    if len(axes) == 1:
         pattern = pattern.replace(" {}", "")
     names = tuple(pattern.format(i + 1) + (f" (× {unit})" if unit else "") for i in range(len(axes)))
     marks = getattr(surface, "marks", None)

@@ -36,20 +36,21 @@ def render(analyses: Sequence[Analysis], *, command: str = "") -> str:
     """The page as text."""
     table = rows(analyses, paired(analyses) if len(analyses) > 1 else None)
     arrays = SharedArrays()
-    contours = [p for p in surface_plots(analyses, arrays) if p.row == "contour"]
+    pictures = [p for p in surface_plots(analyses, arrays) if p.row in ("contour", "scale")]
+    contours = [p for p in pictures if p.row == "contour"]
     groups = _groups(analyses)
     plot = _scatter(analyses, table, groups)
     surfaces = Section(
         "surface",
         "Loss surfaces",
-        "On one scale of colors; rise: above each checkpoint's own trained weights.",
-        [contours],
+        "On one scale of colors. Rise: of the loss above that of each checkpoint's own trained weights (the dot).",
+        [row for row in (contours, [p for p in pictures if p.row == "scale"]) if row],
         next((list(p.modes) for p in contours if len(p.modes) > 1), []),
         [],
     )
     return frame.render(
         "joined.html",
-        [plot, *contours],
+        [plot, *pictures],
         arrays=arrays.held,
         summary={"checkpoints": [a.summary() for a in analyses], "command": command},
         table=_numbers(table, analyses),

@@ -3,7 +3,7 @@
 (() => {
   const data = JSON.parse(document.getElementById("data").textContent);
   const root = document.documentElement;
-  const report = (window.report = { drawn: new Set(), errors: [], theme: "light" });
+  const report = (window.report = { drawn: new Set(), errors: [], theme: "light", points: false });
   const modes = {};
   for (const plot of Object.values(data.plots)) modes[plot.group] ??= Object.keys(plot.modes)[0];
 
@@ -43,11 +43,37 @@
   }
   function lookup(name) {
     if (!(name in arrays)) {
-      const [how, of] = name.split(":");
-      const apply = how === "log" ? (v) => (v > 0 ? Math.log10(v) : null) : format;
-      arrays[name] = arrays[of].map((row) => row.map(apply));
+      const [how, parts, of] = name.split(":");
+      arrays[name] = how === "fine" ? fine(arrays[of], Number(parts)) : near(of.slice(1), Number(parts));
     }
     return arrays[name];
+  }
+  /* Cubic interpolation (Keys 1981) along each axis: for the eye, never in a number; see grids.refined. */
+  function between(values, parts) {
+    const n = values.length;
+    const at = (i) => (i < 0 ? 3 * values[0] - 3 * values[1] + values[2] : i < n ? values[i] : 3 * values[n - 1] - 3 * values[n - 2] + values[n - 3]);
+    return Array.from({ length: (n - 1) * parts + 1 }, (_, k) => {
+      const i = Math.min(Math.floor(k / parts), n - 2);
+      const t = k / parts - i;
+      const [a, b, c, d] = [at(i - 1), at(i), at(i + 1), at(i + 2)];
+      return b + (t / 2) * (c - a + t * (2 * a - 5 * b + 4 * c - d + t * (3 * (b - c) + d - a)));
+    });
+  }
+  const transposed = (rows) => rows[0].map((_, j) => rows.map((row) => row[j]));
+  function fine(values, parts) {
+    if (parts === 1) return values;
+    if (!Array.isArray(values[0])) return between(values, parts);
+    const smooth = transposed(transposed(values.map((row) => between(row, parts))).map((column) => between(column, parts)));
+    const [low, high] = [Math.min(...values.flat()), Math.max(...values.flat())];
+    const slack = 0.01 * (high - low);
+    return smooth.map((row) => row.map((v) => Math.min(high + slack, Math.max(low - slack, v))));
+  }
+  /* What is read off at every point of a fine grid: the nearest point that was computed, and its loss. */
+  function near(i, parts) {
+    const [x, y, z] = ["x", "y", "z"].map((name) => arrays[name + i]);
+    const told = z.map((row, j) => row.map((loss, k) => `computed at (${format(x[k])}, ${format(y[j])})<br>loss <b>${format(loss)}</b>`));
+    const index = (n) => Array.from({ length: (n - 1) * parts + 1 }, (_, k) => Math.round(k / parts));
+    return index(y.length).map((j) => index(x.length).map((k) => told[j][k]));
   }
   function resolve(value, ink) {
     if (typeof value === "string") {
@@ -89,8 +115,23 @@
       for (const trace of spec.data) if (trace.colorbar) layout.margin = { ...layout.margin, r: 0 };
     }
     const traces = resolve(spec.data, ink);
+    if (report.points) showPoints(traces, ink);
     for (const trace of traces) if (trace.colorbar) trace.colorbar.tickfont = { color: ink.text };
     return { data: traces, layout };
+  }
+  function showPoints(traces, ink) {
+    for (const trace of [...traces]) {
+      const { x, y } = trace.meta ?? {};
+      if (!x) continue;
+      if (trace.type === "surface") {
+        // Lines through the computed points: they lie where two cross.
+        const lines = (axis) => ({ show: true, start: axis[0], end: axis[axis.length - 1], size: axis[1] - axis[0], color: ink.text, width: 1 });
+        trace.contours = { ...trace.contours, x: lines(x), y: lines(y) };
+      } else {
+        const marker = { size: 2.5, color: "#ffffff" };
+        traces.splice(1, 0, { type: "scatter", mode: "markers", x: y.flatMap(() => x), y: y.flatMap((v) => x.map(() => v)), marker, hoverinfo: "skip", showlegend: false });
+      }
+    }
   }
   const config = { displaylogo: false, displayModeBar: false, responsive: true, scrollZoom: false, doubleClick: "reset" };
 
@@ -145,7 +186,7 @@
 
   // -- cameras: every surface is seen from the same side --------------------------------------------------------
 
-  const START = JSON.stringify({ eye: { x: 1.55, y: -1.55, z: 1.1 }, center: { x: 0, y: 0, z: -0.15 }, up: { x: 0, y: 0, z: 1 } });
+  const START = JSON.stringify({ eye: { x: 1.32, y: -1.32, z: 0.95 }, center: { x: 0, y: 0, z: -0.2 }, up: { x: 0, y: 0, z: 1 } });
   async function turn(camera, from) {
     report.camera = camera;
     report.turning = true;
@@ -247,6 +288,11 @@
       report.busy = drawAll(Object.values(data.plots).filter((p) => p.group === group));
     });
   }
+  document.getElementById("points")?.addEventListener("click", (event) => {
+    report.points = !report.points;
+    event.currentTarget.setAttribute("aria-pressed", String(report.points));
+    report.busy = drawAll(Object.values(data.plots).filter((p) => p.group === "surface"));
+  });
   // More surfaces than a browser keeps in 3-D: every picture can show any of them.
   for (const select of document.querySelectorAll("[data-choose]")) {
     select.addEventListener("change", () => {

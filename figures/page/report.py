@@ -96,7 +96,10 @@ def _sections(drawn: Sequence[Plot], analyses: Sequence[Analysis]) -> list[Secti
         modes = next((list(p.modes) for p in plots if p.group == key and len(p.modes) > 1), [])
         checks = [(g.label, g.checks) for g in grids(analyses)] if key == "surface" else []
         if key == "surface" and any(p.three_d for p in plots):
-            lead = "Drag to turn, scroll to zoom, point to read the loss; with the keyboard: arrow keys, + and −."
+            lead = (
+                "Drag to turn, scroll to zoom, point to read the loss; with the keyboard: arrow keys, + and −. Between "
+                "the computed points (button Points) the surface is interpolated, for the eye only."
+            )
             if choices := next((p.choices for p in plots if p.choices), ()):
                 shown = sum(p.three_d for p in plots)
                 lead += (
@@ -104,9 +107,9 @@ def _sections(drawn: Sequence[Plot], analyses: Sequence[Analysis]) -> list[Secti
                     "checkpoints, and the box above each shows any other one in its place."
                 )
             if len(analyses) > 1:
-                lead += " Colors, contour levels and heights are the same for every checkpoint, and all turn together."
                 if "rise" in modes:
-                    lead += " Rise: the loss above that of the checkpoint's own trained weights."
+                    lead += " Rise: of the loss above that of each checkpoint's own trained weights (the dot)."
+                lead += " Colors, contour levels and heights are the same for every checkpoint, and all turn together."
         sections.append(Section(key, name, lead, _rows(plots, len(analyses)), modes, checks))
     return sections
 
