@@ -15,8 +15,8 @@ from commands.claimed import check_writable
 @click.option(
     "--to",
     required=True,
-    type=click.Choice(["csv", "npz", "vtk", "json"]),
-    help="csv: tables; npz: arrays; vtk: ParaView surfaces; json: web viewers.",
+    type=click.Choice(["csv", "npz", "vtk", "stl", "gltf", "json"]),
+    help="csv: tables; npz: arrays; json: web viewers. Surfaces also as vtk: ParaView; stl: printers; gltf: slides.",
 )
 @options.out("Default: the file's directory.")
 def command(file: Path, to: str, out: str | None) -> None:

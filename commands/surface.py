@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -54,6 +55,7 @@ class GridOptions:
     )
     absolute: bool = option("Several CKPT: move all by the first one's directions.", default=False)
     gif: bool = option("With --directions trajectory: figures/trajectory.gif, one frame per checkpoint.", default=False)
+    mp4: bool = option("The same as figures/trajectory.mp4, where ffmpeg is installed.", default=False)
     precision: str = option(None, type=click.Choice(["native", "tf32", "bfloat16"]), default="native")
 
     @property
@@ -74,10 +76,12 @@ class GridOptions:
             raise InputError(
                 "a band takes --radius, --grid and --spacing; no --range, --no-center, maps or --persistence"
             )
-        if self.gif and (self.directions != "trajectory" or self.dimensions == 1):
+        if (self.gif or self.mp4) and (self.directions != "trajectory" or self.dimensions == 1):
             raise InputError(
-                "--gif shows a training run over its plane: give --directions trajectory and two dimensions"
+                "--gif and --mp4 show a training run over its plane: give --directions trajectory and two dimensions"
             )
+        if self.mp4 and shutil.which("ffmpeg") is None:
+            raise InputError("--mp4 needs ffmpeg, which is not on the PATH: install it, or take --gif")
 
     def line(self) -> dict[str, Any]:
         """What `landscape.profiles` and `landscape.surface` both take."""
@@ -159,11 +163,11 @@ def command(
         lines = [line for text, p in zip(lines, found.values(), strict=True) for line in (text, persistence_text(p))]
     write_json(directory / "surface.json", summary)
     drawing.write(results, directory / "figures")
-    if grid.gif:
+    for ending in [name for name in ("gif", "mp4") if getattr(grid, name)]:
         from figures.drawing import animation
         from figures.page.analysis import labels
 
-        animation.write(results["surface"], directory / "figures" / "trajectory.gif", labels(checkpoints))
+        animation.write(results["surface"], directory / "figures" / f"trajectory.{ending}", labels(checkpoints))
     output.show(summary, *lines, f"written to {directory}")
 
 

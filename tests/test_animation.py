@@ -1,6 +1,9 @@
 """The moving picture of a training run shows what the results file holds, a frame a checkpoint."""
 
 import itertools
+import os
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -77,6 +80,27 @@ def test_it_appears_on_request_alone(trajectory, tmp_path):
     assert done.exception is None
     assert (tmp_path / "figures" / "surface-contours.png").exists()
     assert not (tmp_path / "figures" / "trajectory.gif").exists()
+
+
+def test_mp4_is_what_ffmpeg_gets(trajectory, tmp_path, monkeypatch):
+    """Every frame reaches ffmpeg, the last one four times; without ffmpeg the command refuses before it starts."""
+    epochs, common, _ = trajectory
+    tool = tmp_path / "bin" / "ffmpeg"
+    tool.parent.mkdir()
+    tool.write_text('#!/bin/sh\nfor last; do :; done\necho "$@" > "$0.arguments"\nexec cat > "$last"\n')
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tool.parent}:{os.environ['PATH']}")
+    done = CliRunner().invoke(command, [*epochs, *common, "--mp4", "--out", str(tmp_path)], standalone_mode=False)
+    assert done.exception is None, done.exception
+    width, height = (int(n) for n in re.search(r"-s (\d+)x(\d+)", Path(f"{tool}.arguments").read_text()).groups())
+    assert width % 2 == height % 2 == 0, "H.264 takes even numbers of pixels alone"
+    content = (tmp_path / "figures" / "trajectory.mp4").read_bytes()
+    frames = np.frombuffer(content, dtype=np.uint8).reshape(7, height, width, 4)
+    assert [bool((a != b).any()) for a, b in itertools.pairwise(frames)] == [True] * 3 + [False] * 3
+    monkeypatch.setenv("PATH", str(tmp_path))
+    done = CliRunner().invoke(command, [*epochs, "--directions", "trajectory", "--mp4"], standalone_mode=False)
+    assert isinstance(done.exception, InputError)
+    assert "ffmpeg" in str(done.exception)
 
 
 def test_without_a_trajectory_it_is_refused(trajectory, tmp_path):

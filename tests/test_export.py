@@ -1,5 +1,6 @@
 """Exports hold every digit, the right orientation and what is missing."""
 
+import base64
 import csv
 import io
 import json
@@ -108,6 +109,67 @@ def test_vtk_is_a_structured_grid_with_scaled_height(several):
     assert "SCALARS done int 1" in lines
 
 
+def edges(faces):
+    return sorted((int(a), int(b)) for f in faces for a, b in zip(f, np.roll(f, -1), strict=True))
+
+
+def test_stl_is_a_closed_body_of_the_right_volume(tmp_path):
+    """Every edge joins two triangles that run along it in opposite senses; the divergence theorem gives the volume."""
+    plane = Surface(
+        x=np.linspace(-2.0, 2.0, 5),
+        y=np.linspace(0.0, 3.0, 4),
+        loss=np.random.default_rng(0).uniform(1.0, 3.0, (5, 4)),
+        accuracy=np.zeros((5, 4)),
+        done=np.ones((5, 4), dtype=bool),
+    )
+    plane.save(tmp_path / "plane.h5", "plane")
+    content = export(tmp_path / "plane.h5", "stl")[0].read_bytes()
+    count = int(np.frombuffer(content[80:84], "<u4")[0])
+    kind = np.dtype([("normal", "<f4", 3), ("corners", "<f4", (3, 3)), ("attribute", "<u2")])
+    body = np.frombuffer(content[84:], kind)
+    assert len(body) == count == 2 * 2 * 4 * 3 + 2 * 2 * (4 + 3)
+    corners = body["corners"].astype(float)
+    points, index = np.unique(corners.reshape(-1, 3), axis=0, return_inverse=True)
+    assert len(points) == 2 * 5 * 4
+    there = edges(index.reshape(-1, 3))
+    assert len(set(there)) == len(there)
+    assert there == sorted((b, a) for a, b in there)
+    volume = np.einsum("ij,ij->", corners[:, 0], np.cross(corners[:, 1], corners[:, 2])) / 6
+    low, high = plane.loss.min(), plane.loss.max()
+    z = 50 * (plane.loss - low) / (high - low)  # 100 units wide, half as high
+    prisms = (z[:-1, :-1] + z[1:, :-1] + z[1:, 1:]) + (z[:-1, :-1] + z[1:, 1:] + z[:-1, 1:])
+    assert volume == pytest.approx(25 * 25 / 2 * prisms.sum() / 3 + 5 * 100 * 75, rel=1e-5)
+    outward = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
+    np.testing.assert_allclose(body["normal"], outward / np.linalg.norm(outward, axis=1, keepdims=True), atol=1e-4)
+
+
+def test_gltf_stands_alone(several):
+    (path,) = export(several, "gltf")
+    content = json.loads(path.read_text())
+    head, data = content["buffers"][0]["uri"].split(",")
+    data = base64.b64decode(data)
+    assert head == "data:application/octet-stream;base64"
+    assert len(data) == content["buffers"][0]["byteLength"]
+
+    def array(i, kind, width):
+        view = content["bufferViews"][content["accessors"][i]["bufferView"]]
+        return np.frombuffer(data[view["byteOffset"] :][: view["byteLength"]], kind).reshape(-1, width)
+
+    expected = surface()
+    points, colors, faces = array(0, "<f4", 3), array(1, "<f4", 3), array(2, "<u4", 1).reshape(-1, 3)
+    assert content["accessors"][0]["min"] == points.min(0).tolist()
+    assert points.shape == colors.shape == (6, 3)
+    assert np.ptp(points[:, 0]) == pytest.approx(1.0)
+    assert np.ptp(points[:, 1]) == pytest.approx(0.5), "y points up"
+    finite = np.isfinite(expected.loss).reshape(-1)
+    order = np.argsort(expected.loss.reshape(-1)[finite])
+    assert (np.diff(points[finite][order, 1]) >= 0).all()
+    assert colors.min() >= 0
+    assert colors.max() <= 1
+    up = np.cross(points[faces[:, 1]] - points[faces[:, 0]], points[faces[:, 2]] - points[faces[:, 0]])[:, 1]
+    assert (up > 0).all()
+
+
 def test_bad_input(single, tmp_path):
     with pytest.raises(InputError, match="unknown format 'vtp': did you mean 'vtk'"):
         export(single, "vtp")
@@ -120,7 +182,7 @@ def test_bad_input(single, tmp_path):
     one = surface()
     line = Surface(x=one.x, loss=one.loss[:, 0], accuracy=one.loss[:, 0], done=one.done[:, 0])
     line.save(tmp_path / "line.h5")
-    with pytest.raises(InputError, match="vtk takes two-dimensional surfaces"):
+    with pytest.raises(InputError, match="vtk, stl and gltf take two-dimensional surfaces"):
         export(tmp_path / "line.h5", "vtk")
     assert export(tmp_path / "line.h5", "csv")
 

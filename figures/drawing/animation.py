@@ -25,7 +25,7 @@ DPI = 120
 
 
 def write(surface: Any, path: str | Path, names: Sequence[str] = ()) -> Path:
-    """Write a GIF with one frame per checkpoint.
+    """Write a GIF with one frame per checkpoint, or an MP4 where the name of the file ends so.
 
     Args:
         surface: a plane through a trajectory (`Surface` with `marks` and `residuals`).
@@ -33,19 +33,35 @@ def write(surface: Any, path: str | Path, names: Sequence[str] = ()) -> Path:
         names: of the checkpoints, in their order; numbers where they are not as many.
     """
     from matplotlib import pyplot as plt
-    from PIL import Image
 
     figure, show = film(surface, names)
-    frames = []
+    figure.set_dpi(DPI)
     try:
-        with style.use():
-            figure.set_dpi(DPI)
-            for i in range(len(surface.marks)):
-                show(i)
-                figure.canvas.draw()
-                frames.append(Image.fromarray(np.asarray(figure.canvas.buffer_rgba())).convert("RGB"))  # type: ignore[attr-defined]
+        with style.use(), atomic(path) as temporary:
+            (_mp4 if Path(path).suffix == ".mp4" else _gif)(figure, show, len(surface.marks), temporary)
     finally:
         plt.close(figure)
+    return Path(path)
+
+
+def _mp4(figure: Figure, show: Callable[[int], None], count: int, path: Path) -> None:
+    from matplotlib.animation import FFMpegWriter
+
+    writer = FFMpegWriter(fps=1 / SECONDS, codec="h264", extra_args=["-f", "mp4", "-pix_fmt", "yuv420p"])
+    with writer.saving(figure, str(path), DPI):
+        for i in [*range(count), *[count - 1] * 3]:
+            show(i)
+            writer.grab_frame()
+
+
+def _gif(figure: Figure, show: Callable[[int], None], count: int, path: Path) -> None:
+    from PIL import Image
+
+    frames = []
+    for i in range(count):
+        show(i)
+        figure.canvas.draw()
+        frames.append(Image.fromarray(np.asarray(figure.canvas.buffer_rgba())).convert("RGB"))  # type: ignore[attr-defined]
     # One palette for all: what stands still keeps its colors, and so do the few pixels that move.
     width, height = frames[-1].size
     sample = Image.new("RGB", (width, height + 80), style.color(1))
@@ -54,9 +70,7 @@ def write(surface: Any, path: str | Path, names: Sequence[str] = ()) -> Path:
     palette = sample.quantize(256)
     frames = [f.quantize(palette=palette, dither=Image.Dither.NONE) for f in frames]
     milliseconds = [round(1000 * SECONDS)] * (len(frames) - 1) + [round(4000 * SECONDS)]
-    with atomic(path) as temporary:
-        frames[0].save(temporary, format="gif", save_all=True, append_images=frames[1:], duration=milliseconds, loop=0)
-    return Path(path)
+    frames[0].save(path, format="gif", save_all=True, append_images=frames[1:], duration=milliseconds, loop=0)
 
 
 def film(surface: Any, names: Sequence[str] = ()) -> tuple[Figure, Callable[[int], None]]:

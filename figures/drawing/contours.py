@@ -102,7 +102,8 @@ def draw_contours(panel: Axes, grid: Grid, scale: Scale, *, log: bool = False) -
     if levels:
         lines = panel.contour(x, y, height.T, levels=levels, colors="white", linewidths=0.5, linestyles="solid")
         words = dict(zip(levels, tick_labels([10**v if log else v for v in levels], least=2), strict=True))
-        panel.clabel(lines, levels[:: 2 + len(levels) // 8], fmt=words, fontsize=5, inline_spacing=2)
+        named = [v for v in levels[:: 2 + len(levels) // 8] if v != 0 or grid.quantity != RISE]  # 0 is at the dot
+        panel.clabel(lines, named, fmt=words, fontsize=5, inline_spacing=2)
     if grid.marks is not None and grid.marks.shape[1] > 1:
         panel.plot(
             *grid.marks.T,
@@ -113,7 +114,7 @@ def draw_contours(panel: Axes, grid: Grid, scale: Scale, *, log: bool = False) -
             markeredgecolor="black",
         )
     if x.min() <= 0 <= x.max() and y.min() <= 0 <= y.max():
-        panel.plot(0, 0, "o", color=CENTER, markersize=4, markeredgecolor="white", markeredgewidth=0.7)
+        panel.plot(0, 0, "o", color=CENTER, markersize=4, markeredgecolor="white", markeredgewidth=0.7, zorder=4)
     panel.locator_params(nbins=4, steps=[1, 2, 5, 10])  # four panels share a page: more labels would touch
     panel.set_aspect("equal" if np.isclose(np.ptp(x), np.ptp(y)) else "auto")
     panel.spines[["top", "right"]].set_visible(True)

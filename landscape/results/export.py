@@ -1,4 +1,4 @@
-"""Results in other tools' formats: CSV tables, NPZ arrays, VTK surfaces for ParaView, JSON for web viewers."""
+"""Results in other tools' formats: CSV tables, NPZ arrays, JSON for web viewers, surfaces as VTK, STL and glTF."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import io
 import json
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,9 @@ def export(file: str | Path, to: str, out: str | Path | None = None) -> list[Pat
         file: what `landscape analyze`, `surface`, `path`, `figures` or `.save()` wrote.
         to: "csv" (one long table for arrays of the same axes, a row a point; of a figure's numbers one tidy table, a
             row a number with its quantity, coordinates and unit), "npz" (one file of arrays named
-            `result.field`), "vtk" (surfaces only: a legacy VTK structured grid, the loss as height), "json" (one file:
-            arrays with their axes, null for nan and inf).
+            `result.field`), "json" (one file: arrays with their axes, null for nan and inf); of surfaces only, the loss
+            as height: "vtk" (a legacy VTK structured grid with all arrays), "stl" (a closed body for a printer),
+            "gltf" (colored, for browsers and slides).
         out: directory; by default the file's own.
 
     Returns:
@@ -44,7 +46,9 @@ def export(file: str | Path, to: str, out: str | Path | None = None) -> list[Pat
     stem = (Path(out) if out is not None else file.parent) / file.stem
     written = list(FORMATS[to](results, stem))
     if not written:
-        raise InputError(f"{file} holds nothing that fits {to}: vtk takes two-dimensional surfaces, csv takes arrays")
+        raise InputError(
+            f"{file} holds nothing that fits {to}: vtk, stl and gltf take two-dimensional surfaces, csv arrays"
+        )
     return written
 
 
@@ -122,20 +126,22 @@ def _json(results: Mapping[str, Result], stem: Path) -> Iterator[Path]:
     yield path
 
 
-def _vtk(results: Mapping[str, Result], stem: Path) -> Iterator[Path]:
+def _mesh(ending: str, results: Mapping[str, Result], stem: Path) -> Iterator[Path]:
     for name, result in results.items():
-        if (text := result.vtk(name)) is not None:
-            path = _beside(stem, name, results, ".vtk")
+        if (content := result.mesh(ending, name)) is not None:
+            path = _beside(stem, name, results, f".{ending}")
             with atomic(path) as temporary:
-                temporary.write_text(text, encoding="ascii")
+                temporary.write_bytes(content)
             yield path
 
 
 FORMATS: dict[str, Callable[[Mapping[str, Result], Path], Iterator[Path]]] = {
     "csv": _csv,
     "npz": _npz,
-    "vtk": _vtk,
     "json": _json,
+    "vtk": partial(_mesh, "vtk"),
+    "stl": partial(_mesh, "stl"),
+    "gltf": partial(_mesh, "gltf"),
 }
 
 

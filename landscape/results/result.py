@@ -153,8 +153,8 @@ class Result:
         """What the same measure starts from at neighboring weights (its argument `start`); None: nothing."""
         return getattr(self, "vectors", None)
 
-    def vtk(self, title: str) -> str | None:
-        """The text of a VTK file; None for a result that is no surface over a plane."""
+    def mesh(self, ending: str, title: str) -> bytes | None:
+        """The content of a file of that ending (vtk, stl, gltf); None for a result that is no surface over a plane."""
         return None
 
     def save(self, path: str | Path, name: str = "result") -> None:

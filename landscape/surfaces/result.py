@@ -95,11 +95,11 @@ class Surface(Result):
         """Reasons not to believe the picture."""
         return [c["text"] for c in self.checks if not c["ok"]]
 
-    def vtk(self, title: str) -> str | None:
-        """The text of a VTK file; None for a line."""
-        from landscape.surfaces.vtk import vtk
+    def mesh(self, ending: str, title: str) -> bytes | None:
+        """The content of a VTK, STL or glTF file; None for a line."""
+        from landscape.surfaces.meshes import MESHES
 
-        return vtk(self, title) if len(self.axes) == 2 else None
+        return MESHES[ending](self, title) if len(self.axes) == 2 else None
 
     def caption(self) -> str:
         """What must be said under a figure: how it was computed."""
