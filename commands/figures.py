@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 @options.out("Directory of the figures and of what they were made from; default figures-out.")
 @options.data_dir
 @options.device
+@options.venue
 @options.quiet
 def command(
     names: tuple[str, ...],

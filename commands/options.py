@@ -53,6 +53,22 @@ def _show_progress(context: click.Context, parameter: click.Parameter, quiet: bo
 quiet = click.option("--quiet", is_flag=True, expose_value=False, callback=_show_progress, help="No progress.")
 
 
+def _fit(context: click.Context, parameter: click.Parameter, name: str | None) -> None:
+    if name is not None and not context.resilient_parsing:
+        from figures.drawing import style
+
+        style.fit(name)
+
+
+venue = click.option(
+    "--venue",
+    type=click.Choice(["icml", "cvpr", "ieee", "neurips", "iclr", "jmlr", "tmlr"]),
+    expose_value=False,
+    callback=_fit,
+    help="Draw figures for paper as wide as the columns and the text of that venue.",
+)
+
+
 def out(help: str) -> Callable[[F], F]:
     """--out with a command's own default."""
     return click.option("--out", type=click.Path(), default=None, help=help)
@@ -239,9 +255,9 @@ class OutputOptions:
 
 
 def output(help: str) -> Callable[[F], F]:
-    """--quiet and the options of `OutputOptions`, which the command gets as `output`; `help`: where results go."""
+    """--quiet, --venue and the options of `OutputOptions`, which the command gets as `output`; `help`: of --out."""
     grouped = group(OutputOptions, "output", {"out": {"help": help}})
-    return lambda command: grouped(quiet(command))
+    return lambda command: grouped(venue(quiet(command)))
 
 
 def show_plan(problem: Problem, label: str, vectors: int | None) -> None:

@@ -95,8 +95,9 @@ def test_mp4_is_what_ffmpeg_gets(trajectory, tmp_path, monkeypatch):
     width, height = (int(n) for n in re.search(r"-s (\d+)x(\d+)", Path(f"{tool}.arguments").read_text()).groups())
     assert width % 2 == height % 2 == 0, "H.264 takes even numbers of pixels alone"
     content = (tmp_path / "figures" / "trajectory.mp4").read_bytes()
-    frames = np.frombuffer(content, dtype=np.uint8).reshape(7, height, width, 4)
-    assert [bool((a != b).any()) for a, b in itertools.pairwise(frames)] == [True] * 3 + [False] * 3
+    frames = np.frombuffer(content, dtype=np.uint8).reshape(7, 2, height, width, 4)
+    assert [bool((a != b).any()) for a, b in itertools.pairwise(frames[:, 0])] == [True] * 3 + [False] * 3
+    assert (frames[:, 0] == frames[:, 1]).all()
     monkeypatch.setenv("PATH", str(tmp_path))
     done = CliRunner().invoke(command, [*epochs, "--directions", "trajectory", "--mp4"], standalone_mode=False)
     assert isinstance(done.exception, InputError)

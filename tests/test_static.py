@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 from report_cases import analysis, eigenvalues
 
+from commands import options
 from figures.drawing import contours, static, style
 from figures.page import grids
+from landscape.errors import InputError
 
 
 @pytest.fixture(scope="module")
@@ -96,6 +98,18 @@ def test_widths_are_those_of_a_paper(two, one):
     assert single.get_figwidth() == style.COLUMN
     assert page.get_figwidth() == style.PAGE
     plt.close("all")
+
+
+def test_a_venue_sets_both_widths(two, one, monkeypatch):
+    monkeypatch.setattr(style, "COLUMN", style.COLUMN)
+    monkeypatch.setattr(style, "PAGE", style.PAGE)
+    assert tuple(options.venue(lambda: None).__click_params__[0].type.choices) == tuple(style.VENUES)
+    style.fit("neurips")
+    single, page = static.eigenvalues([one]), contours.surfaces(view(grids.grids(two), "rise"))
+    assert (single.get_figwidth(), page.get_figwidth()) == (2.7, 5.5)
+    plt.close("all")
+    with pytest.raises(InputError, match="unknown venue 'nips'"):
+        style.fit("nips")
 
 
 def test_palette_is_okabe_ito_and_distinct():

@@ -47,11 +47,13 @@ def write(surface: Any, path: str | Path, names: Sequence[str] = ()) -> Path:
 def _mp4(figure: Figure, show: Callable[[int], None], count: int, path: Path) -> None:
     from matplotlib.animation import FFMpegWriter
 
-    writer = FFMpegWriter(fps=1 / SECONDS, codec="h264", extra_args=["-f", "mp4", "-pix_fmt", "yuv420p"])
+    # Five frames a second: a whole number of them for every checkpoint.
+    writer = FFMpegWriter(fps=5, codec="h264", extra_args=["-f", "mp4", "-pix_fmt", "yuv420p"])
     with writer.saving(figure, str(path), DPI):
         for i in [*range(count), *[count - 1] * 3]:
             show(i)
-            writer.grab_frame()
+            for _ in range(round(5 * SECONDS)):
+                writer.grab_frame()
 
 
 def _gif(figure: Figure, show: Callable[[int], None], count: int, path: Path) -> None:

@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from landscape.errors import unknown
 from landscape.files import write_bytes
 from landscape.results.result import plain
 
@@ -17,12 +18,34 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+VENUES = {
+    "icml": (3.25, 6.75),
+    "cvpr": (3.25, 6.875),
+    "ieee": (3.5, 7.16),
+    "neurips": (2.7, 5.5),
+    "iclr": (2.7, 5.5),
+    "jmlr": (2.95, 6.0),
+    "tmlr": (3.2, 6.5),
+}
+"""Widths in inches of a column and of the text; where the text is one column, half of it stands for the column."""
 COLUMN, PAGE = 3.3, 6.9
-"""Widths in inches of one column and of the page."""
+"""Widths in inches of one column and of the page; see `fit`."""
 
 # Okabe and Ito (2008): told apart with every common color-vision deficiency. Yellow comes last: it is faint on white.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
 LINES = ("-", "--", "-.", ":", (0, (3, 1, 1, 1, 1, 1)))
+
+
+def fit(venue: str) -> None:
+    """Draw at a venue's widths from here on, so that LaTeX need not scale: fonts keep their 7 points.
+
+    Raises:
+        InputError: no such venue.
+    """
+    global COLUMN, PAGE
+    if venue not in VENUES:
+        raise unknown("venue", venue, VENUES)
+    COLUMN, PAGE = VENUES[venue]
 
 
 def color(index: int) -> str:
