@@ -112,7 +112,7 @@ def until(condition, seconds=60):
         time.sleep(0.05)
 
 
-@pytest.mark.parametrize(("name", "plots"), [("one.html", 8), ("two.html", 10)])
+@pytest.mark.parametrize(("name", "plots"), [("one.html", 8), ("two.html", 11)])
 def test_opens_offline_without_errors_and_draws_everything(browser, pages, name, plots):
     opened(browser, pages / name)
     assert errors(browser) == []
@@ -123,8 +123,8 @@ def test_opens_offline_without_errors_and_draws_everything(browser, pages, name,
     )
     assert state == [[], plots, True, plots, 0]
     empty = browser.execute_script(
-        "return [...document.querySelectorAll('.canvas')].filter(c => c.getBoundingClientRect().height < 100 "
-        "|| !c.querySelector('canvas, .trace, .contour, .bars')).map(c => c.id)"
+        "return [...document.querySelectorAll('.canvas')].filter(c => c.getBoundingClientRect().height < 50 "
+        "|| !c.querySelector('canvas, .trace, .contour, .bars, .hm')).map(c => c.id)"
     )
     assert empty == []
 
@@ -167,7 +167,7 @@ def test_surfaces_turn_together(browser, pages):
 
 def test_surface_turns_by_keyboard(browser, pages):
     opened(browser, pages / "two.html")
-    start = (1.55, -1.55, 1.1)
+    start = (1.32, -1.32, 0.95)
     browser.execute_script("document.getElementById('surface-3d-0').focus()")
     ActionChains(browser).send_keys("0").perform()
     until(lambda: camera(browser, "surface-3d-1") == pytest.approx(start))
