@@ -186,7 +186,7 @@
 
   // -- cameras: every surface is seen from the same side --------------------------------------------------------
 
-  const START = JSON.stringify({ eye: { x: 1.32, y: -1.32, z: 0.95 }, center: { x: 0, y: 0, z: -0.2 }, up: { x: 0, y: 0, z: 1 } });
+  const START = JSON.stringify({ eye: { x: 1.32, y: -1.32, z: 0.95 }, center: { x: 0, y: 0, z: -0.27 }, up: { x: 0, y: 0, z: 1 } });
   async function turn(camera, from) {
     report.camera = camera;
     report.turning = true;

@@ -99,7 +99,7 @@ def _scene(i: int, grid: Grid, view: View) -> dict[str, Any]:
             "yaxis": {**axis, "title": {"text": text(grid.names[1])}},
             "zaxis": {**axis, "title": {"text": ""}, "range": scale.padded(log), **_ticks(scale, log)},
             "aspectmode": "manual", "aspectratio": {"x": 1, "y": 1, "z": 0.75},
-            "camera": {"eye": {"x": 1.32, "y": -1.32, "z": 0.95}, "center": {"x": 0, "y": 0, "z": -0.2}},
+            "camera": {"eye": {"x": 1.32, "y": -1.32, "z": 0.95}, "center": {"x": 0, "y": 0, "z": -0.27}},
         },
         "margin": {"l": 0, "r": 0, "t": 0, "b": 0},
     }  # fmt: skip
