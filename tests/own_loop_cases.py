@@ -10,7 +10,7 @@ from torch import nn
 
 from trainers import METHODS
 
-BATCH_METHODS = {"esam", "k-sam", "mesa", "saf", "ssam", "subset-sam"}
+BATCH_METHODS = {"esam", "functional-sam", "k-sam", "mesa", "saf", "ssam", "subset-sam", "xsam"}
 CLOSURE_METHODS = sorted({*METHODS} - BATCH_METHODS)
 
 

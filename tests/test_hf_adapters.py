@@ -1,6 +1,7 @@
 """Adapters of peft alone and merged into the weights below them, beside float64 autograd written out."""
 
 import json
+import math
 import shutil
 
 import pytest
@@ -10,6 +11,8 @@ from torch import nn
 
 import landscape
 from landscape.errors import InputError
+from landscape.random import stream
+from trainers import METHODS, Context, Task
 
 pytest.importorskip("transformers", reason=REASON)
 peft = pytest.importorskip("peft", reason=REASON)
@@ -197,3 +200,36 @@ def test_flat_alone_may_be_sharp_merged():
     merged = landscape.Problem(model.merge_and_unload().requires_grad_(True), nn.MSELoss(), [(x, y)])
     small, large = (float(landscape.top_eigenvalues(p, k=1).values[0]) for p in (alone, merged))
     assert small < 1e-3 * large
+
+
+@pytest.mark.parametrize("kind", ["lora", "rank-stabilized", "lora with a trained head"])
+def test_flat_lora_perturbs_the_weights_below_peft_s_layers(kind):
+    """Noise of every merged weight by its rows: the outputs' rows, which GPT-2's transposed weights hold as columns."""
+    architecture, make = KINDS[kind]
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        model = peft.get_peft_model(network(architecture), make()).double().eval()
+        with torch.no_grad():
+            for name, weight in model.named_parameters():
+                if "lora_" in name:
+                    weight.add_(0.2 * torch.randn_like(weight))
+    layers = [m for m in model.modules() if isinstance(m, peft.tuners.lora.LoraLayer)]
+    before = [layer.base_layer.weight.detach().clone() for layer in layers]
+    generator, progress = stream(4, "flat-lora:2"), 0.5
+    expected = []
+    for layer, base in zip(layers, before, strict=True):
+        weights = base + layer.get_delta_weight("default").detach()
+        axis = 0 if architecture == GPT else 1  # of the inputs
+        rows = weights.norm(dim=axis, keepdim=True) / weights.shape[axis] ** 0.5
+        z = torch.randn(base.shape, generator=generator, dtype=torch.float64)
+        expected.append(base + 0.3 * (1 - math.cos(progress * math.pi)) / 2 * rows * z)
+    seen = []
+    handle = model.register_forward_pre_hook(lambda *_: seen.extend(m.base_layer.weight.clone() for m in layers))
+    task = Task(model, None)
+    METHODS["flat-lora"](rho=0.3).gradient(
+        task.step(batches(architecture)[0], Context(step=2, progress=progress, seed=4)), {}
+    )
+    handle.remove()
+    torch.testing.assert_close(seen, expected, rtol=1e-12, atol=1e-14)
+    assert all(torch.equal(a, m.base_layer.weight) for a, m in zip(before, layers, strict=True))
+    assert all((p.grad is not None) == p.requires_grad for p in model.parameters())

@@ -388,7 +388,7 @@ def eigen(step: HandStep, h: Hyper, memory: Memory) -> Tree:
     gradient = step.gradient(moves=True)
     if memory.get("age", h["every"]) >= h["every"]:
         generator = step.draw("eigen-sam")
-        v = {n: torch.randn(w.shape, generator=generator, dtype=w.dtype) for n, w in step.p.items()}
+        v = {n: torch.randn(g.shape, generator=generator, dtype=g.dtype) for n, g in gradient.items()}
         v = memory.get("vector", v)
         for _ in range(h["power_steps"]):
             v = plus(step.gradient(plus(step.p, ascent(v, 0.01))), gradient, -1)

@@ -77,9 +77,17 @@ class EigenSAM(Method):
         return clean
 
     def _eigenvector(self, step: Step, before: list[Tensor] | None, gradient: list[Tensor]) -> list[Tensor]:
-        """Power iterations from the eigenvector before, or from a random vector where there is none."""
+        """Power iterations from the eigenvector before, or from a random vector where there is none.
+
+        A parameter without a gradient has no part in it.
+        """
         generator = step.generator("eigen-sam", step.task.device)
-        vector = [torch.randn(p.shape, generator=generator, device=p.device, dtype=p.dtype) for p in step.parameters]
+        vector = [
+            torch.randn(p.shape, generator=generator, device=p.device, dtype=p.dtype)
+            if id(p) in step.reached
+            else torch.zeros_like(p)
+            for p in step.parameters
+        ]
         if before is not None:
             there = norm(before) > 0  # without curvature the last one was zero
             vector = [torch.where(there, b, v) for b, v in zip(before, vector, strict=True)]

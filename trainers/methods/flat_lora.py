@@ -76,12 +76,23 @@ class FlatLoRA(Method):
 @torch.no_grad()
 def _places(task: Task) -> Iterator[tuple[Tensor, Tensor, int]]:
     """(what is perturbed, the merged weight, its output dimension) of each adapted layer, or of each weight."""
-    layers: list[Any] = [m for m in task.model.modules() if hasattr(m, "base_layer") and hasattr(m, "get_delta_weight")]
+    layers: list[Any] = [m for m in task.model.modules() if _adapters(m)]
     for layer in layers:
         base = layer.base_layer.weight
-        deltas = [layer.get_delta_weight(name) for name in layer.active_adapters if name in layer.lora_A]
-        yield base.detach(), base.detach() + sum(deltas), 0
+        merged = base.detach() + sum(layer.get_delta_weight(name) for name in _adapters(layer))
+        yield (
+            base.detach(),
+            merged,
+            int(getattr(layer, "fan_in_fan_out", False)),
+        )  # GPT-2's weights are (inputs, outputs)
     if not layers:
         for slot, parameter in zip(task.layout, task.parameters, strict=True):
             if slot.kind == "weight":
                 yield parameter.detach(), parameter.detach(), slot.filter_axis
+
+
+def _adapters(layer: Any) -> list[str]:
+    """The active adapters of a layer of peft's LoRA; none of another module."""
+    if not all(hasattr(layer, name) for name in ("base_layer", "get_delta_weight", "lora_A")):
+        return []
+    return [name for name in layer.active_adapters if name in layer.lora_A]
