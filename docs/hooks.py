@@ -85,4 +85,6 @@ def notebook_page(script: str) -> str:
 
 def _mathml(match: re.Match) -> str:
     display = "block" if match[1] == "div" else "inline"
-    return convert(html.unescape(match[2]).strip(), display=display)
+    formula = convert(html.unescape(match[2]).strip(), display=display)
+    # A bar with an exponent would be stretched, and sink below the line.
+    return re.sub(r"<mo>(&#x02016;|&#x0007C;|\|)</mo>", r'<mo stretchy="false">\1</mo>', formula)

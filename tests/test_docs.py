@@ -1,22 +1,40 @@
-"""The documentation says what the code does."""
+"""The documentation says what the code does: its Python runs as it stands, its commands are known."""
 
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
+import click
+import matplotlib
 import pytest
-import torch
-from torch import nn
 
 import cli
+from landscape import MEASURES
 
+matplotlib.use("Agg")
 ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+NOTEBOOKS = sorted((ROOT / "docs" / "notebooks").glob("*.py"))
 
 
-def blocks(language, page="README.md"):
-    text = (ROOT / page).read_text()
-    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
+def name(path):
+    return str(path.relative_to(ROOT))
+
+
+def blocks(language, page):
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
+
+
+def commands():
+    """Lines of sh that begin with landscape, and such code in the cells of tables."""
+    for page in PAGES:
+        lines = [line for block in blocks("sh", page) for line in re.split(r"(?<!\\)\n| & ", block)]
+        lines += re.findall(r"(?<=\| )`(landscape [^`]+)`", page.read_text())
+        for line in lines:
+            if line.startswith("landscape "):
+                yield pytest.param(line, id=f"{name(page)}: {line}")
 
 
 def test_generated_pages_are_up_to_date():
@@ -26,19 +44,18 @@ def test_generated_pages_are_up_to_date():
     assert done.returncode == 0, done.stderr
 
 
-def test_python_of_the_readme_runs(tmp_path, monkeypatch):
+@pytest.mark.parametrize("page", [p for p in PAGES if blocks("python", p)], ids=name)
+def test_python_of_a_page_runs(page, tmp_path, monkeypatch):
+    """One block after the other, as a reader would type them."""
     monkeypatch.chdir(tmp_path)
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
-    batches = [(torch.randn(20, 4), torch.randint(0, 3, (20,)))]
-    assert blocks("python")
-    for code in blocks("python"):
-        exec(compile(code, "README.md", "exec"), {"model": model, "batches": batches, "nn": nn, "torch": torch})
+    namespace = {}
+    for code in blocks("python", page):
+        exec(compile(code, name(page), "exec"), namespace)
 
 
-def test_python_of_the_page_on_monitoring_runs(tmp_path, monkeypatch, capsys):
+def test_the_page_on_monitoring_shows_what_it_says(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    (code,) = blocks("python", "docs/monitor.md")
+    code = blocks("python", ROOT / "docs" / "monitor.md")[0]
     exec(compile(code, "monitor.md", "exec"), {})
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines[:-1]] == ["0", "20", "40", "60", "80", "100"]
@@ -46,12 +63,35 @@ def test_python_of_the_page_on_monitoring_runs(tmp_path, monkeypatch, capsys):
     assert {p.name for p in (tmp_path / "run").iterdir()} == {"monitor.csv", "monitor.h5", "monitor.journal"}
 
 
-@pytest.mark.parametrize("line", [c for b in blocks("sh") for c in b.splitlines() if c.startswith("landscape ")])
-def test_commands_of_the_readme_are_known(line, capsys):
-    words = line.split("#")[0].split()[1:]
-    known = [w for w in words if w.startswith("--")]
-    path = words[:2] if words[0] in ("train", "data", "list") else words[:1]
-    status = cli.run([*path, "--help"])
-    text = capsys.readouterr().out
-    assert status == 0
-    assert all(option.split("=")[0] in text for option in known), (known, text)
+@pytest.mark.parametrize("line", list(commands()))
+def test_a_command_is_known(line):
+    """Its options, their values and its arguments, as the command itself reads them."""
+    line = line.replace("$SLURM_ARRAY_TASK_ID", "1").replace("\\\n", " ")
+    words = shlex.split(line, comments=True)[1:]
+    context, command = click.Context(cli.program, info_name="landscape"), cli.program
+    while isinstance(command, click.Group):
+        command = command.get_command(context, words[0])
+        assert command is not None, words[0]
+        context, words = click.Context(command, info_name=words[0], parent=context), words[1:]
+    command.make_context(command.name, [w for w in words if w != "--help"], parent=context.parent)
+
+
+def test_every_measure_is_explained():
+    text = (ROOT / "docs" / "concepts" / "numbers.md").read_text()
+    assert [m for m in MEASURES if f"`{m}`" not in text] == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=name)
+def test_a_notebook_runs(notebook, tmp_path):
+    assert NOTEBOOKS
+    environment = {"MPLBACKEND": "Agg", "PYTHONPATH": str(ROOT), "OMP_WAIT_POLICY": "PASSIVE"}
+    done = subprocess.run(
+        [sys.executable, "-W", "error::UserWarning", notebook],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
