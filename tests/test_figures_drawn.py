@@ -120,9 +120,76 @@ def test_the_sam_loss_varies_and_the_adaptive_one_does_not(made):
     numbers, figure = drawn(made, "asam-fig4")
     verdicts = [c.verdict for c in FIGURES["asam-fig4"]().judge(numbers)]
     assert verdicts[3:6] == ["supported"] * 3
-    left = figure.axes[0]
-    relative = numbers["asam_official"][0] / np.median(numbers["asam_official"][0])
-    assert any(np.array_equal(line.get_ydata(), relative) for line in left.lines)
+    *rows, _ = figure.axes
+    assert len({a.get_ylim() for a in rows}) == 1
+    for axes, name in zip(rows, ("sam_sharpness", "asam_official", "lambda_max"), strict=False):
+        np.testing.assert_array_equal(axes.lines[0].get_ydata(), numbers[name][0] / np.median(numbers[name][0]))
+    said = [axes.texts[0].get_text().split("\n") for axes in rows]
+    assert [name for name, text in said if text.startswith("varies by")] == [
+        "SAM", "ASAM, authors' code", "$\\lambda_{max}$ of H"
+    ]  # fmt: skip
+    assert [name for name, text in said if text.startswith("stays")] == [
+        "adaptive, biases scaled", "adaptive, biases fixed", "$\\lambda_{max}$ of T H T"
+    ]  # fmt: skip
+    plt.close(figure)
+
+
+def test_every_method_has_a_row_below_its_family():
+    from figures.drawing import families
+    from trainers import METHODS
+
+    members = [m for names in families.FAMILIES.values() for m in names]
+    assert len(members) == len(set(members))
+    assert set(members) <= set(METHODS)
+    shown = families.rows(["new", "mesa", "asam", "sam", "adam"])
+    assert shown.headings == {
+        "base optimizers": 8, "SAM-like: two passes": 6, "trajectory terms": 3, "other methods": 1
+    }  # fmt: skip
+    assert shown.methods == {"adam": 7, "asam": 5, "sam": 4, "mesa": 2, "new": 0}
+    _, panels = plt.subplots(1, 2, sharey=True)
+    families.frame(panels, shown)
+    named = {t.get_text(): y for t, y in zip(panels[0].get_yticklabels(), panels[0].get_yticks(), strict=True)}
+    assert named == {"Adam": 7, "ASAM": 5, "SAM": 4, "MESA": 2, "NEW": 0}
+    assert {t.get_text(): t.xy[1] for t in panels[0].texts} == shown.headings
+    plt.close("all")
+
+
+def test_runs_that_learn_nothing_are_seen_one_by_one():
+    """Errors of such seeds have two heaps: an interval around their mean would reach beyond 0%."""
+    entry, generator = FIGURES["asam-fig5"], np.random.default_rng(0)
+    numbers = FigureData()
+    axes = {"method": ("adam", "sam", "asam"), "train_variance": (1, 15), "seed": range(3), "test_variance": (1, 9, 90)}
+    for name, values in axes.items():
+        numbers.axis(name, values)
+    numbers.add("test_error", tuple(axes), generator.uniform(size=(3, 2, 3, 3)))
+    numbers.add("bayes_error", ("test_variance",), [0.0, 0.1, 0.4])
+    figure = entry().draw(numbers)
+    for panel, errors in zip(figure.axes[:2], 100 * numbers["test_error"].swapaxes(0, 1), strict=True):
+        lines = [line.get_ydata() for line in panel.lines if len(line.get_ydata()) == 3]
+        np.testing.assert_allclose(lines, [row for seeds in errors for row in (*seeds, seeds.mean(axis=0))])
+        means = [line for line in panel.lines if line.get_linewidth() > 1]
+        assert len({line.get_linestyle() for line in means}) == len({line.get_linewidth() for line in means}) == 2
+    plt.close(figure)
+
+
+def test_what_the_poster_reports_is_marked_apart_from_what_was_measured():
+    from figures.paper.saf_table1 import METHODS, PUBLISHED
+
+    numbers = FigureData()
+    for name, values in (("method", METHODS), ("seed", range(3)), ("round", range(4))):
+        numbers.axis(name, values)
+    numbers.add("test_accuracy", ("method", "seed"), np.random.default_rng(0).uniform(size=(7, 3)))
+    numbers.add("relative_speed", ("method", "round"), np.random.default_rng(1).uniform(40, 110, size=(7, 4)))
+    figure = FIGURES["saf-table1"]().draw(numbers)
+    left, right = figure.axes
+    (hollow,) = (line for line in right.lines if line.get_marker() == "D")
+    assert hollow.get_markerfacecolor() == "none"
+    np.testing.assert_allclose(hollow.get_xdata(), [np.mean(v) for v in PUBLISHED.values()])
+    rows = dict(zip((t.get_text() for t in left.get_yticklabels()), left.get_yticks(), strict=True))
+    np.testing.assert_array_equal(np.round(hollow.get_ydata()), [rows[n] for n in rows if n != "SGD"])
+    dots = [line for line in right.lines if len(line.get_xdata()) == 4]
+    np.testing.assert_array_equal([line.get_xdata() for line in dots], numbers["relative_speed"])
+    assert "the poster" in figure.legends[0].get_texts()[2].get_text()
     plt.close(figure)
 
 
@@ -144,6 +211,15 @@ def test_labels_stand_apart_around_their_lines():
             other += np.mean(ends - other)  # the best place for these gaps
             assert np.diff(other).min() >= 9 - 1e-9
             assert np.square(other - ends).sum() > nearest - 1e-9
+
+
+def test_labels_that_were_pushed_away_are_led_to_their_lines():
+    for ends, led in (({"one": 0.2, "other": 0.8}, False), ({"one": 0.5, "other": 0.51}, True)):
+        figure, axes = plt.subplots()
+        style.label_lines(axes, {t: (1.0, y, "black") for t, y in ends.items()})
+        assert [t.arrow_patch is not None for t in axes.texts] == [led, led]
+        assert {t.get_text(): t.xy for t in axes.texts} == {t: (1.0, y) for t, y in ends.items()}
+        plt.close(figure)
 
 
 def test_few_ticks_on_a_short_logarithmic_axis():

@@ -12,6 +12,7 @@ from landscape import statistics
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 LABELS = {
     "sgd": "SGD",
@@ -48,6 +49,11 @@ COLORS = {
 }
 
 
+_HOLLOW: dict[str, Any] = {
+    "marker": "D", "markersize": 3.8, "markerfacecolor": "none", "markeredgecolor": "black", "markeredgewidth": 0.8,
+}  # fmt: skip
+
+
 def label(method: str) -> str:
     """A method's name as its paper writes it."""
     return LABELS.get(method, method.upper())
@@ -82,18 +88,38 @@ def band(axes: Axes, x: Any, values: Any, ink: str, *, log: bool = False, **line
         low, high = mean - half, mean + half
     axes.plot(x, mean, color=ink, **line)
     if np.isfinite(half).any():
-        axes.fill_between(x, low, high, color=ink, alpha=0.18, linewidth=0)
+        # Black bands turn those of other colors gray where they lie over them.
+        axes.fill_between(x, low, high, color=ink, alpha=0.09 if ink == COLORS["mesa"] else 0.18, linewidth=0)
     last = np.flatnonzero(np.isfinite(mean))
     at = int(last[-1]) if len(last) else 0
     return float(np.asarray(x)[at]), float(mean[at])
 
 
-def points(axes: Axes, positions: Sequence[float], values: Any, inks: Sequence[str]) -> None:
-    """Draw for every row of values (group, seed) its seeds as dots, its mean and interval beside them."""
-    for position, row, ink in zip(positions, np.asarray(values, dtype=np.float64), inks, strict=True):
+def points(axes: Axes, heights: Sequence[float], values: Any, inks: Sequence[str]) -> None:
+    """Draw every row of values (group, seed) at its height: mean and interval, the seeds as dots below them."""
+    for height, row, ink in zip(heights, np.asarray(values, dtype=np.float64), inks, strict=True):
         mean, half = interval(row)
-        axes.plot(np.full(len(row), position - 0.14), row, "o", color=ink, alpha=0.5, markersize=2.2, markeredgewidth=0)
-        axes.errorbar([position + 0.08], [mean], [np.nan_to_num(half)], fmt="o", color=ink, elinewidth=1)
+        axes.plot(row, np.full(len(row), height - 0.2), "o", color=ink, alpha=0.5, markersize=2.4, markeredgewidth=0)
+        axes.errorbar([mean], [height + 0.05], xerr=[np.nan_to_num(half)], fmt="o", color=ink, elinewidth=1)
+
+
+def published(axes: Axes, heights: Sequence[float], values: Sequence[float]) -> None:
+    """Mark what a paper reports above the points of its row: hollow diamonds, which are no measurements of ours."""
+    axes.plot(values, [h + 0.32 for h in heights], linestyle="none", **_HOLLOW)
+
+
+def explain_points(figure: Figure, dots: str, source: str = "") -> None:
+    """The legend of `points`, and of `published` where `source` says whose numbers those are."""
+    from matplotlib.lines import Line2D
+
+    dot: dict[str, Any] = {"linestyle": "none", "markersize": 2.4, "markeredgewidth": 0, "alpha": 0.6}
+    handles = [
+        Line2D([], [], color="#555555", marker="o", markersize=3.5, linewidth=1, label="mean, 95% interval"),
+        Line2D([], [], color="#555555", marker="o", label=dots, **dot),
+    ]
+    if source:
+        handles.append(Line2D([], [], linestyle="none", label=source, **_HOLLOW))
+    figure.legend(handles=handles, loc="outside lower center", ncols=3, columnspacing=2)
 
 
 def name_lines(axes: Axes, ends: Mapping[str, tuple[float, float]], inks: Mapping[str, str]) -> None:

@@ -186,6 +186,8 @@ def few_log_ticks(axes: Axes) -> None:
 def label_lines(axes: Axes, labels: Mapping[str, tuple[float, float, str]], *, gap: float = 9.0) -> None:
     """Write each label in its color to the right of its line's end, pushed apart where they would overlap.
 
+    Where one was pushed away, thin lines lead from all ends to their labels.
+
     Args:
         axes: the panel; its limits must be final.
         labels: text -> (x, y, color) of the line's end, in data coordinates.
@@ -197,17 +199,20 @@ def label_lines(axes: Axes, labels: Mapping[str, tuple[float, float, str]], *, g
     # A stack of many labels stays above the axis and its ticks.
     floor = float(axes.bbox.y0) * to_points + gap / 2
     heights = [max(h, floor + i * gap) for i, h in enumerate(_apart([ends[t] for t in order], gap))]
+    led = any(abs(height - ends[t]) > gap / 3 for t, height in zip(order, heights, strict=True))
     for text, height in zip(order, heights, strict=True):
         x, y, ink = labels[text]
+        lead = {"arrowstyle": "-", "color": ink, "linewidth": 0.5, "shrinkA": 1, "shrinkB": 1, "relpos": (0, 0.5)}
         axes.annotate(
             text,
             (x, y),
-            xytext=(4, height - ends[text]),
+            xytext=(13 if led else 4, height - ends[text]),
             textcoords="offset points",
             color=ink,
             fontsize=7,
             va="center",
             annotation_clip=False,
+            arrowprops=lead if led else None,
         )
 
 

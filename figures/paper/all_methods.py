@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from figures.drawing import bands, style
+from figures.drawing import bands, families, style
 from figures.paper.saf_fig3 import log_ratio
 from figures.study import recipes
 from figures.study.figure import Figure
@@ -110,15 +110,16 @@ class AllMethods(Figure):
         return numbers
 
     def draw(self, numbers: FigureData) -> Any:
-        """One row per method; columns: accuracy by noise, accuracy by budget, three measures at one noise."""
+        """A row a method, by family; columns: accuracy by noise, accuracy by budget, three measures at one noise."""
         import matplotlib.pyplot as plt
 
         names = [str(m) for m in numbers["method"]]
-        order = np.argsort(numbers.at("test_accuracy", noise=COMPARED).mean(axis=-1), kind="stable")
+        accuracy = numbers.at("test_accuracy", noise=COMPARED).mean(axis=-1)
+        shown = families.rows(names[i] for i in np.argsort(-accuracy, kind="stable"))
         figure, panels = plt.subplots(
             1,
             5,
-            figsize=(style.PAGE, 0.22 * len(names) + 1.1),
+            figsize=(style.PAGE, 0.22 * shown.count + 1.3),
             sharey=True,
             layout="constrained",
             width_ratios=(1.5, 1.5, 1, 1, 1),
@@ -126,43 +127,34 @@ class AllMethods(Figure):
 
         def dots(axes: Any, values: np.ndarray, ink: str, marker: str, shift: float, text: str = "") -> None:
             mean, half = bands.interval(values, axis=-1)
-            y = np.arange(len(order)) + shift
-            axes.errorbar(
-                mean[order],
-                y,
-                xerr=np.nan_to_num(half[order]),
-                fmt=marker,
-                color=ink,
-                markersize=3,
-                elinewidth=0.6,
-                capsize=0,
-                label=text,
-            )
+            y = [shown.methods[m] + shift for m in names]
+            look = {"fmt": marker, "color": ink, "markersize": 3, "elinewidth": 0.6, "capsize": 0}
+            axes.errorbar(mean, y, xerr=np.nan_to_num(half), label=text, **look)
+            axes.axvline(mean[names.index("sgd")], color=ink, linewidth=0.6, linestyle=(0, (1, 2)), zorder=1)
 
         for i, noise in enumerate(NOISE):
             values = 100 * numbers.at("test_accuracy", noise=noise)
-            dots(panels[0], values, style.color(i), "os^"[i], 0.22 * (1 - i), f"{noise:.0%}")
+            dots(panels[0], values, style.color(i), "os^"[i], 0.22 * (1 - i), f"{noise:.0%} of labels wrong")
         for i, budget in enumerate(BUDGETS):
             values = 100 * numbers.at("test_accuracy_at_budget", budget=budget)
-            dots(panels[1], values, style.color(i + 3), "oDv"[i], 0.22 * (1 - i), budget)
-        parts = (("sam_sharpness", "SAM (nats)"), ("adaptive_sharpness", "adaptive (nats)"))
-        for axes, (name, text) in zip(
-            panels[2:], (*parts, ("hessian_top_eigenvalues", "$\\lambda_{max}$ (nats)")), strict=True
-        ):
+            dots(panels[1], values, style.color(i + 3), "oDv"[i], 0.22 * (1 - i), f"equal {budget}")
+        measures = ("sam_sharpness", "adaptive_sharpness", "hessian_top_eigenvalues")
+        for axes, name in zip(panels[2:], measures, strict=True):
             values = numbers.at(name, noise=COMPARED)
             dots(axes, np.where(values > 0, values, np.nan), "#333333", "o", 0.0)
-            axes.set(xlabel=text, xscale="log")
+            axes.set_xscale("log")
             style.few_log_ticks(axes)
-        for axes in panels:
-            axes.grid(True, axis="y")
-            axes.tick_params(axis="y", length=0)
-        panels[0].set_yticks(np.arange(len(order)), [bands.label(names[i]) for i in order])
-        panels[0].set(xlabel="test accuracy (%)", ylabel="method", title="by label noise")
-        panels[1].set(xlabel="test accuracy (%)", title=f"{COMPARED:.0%} noise, equal ...")
-        panels[2].set_title(f"sharpness at {COMPARED:.0%} noise")
-        panels[0].set_ylim(-0.8, len(order) + 2.2)  # room for the legends
-        for axes in panels[:2]:
-            axes.legend(loc="upper left", handletextpad=0.1, fontsize=6)
+        families.frame(panels, shown)
+        sam, adaptive = (f"$\\rho$ = {MEASURES[m]['rho']:g}" for m in measures[:2])
+        titles = ["by label noise", f"by budget,\n{COMPARED:.0%} of labels wrong"]
+        titles += [f"SAM sharpness\n{sam}", f"adaptive\n{adaptive}", "$\\lambda_{max}$ of the\nHessian"]
+        units = ["test accuracy (%)"] * 2 + [f"nats, {COMPARED:.0%} wrong"] * 3
+        for axes, title, unit in zip(panels, titles, units, strict=True):
+            axes.set(title=title, xlabel=unit)
+        columns = [h for axes in panels[:2] for h in axes.get_legend_handles_labels()[0]]
+        line = plt.Line2D([], [], color="#333333", linewidth=0.6, linestyle=(0, (1, 2)), label="dotted: SGD's mean")
+        blank = plt.Line2D([], [], linestyle="none", label=" ")  # a legend fills its columns one after the other
+        figure.legend(handles=[*columns, line, blank, blank], loc="outside lower center", ncols=3, columnspacing=4)
         return figure
 
     def judge(self, numbers: FigureData) -> list[Claim]:

@@ -32,6 +32,8 @@ NAMES = {
     "lambda_max": "$\\lambda_{max}$ of H",
     "lambda_max_adaptive": "$\\lambda_{max}$ of T H T",
 }
+ROUNDING = 1e-9
+"""Relative spread below which a measure stays as it is: many orders above rounding, many below what varies."""
 ZERO = "weights only, biases 0"
 TREATED = {
     "scaled": "biases scaled",
@@ -63,48 +65,63 @@ class AsamLoss(Figure):
         return numbers
 
     def draw(self, numbers: FigureData) -> Any:
-        """Each measure relative to its median on the left; spreads by treatment on the right."""
+        """Each measure relative to its median on the left, a row a measure; spreads by treatment on the right."""
         import matplotlib.pyplot as plt
 
-        figure, (left, right) = plt.subplots(
-            1, 2, figsize=(style.PAGE, 2.7), layout="constrained", width_ratios=(1.2, 1)
-        )
-        x, ends = numbers["transform"] + 1, {}
-        for i, name in enumerate(MEASURES):
-            values = numbers[name][0]
-            relative = values / np.median(values)
-            # Four of the lines are one line: the invariant ones are drawn dashed over each other.
-            dash = "-" if rescaled.spread(values) > 1e-6 else (i, (2, 6))
-            left.plot(x, relative, color=style.color(i), linewidth=1, linestyle=dash)
-            ends[NAMES[name]] = (float(x[-1]), float(relative[-1]), style.color(i))
-        left.set_xlim(x[0], x[-1])
-        left.set(xlabel="rescaling, $\\tau$ uniform in [0.5, 1.5]", ylabel="measure / its median")
-        left.set_title(f"one random network, $\\rho$ = {numbers.facts['rho']:g}")
-        style.label_lines(left, ends)
+        figure = plt.figure(figsize=(style.PAGE, 3.3), layout="constrained")
+        halves = figure.add_gridspec(1, 2, width_ratios=(1.25, 1))
+        cells = halves[0].subgridspec(len(MEASURES), 1)
+        first = figure.add_subplot(cells[0])
+        rows = [first, *(figure.add_subplot(cells[i], sharex=first, sharey=first) for i in range(1, len(MEASURES)))]
+        self._relative(rows, numbers)
+        self._spreads(figure.add_subplot(halves[1]), numbers)
+        return figure
+
+    def _relative(self, rows: list[Any], numbers: FigureData) -> None:
+        """A measure a row, all on one scale: lines that coincide at 1 would look like one, or like none."""
+        x = numbers["transform"] + 1
+        spread = {name: float(rescaled.spread(numbers[name][:1])[0]) for name in MEASURES}
+        # Python's sort keeps the order within those that vary and within those that stay.
+        for axes, name in zip(rows, sorted(MEASURES, key=lambda name: spread[name] < ROUNDING), strict=True):
+            stays, values = spread[name] < ROUNDING, numbers[name][0]
+            axes.plot(x, values / np.median(values), color=style.color(0 if stays else 1), linewidth=1)
+            said = f"stays, to {spread[name]:.0e}" if spread[name] else "stays exactly"
+            axes.text(
+                1.02, 0.5, f"{NAMES[name]}\n{said if stays else f'varies by {spread[name]:.0%}'}",
+                transform=axes.transAxes, va="center", fontsize=6.5, color=style.color(0 if stays else 1),
+            )  # fmt: skip
+            axes.axhline(1, color="#bbbbbb", linewidth=0.5, zorder=0)
+            axes.set(xlim=(x[0], x[-1]), yticks=[0.8, 1, 1.2])
+            axes.tick_params(bottom=axes is rows[-1], labelbottom=axes is rows[-1], labelsize=6)
+        rows[0].set_title(f"one random network, $\\rho$ = {numbers.facts['rho']:g}")
+        rows[-1].set_xlabel("rescaling, $\\tau$ uniform in [0.5, 1.5]")
+        rows[len(rows) // 2].set_ylabel("measure / its median", y=1.1)
+
+    def _spreads(self, axes: Any, numbers: FigureData) -> None:
+        """The spread of adaptive sharpness in every network, by what is rescaled and by T of the biases."""
         inks = {"weights only": "#D55E00", "weights and biases": "#0072B2", ZERO: "#E69F00"}
         for j, transformed in enumerate(numbers["transformed"]):
             values = np.maximum(numbers.at("relative_spread", transformed=transformed), 1e-17)
-            kept = "changes" if numbers.at("function_residual", transformed=transformed).max() > 1e-9 else "keeps"
+            kept = "changes" if numbers.at("function_residual", transformed=transformed).max() > ROUNDING else "keeps"
             for b in range(len(numbers["biases"])):
                 at = np.full(len(values), b + 0.2 * (j - 1))
                 text = f"{transformed}: {kept} the function" if b == 0 else None
-                right.plot(
-                    at, values[:, b], "so^"[j], color=inks[str(transformed)], markersize=3, alpha=0.7, label=text
-                )
-        right.set_xticks(
-            range(len(numbers["biases"])),
-            [TREATED[str(b)].replace(" on", "\non").replace("s ", "s\n") for b in numbers["biases"]],
-        )
-        right.axhline(1e-9, color="#bbbbbb", linewidth=0.7, zorder=0)
-        right.set(
-            yscale="log",
-            xlabel="T of the biases in adaptive sharpness",
-            ylabel="(max - min) / median",
-            ylim=(3e-18, 1e9),
-        )
-        right.legend(loc="upper left", title="rescaled", title_fontsize=6, fontsize=6, handletextpad=0.1)
-        right.set_title(f"dots: {len(numbers['network'])} random networks")
-        return figure
+                look = {"color": inks[str(transformed)], "markersize": 3, "alpha": 0.7, "label": text}
+                axes.plot(at, values[:, b], "so^"[j], clip_on=False, **look)
+        treated = [TREATED[str(b)].replace(" on", "\non").replace("s ", "s\n") for b in numbers["biases"]]
+        axes.set_xticks(range(len(treated)), treated)
+        axes.set(yscale="log", xlim=(-0.5, len(treated) - 0.5), ylim=(1e-17, 1e3))
+        axes.set_yticks([1e-17, *(10.0**e for e in range(-15, 4, 3))])
+        axes.set_yticklabels(["0", *(f"$10^{{{e}}}$" for e in range(-15, 4, 3))])
+        axes.minorticks_off()
+        axes.axhspan(1e-17, ROUNDING, color="#eef1f4", zorder=0)
+        axes.text(0.99, ROUNDING, "rounding ", transform=axes.get_yaxis_transform(), ha="right", va="top", fontsize=6.5)
+        axes.set(xlabel="T of the biases in adaptive sharpness", ylabel="spread: (max - min) / median")
+        axes.legend(
+            loc="lower left", bbox_to_anchor=(0, 1), title=f"{len(numbers['network'])} random networks; rescaled:",
+            title_fontproperties={"weight": "bold", "size": 7.5}, alignment="left", handletextpad=0.1,
+            labelspacing=0.3,
+        )  # fmt: skip
 
     def judge(self, numbers: FigureData) -> list[Claim]:
         """What is constant, what is not."""
@@ -119,7 +136,7 @@ class AsamLoss(Figure):
                 quantity="relative spread, largest over networks",
                 published=published,
                 ours=statistics.exact(float(rescaled.spread(numbers[name]).max())),
-                below=1e-9,
+                below=ROUNDING,
             )
 
         return [

@@ -23,6 +23,12 @@ if TYPE_CHECKING:
 TRAIN = (1, 5, 15, 25, 30)
 TEST = (0.25, 1, 2.5, 5, 10, 15, 20, 25, 30, 40, 50, 60, 80, 100)
 METHODS: dict[str, dict[str, Any]] = {"adam": {}, "sam": {"rho": 0.5}, "asam": {"rho": 0.5, "eta": 0.01}}
+LOOKS: dict[str, dict[str, Any]] = {
+    "adam": {"linewidth": 1.3, "linestyle": (0, (4, 2)), "zorder": 4},
+    "sam": {"linewidth": 1.3},
+    "asam": {"linewidth": 2.4, "alpha": 0.75},
+}
+"""Of the means: where Adam and ASAM have the same error, both are seen."""
 FAR = 8 / 3
 """The report's thresholds at training variance 15, 5 and 40, as multiples of it: 1/3 and 8/3."""
 
@@ -106,34 +112,37 @@ class ShiftedVariance(Figure):
         return numbers
 
     def draw(self, numbers: FigureData) -> Any:
-        """One panel per training variance."""
+        """One panel per training variance: the mean over seeds, and every seed; some runs learn nothing at all."""
         import matplotlib.pyplot as plt
 
         figure, panels = plt.subplots(2, 3, figsize=(style.PAGE, 4.0), sharex=True, sharey=True, layout="constrained")
         x = numbers["test_variance"]
         for axes, variance in zip(panels.flat, numbers["train_variance"], strict=False):
-            axes.plot(x, 100 * numbers["bayes_error"], color="#777777", linewidth=0.8, linestyle=":")
-            axes.axvline(variance, color="#bbbbbb", linewidth=0.7, zorder=0)
+            axes.fill_between(x, 100 * numbers["bayes_error"], color="#e3e6ea", linewidth=0)
+            axes.axvline(variance, color="#8a9099", linewidth=0.7, zorder=1)
             for method in numbers["method"]:
                 values = 100 * numbers.at("test_error", method=method, train_variance=variance)
-                bands.band(axes, x, values, bands.color(method))
+                ink = bands.color(method)
+                axes.plot(x, values.T, color=ink, linewidth=0.5, alpha=0.4)
+                axes.plot(x, values.mean(axis=0), color=ink, **LOOKS[str(method)])
             axes.set_title(f"trained at $\\sigma^2$ = {variance}")
             axes.set_xscale("log")
         for axes in (*panels[1, :2], panels[0, 2]):
             axes.set_xlabel("test variance $\\sigma^2$ (coordinate units$^2$)")
             axes.tick_params(labelbottom=True)
-        panels[0, 0].set_ylim(-2, 65)
+        panels[0, 0].set(xlim=(x[0], x[-1]), ylim=(-1.5, 62))
         for axes in panels[:, 0]:
             axes.set_ylabel("test error (%)")
         legend = panels[1, 2]
         legend.axis("off")
-        handles = [plt.Line2D([], [], color=bands.color(m), label=bands.label(m)) for m in numbers["method"]]
-        handles.append(
-            plt.Line2D([], [], color="#777777", linestyle=":", lw=0.8, label="Bayes error (no classifier is below)")
-        )
-        handles.append(plt.Line2D([], [], color="#bbbbbb", lw=0.7, label="training variance"))
-        title = f"mean and 95% interval of {len(numbers['seed'])} seeds"
-        legend.legend(handles=handles, loc="center", title=title, title_fontsize=6.5)
+        handles: list[Any] = [
+            plt.Line2D([], [], color=bands.color(m), label=bands.label(m), **LOOKS[m])
+            for m in map(str, numbers["method"])
+        ]
+        handles.append(plt.Rectangle((0, 0), 1, 1, color="#e3e6ea", label="below the Bayes error"))
+        handles.append(plt.Line2D([], [], color="#8a9099", lw=0.7, label="training variance"))
+        title = f"thick: mean of {len(numbers['seed'])} seeds; thin: each"
+        legend.legend(handles=handles, loc="center", title=title, title_fontsize=6.5, handlelength=2.6)
         return figure
 
     def judge(self, numbers: FigureData) -> list[Claim]:

@@ -68,34 +68,29 @@ class BestAccuracy(Figure):
         return numbers
 
     def draw(self, numbers: FigureData) -> Any:
-        """Accuracy on the left, cost on the right."""
+        """Accuracy on the left, cost on the right, a row for each line of the table."""
         import matplotlib.pyplot as plt
 
-        figure, (left, right) = plt.subplots(1, 2, figsize=(style.PAGE, 2.6), layout="constrained")
-        names, inks, best, cost = [], [], [], []
-        for i, base in enumerate(BASES):
-            for j, method in enumerate(METHODS):
-                name = base if method == "base" else method
-                names.append(bands.label(name) + ("\nalone" if method == "base" else f"\non {bands.label(base)}"))
-                inks.append(bands.color(name))
-                best.append(100 * numbers["best_accuracy"][i, j])
-                cost.append(numbers["epoch_seconds"][i, j] / numbers["epoch_seconds"][i, 0])
-        positions = [0, 1, 2, 3.6, 4.6, 5.6]
-        bands.points(left, positions, best, inks)
-        bands.points(right, positions, cost, inks)
+        figure, (left, right) = plt.subplots(1, 2, figsize=(style.PAGE, 2.8), layout="constrained", sharey=True)
+        cells = [(i, j) for i in range(len(BASES)) for j in range(len(METHODS))]
+        names = [BASES[i] if METHODS[j] == "base" else METHODS[j] for i, j in cells]
+        inks, heights = [bands.color(n) for n in names], [5.6, 4.6, 3.6, 2, 1, 0]
+        bands.points(left, heights, [100 * numbers["best_accuracy"][i, j] for i, j in cells], inks)
+        cost = [numbers["epoch_seconds"][i, j] / numbers["epoch_seconds"][i, 0] for i, j in cells]
+        bands.points(right, heights, cost, inks)
+        bands.published(right, heights[: len(METHODS)], [MINUTES[m] / MINUTES["base"] for m in METHODS])
+        words = [bands.label(n) for n in names]
+        words = [w if j == 0 else f"{w} on {words[i * len(METHODS)]}" for w, (i, j) in zip(words, cells, strict=True)]
+        left.set_yticks(heights, words)
+        left.set(xlabel="best test accuracy (%)", ylabel="method", title="accuracy", ylim=(-0.6, 6.2))
+        right.set(xlabel="time of an epoch / that of the base alone", title="cost", xlim=(0.8, None))
         for axes in (left, right):
-            axes.set_xticks(positions, names)
-            axes.set_xlabel("method and base optimizer")
-        left.set_ylabel("best test accuracy (%)")
-        left.set_title(f"accuracy: dots: {len(numbers['seed'])} seeds; bars: 95%")
-        right.axhline(1, color="#bbbbbb", linewidth=0.7, zorder=0)
-        right.axhline(2, color="#bbbbbb", linewidth=0.7, zorder=0)
-        right.set_ylabel("time of an epoch / that of the base")
-        right.set_title("cost: dots are interleaved rounds")
-        for at, method in zip(positions[:3], METHODS, strict=True):
-            right.plot([at - 0.3, at + 0.3], [MINUTES[method] / MINUTES["base"]] * 2, color="black", linewidth=0.9)
-        right.text(positions[1] + 0.35, MINUTES["sam"] / MINUTES["base"], "report", fontsize=6.5, va="center")
-        right.set_ylim(0.8, None)
+            axes.grid(True, axis="y")
+            axes.tick_params(axis="y", length=0)
+        for whole in (1, 2):
+            right.axvline(whole, color="#bbbbbb", linewidth=0.7, zorder=0)
+        dots = f"left {len(numbers['seed'])} seeds, right {len(numbers['round'])} rounds"
+        bands.explain_points(figure, dots, "the report's times (WRN-28-10)")
         return figure
 
     def judge(self, numbers: FigureData) -> list[Claim]:

@@ -80,19 +80,20 @@ class EqualTime(Figure):
         """One panel per budget."""
         import matplotlib.pyplot as plt
 
-        figure, panels = plt.subplots(1, 3, figsize=(style.PAGE, 2.8), sharey=True, layout="constrained")
+        figure, panels = plt.subplots(1, 3, figsize=(style.PAGE, 2.6), sharex=True, sharey=True, layout="constrained")
         inks = [bands.color(METHODS[m][0]) for m in numbers["method"]]
-        positions = [0, 1, 2, 3.6, 4.6, 5.6]
+        heights = [5.6, 4.6, 3.6, 2, 1, 0]
         facts = numbers.facts
         amounts = {"passes": f"{facts['budget in passes']:g}", "seconds": f"{facts['budget in seconds']:g}"}
         amounts["epochs"] = f"{int(numbers['epochs'][0].max())}"
         for axes, budget in zip(panels, numbers["budget"], strict=True):
-            bands.points(axes, positions, 100 * numbers.at("test_accuracy", budget=budget), inks)
-            short = [m.replace(" on ", "\non ") for m in numbers["method"]]
-            axes.set_xticks(positions, short, rotation=90)
-            axes.set_title(f"equal {budget}: {amounts[budget]}")
-            axes.set_xlabel("method and base optimizer")
-        panels[0].set_ylabel("test accuracy at the end (%)")
+            bands.points(axes, heights, 100 * numbers.at("test_accuracy", budget=budget), inks)
+            axes.set(title=f"equal {budget}: {amounts[budget]}", xlabel="test accuracy at the end (%)")
+            axes.grid(True, axis="y")
+            axes.tick_params(axis="y", length=0)
+        panels[0].set_yticks(heights, numbers["method"])
+        panels[0].set(ylabel="method", ylim=(-0.6, 6.2))
+        bands.explain_points(figure, f"the {len(numbers['seed'])} seeds")
         return figure
 
     def judge(self, numbers: FigureData) -> list[Claim]:

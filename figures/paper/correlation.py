@@ -21,6 +21,15 @@ from landscape.statistics import Estimate
 
 STATISTICS = {"kendall": "Kendall's $\\tau$", "spearman": "Spearman's $\\rho$"}
 TARGETS = {"gap": "training - test accuracy", "error": "test error"}
+SHOWN = {
+    "sam_sharpness": "SAM sharpness",
+    "worst_case_sharpness": "worst-case sharpness",
+    "average_sharpness": "average sharpness",
+    "adaptive_sharpness": "adaptive sharpness",
+    "hessian_top_eigenvalues": "$\\lambda_{max}$ of the Hessian",
+    "hessian_trace": "trace of the Hessian",
+    "gradient_norm": "norm of the gradient",
+}
 NAMES = {"hessian_top_eigenvalues": "lambda_max", "hessian_trace": "trace"}
 
 
@@ -107,8 +116,8 @@ class Correlation(Figure):
                     label=text if axes is panels[0] else None,
                 )
             axes.axvline(0, color="#bbbbbb", linewidth=0.7, zorder=0)
-            axes.set(xlabel=f"{name} within each label noise", xlim=(-1, 1))
-        panels[0].set_yticks(np.arange(len(order)), [_name(m) for m in order])
+            axes.set(xlabel=f"{name} within each label noise", xlim=(-1, 1), xticks=np.linspace(-1, 1, 5))
+        panels[0].set_yticks(np.arange(len(order)), [SHOWN[m] for m in order])
         panels[0].set_ylabel("measure")
         facts = numbers.facts
         panels[0].set_title(f"{facts['checkpoints']} checkpoints of {facts['methods']} methods")

@@ -175,7 +175,7 @@ class CriticalSharpnessOverTraining(Figure):
                 edge = numbers["edge"][i].mean(axis=0)
                 axes.plot(numbers["step"], edge, color=style.color(0), linestyle="--", linewidth=0.9)
             left_out = int(np.isnan(numbers["critical"][i]).sum())
-            note = f"dashed: {' and '.join(LINES[name])}; dotted: directional"
+            note = f"dashed: {' and '.join(LINES[name])}\ndotted: directional"
             note += f"\n{left_out} updates that rise left out" if left_out else ""
             axes.set_title(f"{name}, $\\eta$ {'up to' if name == 'AdamW' else '='} {RUNS[name]:g}")
             axes.set(xlabel="step", ylabel="sharpness", yscale="log", xlim=(0, numbers["step"][-1]))

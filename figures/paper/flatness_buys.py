@@ -140,7 +140,9 @@ class FlatnessBuys(Figure):
         if low <= high:  # not where nothing is shown
             bottom.plot([low, high], [low, high], color="#8a9099", linewidth=0.7, zorder=0)
         if hidden:
-            bottom.set_title(f"without {hidden} at or below 0")
+            note = f"{hidden} at or below 0\nare not shown"
+            bottom.text(0.98, 0.04, note, transform=bottom.transAxes, ha="right", va="bottom", fontsize=6)
+        bottom.set_title("rise against prediction")
         bottom.set(xscale="log", yscale="log", xlabel="predicted, $g'e + e'He/2$ (nats)", ylabel="rise (nats)")
         return figure
 

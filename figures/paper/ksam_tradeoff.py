@@ -22,6 +22,7 @@ OTHERS = ("sgd", "sam", "esam", "subset-sam")
 BATCH = 128
 """Of the runs on many classes; of the others it is their recipe's."""
 MANY = ("sgd", "sam", "k-sam")
+MARKERS = {"sgd": "o", "sam": "^", "esam": "v", "subset-sam": "D", "k-sam": "s"}
 
 
 @register("ksam-tradeoff", source="K-SAM paper, accuracy and cost over K (its GLUE part is left out: no text data)")
@@ -89,7 +90,7 @@ class Tradeoff(Figure):
         return numbers
 
     def draw(self, numbers: FigureData) -> Any:
-        """Accuracy over relative speed: 10 classes and 200."""
+        """Accuracy over relative speed, 10 classes and 200: K-SAM as a curve over K beside the others."""
         import matplotlib.pyplot as plt
 
         figure, panels = plt.subplots(1, 2, figsize=(style.PAGE, 2.9), layout="constrained")
@@ -97,49 +98,26 @@ class Tradeoff(Figure):
             ("variant", "test_accuracy", "epoch_seconds", "10 classes"),
             ("many_method", "test_accuracy_many", "epoch_seconds_many", "200 classes"),
         )
+        handles: dict[str, Any] = {}
         for axes, (axis, accuracy, seconds, title) in zip(panels, parts, strict=True):
             speed = (100 * numbers[seconds][:1] / numbers[seconds]).mean(axis=-1)
             mean, half = bands.interval(100 * numbers[accuracy], axis=-1)
-            ends = {}
-            for i, name in enumerate(numbers[axis]):
-                top_k = str(name).startswith("K") or name == "k-sam"
-                ink = bands.color("k-sam") if top_k else bands.color(str(name).lower())
-                axes.errorbar(
-                    [speed[i]],
-                    [mean[i]],
-                    [np.nan_to_num(half[i])],
-                    fmt="s" if top_k else "o",
-                    color=ink,
-                    elinewidth=0.8,
-                )
-                text = (
-                    f"K = {BATCH // 2}"
-                    if name == "k-sam"
-                    else str(name)
-                    if axis == "variant"
-                    else bands.label(str(name))
-                )
-                ends[text] = (float(speed[i]), float(mean[i]), float(np.nan_to_num(half[i])), ink)
-            axes.set(
-                xlabel="images/s in % of SGD's", ylabel="test accuracy (%)", xlim=(min(speed) - 12, max(speed) + 12)
-            )
-            axes.set_title(f"{title}: mean and 95% interval, {len(numbers['seed'])} seeds")
-            # Neighbors in speed are named above and below their bars in turn.
-            side, before = -1, -np.inf
-            for text, (x, y, reach, ink) in sorted(ends.items(), key=lambda item: item[1][0]):
-                side, before = (-side if x - before < 8 else 1), x
-                axes.annotate(
-                    text,
-                    (x, y + side * reach),
-                    xytext=(0, 4 * side),
-                    textcoords="offset points",
-                    color=ink,
-                    rotation=90,
-                    ha="center",
-                    va="bottom" if side > 0 else "top",
-                    fontsize=6,
-                )
-            axes.margins(y=0.28)
+            curve: dict[int, tuple[float, float]] = {}
+            for name, x, y, reach in zip(map(str, numbers[axis]), speed, mean, np.nan_to_num(half), strict=True):
+                method = "k-sam" if name.startswith("K = ") else name.lower()
+                bar = axes.errorbar([x], [y], [reach], fmt=MARKERS[method], color=bands.color(method), elinewidth=0.9)
+                note = f" (numbers: K of {BATCH})" if method == "k-sam" else ""
+                handles.setdefault(bands.label(method) + note, bar)
+                if method == "k-sam":
+                    k = int(name.removeprefix("K = ")) if name != method else BATCH // 2
+                    curve[k] = (x, y)
+                    look = {"xytext": (0, 3), "textcoords": "offset points", "ha": "center", "va": "bottom"}
+                    axes.annotate(str(k), (x, y + reach), color=bands.color(method), fontsize=6.5, **look)
+            axes.plot(*zip(*(curve[k] for k in sorted(curve)), strict=True), color=bands.color("k-sam"), linewidth=0.8)
+            axes.set(xlabel="images/s in % of SGD's", xlim=(min(speed) - 6, max(speed) + 6), title=title)
+            axes.margins(y=0.1)
+        panels[0].set_ylabel("test accuracy (%): mean, 95% interval")
+        figure.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=len(handles))
         return figure
 
     def judge(self, numbers: FigureData) -> list[Claim]:

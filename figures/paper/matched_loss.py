@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from figures.drawing import bands, style
+from figures.drawing import bands, families, style
 from figures.paper.all_methods import methods, noisy_runs
 from figures.paper.saf_fig3 import log_ratio
 from figures.study import recipes
@@ -143,53 +143,53 @@ class MatchedLoss(Figure):
         return numbers
 
     def draw(self, numbers: FigureData) -> Any:
-        """One row per method; columns: accuracy against SGD's, training loss, and three ratios to SGD's flatness."""
+        """A row a method, by family; columns: accuracy against SGD's, training loss, three ratios to SGD's flatness."""
         import matplotlib.pyplot as plt
 
-        names = [str(m) for m in numbers["method"]]
-        others = [m for m in names if m != "sgd"]
+        others = [str(m) for m in numbers["method"] if m != "sgd"]
         order = sorted(others, key=lambda m: float(np.mean(against(numbers, "sam_sharpness", m, radius=RADII[0]))))
+        shown = families.rows(order)
         figure, panels = plt.subplots(
-            1, 5, figsize=(style.PAGE, 0.2 * len(order) + 1.1), sharey=True, layout="constrained"
+            1, 5, figsize=(style.PAGE, 0.19 * shown.count + 1.3), sharey=True, layout="constrained"
         )
-        rows = np.arange(len(order))[::-1]
 
-        def dots(axes: Any, values: list[np.ndarray], *, log: bool, same_loss: bool = False) -> None:
-            mean, half = bands.interval(np.stack(values), axis=-1)
+        def dots(axes: Any, values: dict[str, np.ndarray], *, log: bool, same_loss: bool = False) -> None:
+            mean, half = bands.interval(np.stack(list(values.values())), axis=-1)
             ends = np.stack([mean - half, mean + half])
             if log:
                 mean, ends = np.exp(mean), np.exp(ends)
             bars = np.nan_to_num(np.abs(ends - mean))
-            style_of = {"color": style.color(1), "mfc": "white"} if same_loss else {"color": "#333333"}
-            shift, text = (-0.18, "SGD runs of the same loss") if same_loss else (0.18, "SGD runs of the same length")
-            bar = {"fmt": "o", "markersize": 3, "elinewidth": 0.6, "capsize": 0, "label": text}
-            axes.errorbar(mean, rows + shift, xerr=bars, **style_of, **bar)
+            ink = {"color": style.color(1), "mfc": "white"} if same_loss else {"color": "#333333"}
+            look = {**ink, "fmt": "o", "markersize": 3, "elinewidth": 0.6, "capsize": 0}
+            text = "of the same training loss, if any" if same_loss else "beside SGD runs of the same length"
+            heights = [shown.methods[m] + (-0.18 if same_loss else 0.18) for m in values]
+            axes.errorbar(mean, heights, xerr=bars, label=text, **look)
 
-        accuracy = 100 * numbers["test_accuracy"]
-        dots(panels[0], [accuracy[names.index(m)] - accuracy[names.index("sgd")] for m in order], log=False)
-        panels[0].axvline(0, color="#888888", linewidth=0.6)
-        losses = [np.log(numbers.at("train_loss", method=m, when="end")) for m in order]
-        dots(panels[1], losses, log=True)
-        sgd = float(np.exp(np.log(numbers.at("train_loss", method="sgd", when="end")).mean()))
-        panels[1].axvline(sgd, color="#888888", linewidth=0.6)
+        accuracy = {m: 100 * numbers.at("test_accuracy", method=m) for m in ("sgd", *order)}
+        dots(panels[0], {m: accuracy[m] - accuracy["sgd"] for m in order}, log=False)
+        losses = {m: np.log(numbers.at("train_loss", method=m, when="end")) for m in ("sgd", *order)}
+        dots(panels[1], {m: losses[m] for m in order}, log=True)
         columns = [("sam_sharpness", {"radius": r}) for r in (RADII[0], RADII[-1])]
         for axes, (name, at) in zip(panels[2:], [*columns, ("hessian_top_eigenvalue", {})], strict=True):
-            dots(axes, [against(numbers, name, m, **at) for m in order], log=True)
-            dots(axes, [beside(numbers, name, m, **at) for m in order], log=True, same_loss=True)
-            axes.axvline(1, color="#888888", linewidth=0.6)
-        for axes in panels:
-            axes.grid(True, axis="y")
-            axes.tick_params(axis="y", length=0)
+            dots(axes, {m: against(numbers, name, m, **at) for m in order}, log=True)
+            dots(axes, {m: beside(numbers, name, m, **at) for m in order}, log=True, same_loss=True)
+        for axes, sgd in zip(panels, (0, float(np.exp(losses["sgd"].mean())), 1, 1, 1), strict=True):
+            axes.axvline(sgd, color="#888888", linewidth=0.8, label="SGD (flatter: left of it in the last three)")
+        families.frame(panels, shown)
         for axes in panels[1:]:
             axes.set_xscale("log")
             style.few_log_ticks(axes)
-        panels[0].set_yticks(rows, [bands.label(m) for m in order])
-        panels[0].set(xlabel="test accuracy - SGD's (points)", ylabel="method", title="accuracy")
-        panels[1].set(xlabel="nats; line: SGD", title="training loss")
-        titles = (*(f"SAM, $\\rho$ = {r:g}" for r in (RADII[0], RADII[-1])), "$\\lambda_{max}$")
-        for axes, text in zip(panels[2:], titles, strict=True):
-            axes.set(xlabel="ratio to ...", title=text)
-        figure.legend(*panels[4].get_legend_handles_labels(), loc="outside lower right", ncols=2, handletextpad=0.1)
+        sharpness = [f"SAM sharpness\n$\\rho$ = {r:g}" for r in (RADII[0], RADII[-1])]
+        titles = ["test accuracy\nminus SGD's", "training loss\nat the end", *sharpness]
+        titles.append("$\\lambda_{max}$ of the\nHessian")
+        units = ("percentage points", "nats", *["ratio to SGD's"] * 3)
+        for axes, title, unit in zip(panels, titles, units, strict=True):
+            axes.set(xlabel=unit, title=title)
+        handles, texts = panels[4].get_legend_handles_labels()
+        figure.legend(
+            [*handles[1:], handles[0]], [*texts[1:], texts[0]],
+            loc="outside lower center", ncols=3, handletextpad=0.3, columnspacing=1.5,
+        )  # fmt: skip
         return figure
 
     def judge(self, numbers: FigureData) -> list[Claim]:

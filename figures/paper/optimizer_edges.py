@@ -187,12 +187,13 @@ class OptimizerEdges(Figure):
         ends, inks = {}, {}
         for i, (name, axes) in enumerate(zip(ROWS, single, strict=True)):
             row, ink, steps = ROWS[name], style.color(i), numbers["step"][i]
-            scale = 10 ** (3 * int(np.log10(numbers["line"][i].max()) // 3))
+            power = 3 * int(np.log10(numbers["line"][i].max()) // 3)
+            scale = 10**power
             for curvature, line in zip(numbers["curvature"][i], numbers["line"][i], strict=True):
                 axes.plot(steps, curvature / scale, color=ink, linewidth=0.8)
                 axes.plot(steps, line / scale, color="black", linestyle="--", linewidth=0.7)
             axes.set_title(f"{name}, $\\eta$ = {row.rate:g}")
-            unit = "" if scale == 1 else f", {scale:,}"
+            unit = f" ($10^{power}$)" if power else ""
             axes.set(xlabel="step", ylabel=f"{row.curvature}{unit}", xlim=(0, steps[-1]))
             axes.set_ylim(0, 1.35 * float(numbers["line"][i].max()) / scale)
             axes.text(0.03, 0.96, f"dashed: {row.line}", transform=axes.transAxes, va="top", fontsize=6.5)
@@ -201,7 +202,7 @@ class OptimizerEdges(Figure):
             inks[name] = ink
         together.axhline(1, color="black", linestyle="--", linewidth=0.7)
         together.set(xlabel="part of the training", ylabel="curvature / line", xlim=(0, 1), ylim=(0, 1.5))
-        together.set_title("all over their lines")
+        together.set_title("each over its own line")
         bands.name_lines(together, ends, inks)
         return figure
 

@@ -76,29 +76,25 @@ class SpeedAndAccuracy(Figure):
         return numbers
 
     def draw(self, numbers: FigureData) -> Any:
-        """Accuracy over relative speed, and the published speeds."""
+        """Accuracy on the left, relative speed on the right, beside the published speeds."""
         import matplotlib.pyplot as plt
 
-        figure, (left, right) = plt.subplots(1, 2, figsize=(style.PAGE, 2.7), layout="constrained", sharey=True)
-        heights = list(range(len(METHODS)))[::-1]
-        for at, method in zip(heights, METHODS, strict=True):
-            ink = bands.color(method)
-            accuracy = 100 * numbers.at("test_accuracy", method=method)
-            speed = numbers.at("relative_speed", method=method)
-            for axes, values in ((left, accuracy), (right, speed)):
-                mean, half = bands.interval(values)
-                axes.plot(
-                    values, [at - 0.18] * len(values), "o", color=ink, alpha=0.5, markersize=2.2, markeredgewidth=0
-                )
-                axes.errorbar([mean], [at + 0.05], xerr=[half if half == half else 0], fmt="o", color=ink, elinewidth=1)
-            if method in PUBLISHED:
-                right.plot(PUBLISHED[method], [at + 0.33] * 2, color="black", linewidth=2.2, solid_capstyle="butt")
+        figure, (left, right) = plt.subplots(1, 2, figsize=(style.PAGE, 2.9), layout="constrained", sharey=True)
+        heights, inks = list(range(len(METHODS)))[::-1], [bands.color(m) for m in METHODS]
+        bands.points(left, heights, [100 * numbers.at("test_accuracy", method=m) for m in METHODS], inks)
+        bands.points(right, heights, [numbers.at("relative_speed", method=m) for m in METHODS], inks)
+        at = {m: h for m, h in zip(METHODS, heights, strict=True) if m in PUBLISHED}
+        bands.published(right, list(at.values()), [sum(PUBLISHED[m]) / 2 for m in at])
         left.set_yticks(heights, [bands.label(m) for m in METHODS])
-        left.set(xlabel="test accuracy (%)", ylabel="method")
+        left.set(xlabel="test accuracy (%)", ylabel="method", title="accuracy", ylim=(-0.6, len(METHODS) - 0.4))
         right.set(xlabel="images/s in % of SGD's", xlim=(0, max(125, 1.05 * numbers["relative_speed"].max())))
+        right.set_title("speed")
         right.axvline(100, color="#bbbbbb", linewidth=0.7, zorder=0)
-        left.set_title(f"accuracy: mean, 95% interval, {len(numbers['seed'])} seeds")
-        right.set_title("speed: ours (dots: rounds); black bars: poster")
+        for axes in (left, right):
+            axes.grid(True, axis="y")
+            axes.tick_params(axis="y", length=0)
+        dots = f"left {len(numbers['seed'])} seeds, right {len(numbers['round'])} rounds"
+        bands.explain_points(figure, dots, "the poster's speed (GPU, large networks)")
         return figure
 
     def judge(self, numbers: FigureData) -> list[Claim]:
