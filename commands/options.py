@@ -126,8 +126,8 @@ class ProblemOptions:
         "What the network is made with; repeatable.", multiple=True, metavar="KEY=VALUE"
     )
     data: str | None = option(
-        "A built-in data set, npz:FILE, hdf5:FILE, pt:FILE, images:FOLDER, hf:FOLDER (a data set of Hugging Face, "
-        "saved to disk), text:FILE, or module:callable that returns batches.",
+        "A built-in data set, npz:FILE, hdf5:FILE, pt:FILE, images:FOLDER, glue:FOLDER, hf:FOLDER (a data set of "
+        "Hugging Face, saved to disk), text:FILE, or module:callable that returns batches.",
         metavar="NAME",
     )
     data_arg: tuple[str, ...] = option(

@@ -46,5 +46,17 @@ def write_images(folder, *, count=6, mode="RGB", sizes=((7, 5),), parts=("train"
     return held
 
 
-WRITE = {"npz": write_npz, "hdf5": write_hdf5, "pt": write_pt, "images": write_images}
+def write_glue(folder, *, count=(60, 20)):
+    """Sentences in the form of SST-2."""
+    rng = np.random.default_rng(0)
+    folder.mkdir(parents=True, exist_ok=True)
+    for part, n in zip(("train", "dev"), count, strict=True):
+        rows = [
+            (" ".join(rng.choice(["good", "bad", "film", "plot", "dull"], 6)), int(rng.integers(2))) for _ in range(n)
+        ]
+        lines = ["sentence\tlabel", *(f"{text} {part} {i}\t{label}" for i, (text, label) in enumerate(rows))]
+        (folder / f"{part}.tsv").write_text("\n".join(lines) + "\n")
+
+
+WRITE = {"npz": write_npz, "hdf5": write_hdf5, "pt": write_pt, "images": write_images, "glue": write_glue}
 """Name of a data set -> writes a small file of it."""

@@ -28,6 +28,7 @@ pytestmark = pytest.mark.usefixtures("styled")
 
 # Those that train a dozen networks or measure time even in their smallest form.
 LONG = {"asam-fig5", "asam-fig7", "asam-table1", "asam-time", "saf-table1", "rst-schedules", "ksam-tradeoff"} | {
+    "ksam-text",
     "all-methods",
     "matched-loss",
     "correlation",

@@ -267,3 +267,45 @@ def test_what_a_checkpoint_loses_is_what_the_measures_say(tmp_path):
     assert (found["forgetting"], found["forgetting_predicted"]) == (tuned.value, tuned.predicted)
     assert found["learned"] == tuned.other_loss[0] - tuned.other_loss[-1]
     assert found["fisher_rao_norm"] == landscape.fisher_rao_norm(problem).value
+
+
+def test_k_sam_on_text_is_judged_by_paired_seeds_and_by_time():
+    figure = FIGURES["ksam-text"]()
+    numbers, names = FigureData(), list(figure._variants())
+    assert names == ["AdamW", "SGD", "SAM", "ESAM", "K = 8", "K = 11", "K = 16", "K = 24"]
+    for name, values in (("task", ["docstrings"]), ("variant", names), ("seed", range(4)), ("round", range(3))):
+        numbers.axis(name, values)
+    seconds = dict(zip(names, [1.0, 0.9, 2.0, 1.6, 0.8, 1.05, 1.4, 1.8], strict=True))
+    level = dict(zip(names, [0.63, 0.5, 0.66, 0.655, 0.4, 0.5, 0.655, 0.66], strict=True))
+    noise = np.array([0.0, 0.01, -0.01, 0.02])  # of the seed, common to all methods
+    numbers.add("epoch_seconds", ("variant", "round"), [[seconds[n]] * 3 for n in names])
+    numbers.add("test_accuracy", ("task", "variant", "seed"), [[level[n] + noise for n in names]])
+    numbers.facts["seeds"] = 4
+    claims = {c.text: c for c in figure.judge(numbers)}
+    assert len(claims) == 8
+    assert claims["K-SAM is as fast as its base, AdamW"].ours.value == pytest.approx(1.05)
+    verdicts = {text: c.verdict for text, c in claims.items()}
+    assert verdicts["K-SAM is as fast as its base, AdamW"] == "supported"
+    assert verdicts["K-SAM is faster than ESAM"] == "supported"
+    assert verdicts["On docstrings SAM is more accurate than AdamW"] == "supported"
+    assert verdicts["On docstrings K-SAM with K = 11 is as accurate as SAM"] == "not supported"
+    assert verdicts["On docstrings K-SAM with K = 16 is as accurate as SAM"] == "supported"
+    assert verdicts["On docstrings K-SAM with K = 11 is more accurate than AdamW"] == "not supported"
+    drawn = figure.draw(numbers)
+    assert [t.get_text() for t in drawn.axes[0].texts] == names
+    plt.close(drawn)
+
+
+def test_k_sam_on_text_takes_the_tasks_of_glue_that_are_there(tmp_path):
+    from figures.study.study import Study
+
+    figure, study = FIGURES["ksam-text"](), Study(tmp_path, "paper", data_dir=str(tmp_path))
+    assert "no task of GLUE (SST-2, MRPC, CoLA" in figure.note(study)
+    assert set(figure._tasks(study)) == {"docstrings"}
+    for task in ("MRPC", "CoLA"):
+        (tmp_path / "glue" / task).mkdir(parents=True)
+        (tmp_path / "glue" / task / "train.tsv").touch()
+    assert not figure.note(study)
+    assert figure._tasks(study) == {t: f"glue:{tmp_path}/glue/{t}" for t in ("MRPC", "CoLA")}
+    assert len(figure._runs(study)) == 2 * 8 * 5
+    assert not figure.note(Study(tmp_path / "none", "quick", data_dir=str(tmp_path / "none")))

@@ -14,7 +14,7 @@ from typing import Any
 from landscape.errors import InputError
 from landscape.registry import Entry, Option
 
-FILE_PREFIXES = ("npz:", "hdf5:", "pt:", "images:")
+FILE_PREFIXES = ("npz:", "hdf5:", "pt:", "images:", "glue:")
 """Names that go on with a path: everything after the prefix belongs to the name, commas and equal signs too."""
 
 _WORDS = {"true": True, "false": False, "none": None}
