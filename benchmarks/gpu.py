@@ -56,7 +56,7 @@ LEAST_SECONDS, MOST_TIMES = 60.0, 3.0
 """An item is stopped when it has taken so many seconds and so many times what it is expected to take at full size."""
 
 DRAWING_SECONDS = 40.0
-"""Kept for the figures at the end."""
+"""For the figures at the end."""
 
 
 class OutOfTime(BaseException):
@@ -194,13 +194,14 @@ def train_studies(session: Session, studies: Studies) -> None:
         return {}
 
     whole = session.end
-    session.end -= DRAWING_SECONDS * session.sizes.share
+    session.end -= (DRAWING_SECONDS + 5) * session.sizes.share  # kept for what follows
     for piece in studies.pieces:
         seconds = studies.expected(piece, speed)
         done = functools.partial(studies.done, piece)
         session.do(Work(f"c/{piece.name}", seconds, lambda limit, p=piece: run(p), done))
     session.end = whole
-    session.do(Work("c/studies", 0.0, lambda limit: studies.outcome(), lambda: False))
+    session.do(Work("c/studies", 0.0, lambda limit: studies.table(), lambda: False))
+    session.do(Work("c/figures", DRAWING_SECONDS, lambda limit: studies.figures(), lambda: False))
 
 
 def main() -> int:

@@ -42,12 +42,11 @@ def _studies(items: Mapping[str, Any], left: Mapping[str, Any]) -> str:
     if "images_per_second" in speed:
         parts.append(f"SGD on this machine: {speed['images_per_second']:,.0f} images/s.")
     parts.append(_measured(entry, left.get("c/studies")))
-    if entry is not None and entry.get("figures"):
-        drawn = ", ".join(
-            f"{name} ({seeds} seed{'s' if seeds > 1 else ''})" for name, seeds in entry["figures"].items()
-        )
+    made = items.get("c/figures", {})
+    if "drawn" in made:
+        drawn = ", ".join(f"{name} (seeds: {seeds})" for name, seeds in made["drawn"].items()) or "none"
         parts.append(textwrap.fill(f"Figures that are complete so far: {drawn}.", 120))
-        parts += [f"* {name} was not drawn: {why}" for name, why in entry["failed"].items()]
+        parts += [f"* {name} was not drawn: {why}" for name, why in made["failed"].items()]
     return "\n\n".join(parts)
 
 

@@ -197,8 +197,12 @@ class Studies:
             yield _estimate([float(v[name]) for v in values])
         yield f"{min(row['seconds'] / row['epoch'] for row in last):.3g}"
 
-    def outcome(self) -> dict[str, Any]:
-        """The table, and the figures whose tasks are done, each with as many seeds as are complete."""
+    def table(self) -> dict[str, Any]:
+        """The header and `rows`."""
+        return {"header": HEADER, "rows": self.rows()}
+
+    def figures(self) -> dict[str, Any]:
+        """Draw those whose tasks are done: `drawn` with as many seeds as are complete, and what `failed`."""
         drawn: dict[str, int] = {}
         failed: dict[str, str] = {}
         for name in self.sizes.figures:
@@ -209,7 +213,7 @@ class Studies:
             except Exception as error:  # the other figures are drawn
                 failed[name] = f"{type(error).__name__}: {error}".splitlines()[0][:300]
         self.pack()
-        return {"header": HEADER, "rows": self.rows(), "figures": drawn, "failed": failed}
+        return {"drawn": drawn, "failed": failed}
 
     def _complete(self, name: str, seeds: int) -> bool:
         study = self.study(seeds)
