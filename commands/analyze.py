@@ -162,7 +162,7 @@ def _analyze_run(
     running.write_csv(table, run.unit, directory / "run.csv")
     write_json(directory / "summary.json", {"checkpoints": rows})
     drawing.write(table, rows, run.unit, directory / "figures")
-    again = shlex.join(["landscape", *sys.argv[1:]])
+    again = shlex.join(["landscape", *_without_shard(sys.argv[1:])])
     report = run_report.write(table, rows, run.unit, directory / "report.html", command=again, facts=first.metadata)
     said = [running.text(table, run.unit), *running.products(rows)]
     output.show({"checkpoints": rows}, *said, f"figure: {directory / 'figures' / 'run.pdf'}", f"report: {report}")

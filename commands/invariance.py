@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from commands import options
-from commands.claimed import claim
+from commands.claimed import share
 from commands.options import OutputOptions, ProblemOptions, option
 from commands.ranges import POSITIVE, Real, Whole
 from landscape.errors import InputError
@@ -19,6 +19,7 @@ from trainers.references import resolve_device
 if TYPE_CHECKING:
     from landscape.invariance.measures import InvarianceOptions
     from landscape.problem.problem import Problem
+    from landscape.shards import Shard
 
 
 @dataclass(frozen=True)
@@ -72,14 +73,21 @@ class RescalingOptions:
     },
 )
 @options.resume
+@options.shard
 @options.output("Default: invariance/, beside the checkpoint where there is one.")
 def command(
-    checkpoint: Path | None, test: RescalingOptions, problem: ProblemOptions, output: OutputOptions, resume: bool
+    checkpoint: Path | None,
+    test: RescalingOptions,
+    problem: ProblemOptions,
+    output: OutputOptions,
+    resume: bool,
+    shard: Shard | None,
 ) -> None:
     """Measure a network at random rescalings that leave its function as it is.
 
     Without a checkpoint: a randomly initialized network of five linear layers of width 10 and three ReLUs on points in
-    the plane. With one: your network. Writes invariance.h5, invariance.json and figures/ to one directory.
+    the plane. With one: your network. Writes invariance.h5, invariance.json and figures/ to one directory. With --shard
+    the rescaled networks are shared among jobs, which always go on with what is there.
     """
     from figures.drawing import invariance as drawing
     from figures.page.terminal import invariance_text
@@ -94,8 +102,8 @@ def command(
     directory = output.directory((checkpoint.parent if checkpoint else Path()) / "invariance")
     loss, title, facts = _trained(checkpoint, problem) if checkpoint else _untrained(problem)
     options.show_plan(loss, title, 1 + LEAST_BEYOND)
-    claim(directory)
-    journal = Journal(directory / "invariance.partial.jsonl", resume=resume)
+    claims, resume = share(directory, shard), resume or shard is not None
+    file, journal = directory / "invariance.h5", Journal(directory / "invariance.partial.jsonl", resume=resume)
     result = rescaling_invariance(
         loss,
         transforms=test.transforms,
@@ -105,12 +113,21 @@ def command(
         settings=settings,
         hints=hints,
         journal=journal,
+        claims=claims,
+        stored=lambda: hdf5.load_group(file, "invariance") if resume and file.exists() else None,
     )
-    hdf5.save(directory / "invariance.h5", {"invariance": result}, facts)
     summary = {**result.summary(), **facts, "provenance": plain(result.provenance)}
-    write_json(directory / "invariance.json", summary)
-    journal.finish()
-    drawing.draw(result, directory / "figures", title=title)
+
+    def write() -> None:
+        hdf5.save(file, {"invariance": result}, facts)
+        write_json(directory / "invariance.json", summary)
+        journal.finish()
+        drawing.draw(result, directory / "figures", title=title)
+
+    if claims is None:
+        write()
+    else:
+        claims.once(f"result {result.identity}", write)
     output.show(summary, invariance_text(result, title), f"written to {directory}")
 
 

@@ -28,7 +28,7 @@ _HOMES = {
     "CheckpointWarning": "errors",
     "InputError": "errors",
     "InputWarning": "errors",
-    "Invariance": "invariance.invariance",
+    "Invariance": "invariance.result",
     "LabelledArrays": "results.result",
     "LossPath": "surfaces.paths",
     "NonDeterministicWarning": "errors",

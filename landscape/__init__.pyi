@@ -26,6 +26,7 @@ from landscape import registry as registry
 from landscape import results as results
 from landscape import self_test as self_test
 from landscape import shards as shards
+from landscape import shared_rows as shared_rows
 from landscape import sharpness as sharpness
 from landscape import statistics as statistics
 from landscape import surfaces as surfaces
@@ -33,7 +34,8 @@ from landscape.ball.scaling import Scaling
 from landscape.curvature.exact.diagonals import hessian_diagonal
 from landscape.errors import AsymmetryWarning, CheckpointWarning, InputError, InputWarning, NonDeterministicWarning
 from landscape.invariance import rescaling
-from landscape.invariance.invariance import Invariance, rescaling_invariance
+from landscape.invariance.invariance import rescaling_invariance
+from landscape.invariance.result import Invariance
 from landscape.measures.adaptive_hessian import adaptive_top_eigenvalues
 from landscape.measures.adaptive_sharpness import adaptive_sharpness
 from landscape.measures.average_sharpness import average_sharpness

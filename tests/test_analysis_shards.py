@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 import cli
-from figures.page import measuring, run_shards
+from figures.page import measuring
+from landscape import shared_rows
 from torture.contents import contents, differences
 from trainers import train
 
@@ -84,7 +85,7 @@ def test_the_same_command_alone_takes_in_what_jobs_have_left(kind, run, two, tmp
     checkpoints = [run] if kind == "run" else two
     whole, out = tmp_path / "whole", tmp_path / "out"
     assert cli.run(arguments(checkpoints, whole)) == 0
-    module, name = (run_shards, "take_in") if kind == "run" else (measuring.Store, "remove_parts")
+    module, name = (shared_rows, "_merge") if kind == "run" else (measuring.Store, "remove_parts")
 
     def interrupted(*_):
         raise KeyboardInterrupt

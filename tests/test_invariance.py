@@ -16,8 +16,8 @@ from torch.testing import assert_close
 import landscape
 from figures.page.terminal import invariance_text
 from landscape.errors import InputError
-from landscape.invariance.invariance import relative_spread, verdict
 from landscape.invariance.measures import InvarianceOptions
+from landscape.invariance.result import relative_spread, verdict
 from landscape.random import stream
 from landscape.results.journal import Journal
 from trainers.models import build_model
@@ -304,7 +304,7 @@ class Stopped(Exception):
 def test_an_interrupted_run_goes_on(tmp_path, monkeypatch):
     settings = InvarianceOptions(steps=2, eigenvalues=False, extra={}, orders=(2.0,))
     whole = landscape.rescaling_invariance(table_2(), transforms=4, settings=settings)
-    true, calls = landscape.invariance.invariance.measure, []
+    true, calls = landscape.invariance.experiment.measure, []
 
     def limited(problem, settings, most):
         calls.append(1)
@@ -313,13 +313,13 @@ def test_an_interrupted_run_goes_on(tmp_path, monkeypatch):
         return true(problem, settings)
 
     path = tmp_path / "partial.jsonl"
-    monkeypatch.setattr(landscape.invariance.invariance, "measure", lambda p, s: limited(p, s, 3))
+    monkeypatch.setattr(landscape.invariance.experiment, "measure", lambda p, s: limited(p, s, 3))
     with pytest.raises(Stopped):
         landscape.rescaling_invariance(table_2(), transforms=4, settings=settings, journal=Journal(path))
     with open(path, "a") as file:
         file.write('{"name": "rescaled 2", "ro')  # a line cut off by a kill
     calls.clear()
-    monkeypatch.setattr(landscape.invariance.invariance, "measure", lambda p, s: limited(p, s, 2))
+    monkeypatch.setattr(landscape.invariance.experiment, "measure", lambda p, s: limited(p, s, 2))
     journal = Journal(path, resume=True)
     again = landscape.rescaling_invariance(table_2(), transforms=4, settings=settings, journal=journal)
     assert len(calls) == 2  # the reference and two of the four were there
@@ -329,7 +329,7 @@ def test_an_interrupted_run_goes_on(tmp_path, monkeypatch):
     journal.finish()
     assert not path.exists()
     # Rows of another network, or of other settings, are not taken over.
-    monkeypatch.setattr(landscape.invariance.invariance, "measure", lambda p, s: limited(p, s, 99))
+    monkeypatch.setattr(landscape.invariance.experiment, "measure", lambda p, s: limited(p, s, 99))
     for seed, transforms in ((0, 2), (1, 2), (1, 3)):
         calls.clear()
         journal = Journal(path, resume=True)

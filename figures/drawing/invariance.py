@@ -13,7 +13,7 @@ from figures.drawing import style
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from landscape.invariance.invariance import Invariance
+    from landscape.invariance.result import Invariance
 
 _MOST_LINES = 10
 _MARKERS = "os^"

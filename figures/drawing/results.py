@@ -13,7 +13,7 @@ from figures.page.grids import grid, shared_scale
 from landscape import statistics
 from landscape.curvature.exact.diagonals import Diagonal
 from landscape.errors import InputError
-from landscape.invariance.invariance import Invariance
+from landscape.invariance.result import Invariance
 from landscape.meaning import MATRICES
 from landscape.measures.forgetting import Forgetting
 from landscape.measures.hessian_top_eigenvalues import TopEigenvalues

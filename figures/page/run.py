@@ -6,7 +6,6 @@ import csv
 import functools
 import io
 import math
-import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -14,7 +13,6 @@ from typing import Any
 
 import numpy as np
 
-from figures.page import run_shards
 from figures.page.meanings import title
 from landscape import MEASURES
 from landscape.errors import InputError, InputWarning
@@ -25,6 +23,7 @@ from landscape.results import digest
 from landscape.results.journal import Journal
 from landscape.results.result import LabelledArrays, plain
 from landscape.shards import Claims
+from landscape.shared_rows import opened
 from landscape.statistics import Z
 from trainers.monitor.columns import columns_of
 from trainers.monitor.measurements import Measurements
@@ -33,6 +32,8 @@ from trainers.requests import MeasureRequest
 from trainers.run_checkpoints import Stage
 from trainers.subject_checks import Diverged
 
+_KEY = "landscape analyze of a run"
+"""What the rows of its journal belong to."""
 _CHAIN = 4
 """Checkpoints whose eigenvectors start from one another's."""
 
@@ -79,27 +80,18 @@ def measure_run(
             bar.advance()
         return rows
 
-    kept, parts = Journal(journal if claims is None else None, resume=True), journal.with_suffix(".parts")
+    stored = Journal(journal, resume=True)
     try:
         with Bar("checkpoints", len(stages)) as bar:
-            if claims is None:
-                kept.open(run_shards.KEY)
-                run_shards.take_in(kept, parts)
-            else:
-                kept.rows = run_shards.share(
-                    {tuple(names[s] for s in block): functools.partial(rows_of, block, Journal()) for block in blocks},
-                    journal,
-                    parts,
-                    claims,
-                )
-                bar.done = 0
+            shared = {tuple(names[s] for s in b): functools.partial(rows_of, b, Journal()) for b in blocks}
+            kept = opened(stored, _KEY, shared, claims, bar)
             if chained:
                 for block in blocks:
                     _drop_interrupted(kept, [names[s] for s in block])
             rows = [row for block in blocks for row in rows_of(block, kept)]
-        shutil.rmtree(parts, ignore_errors=True)
+        stored.remove_parts()
     finally:
-        kept.close()
+        stored.close()
     _require_a_loss(rows)
     return rows
 

@@ -9,7 +9,7 @@ import numpy as np
 from landscape.formatting import number
 
 if TYPE_CHECKING:
-    from landscape.invariance.invariance import Invariance
+    from landscape.invariance.result import Invariance
     from landscape.surfaces.paths import LossPath
     from landscape.surfaces.persistence import Persistence
     from landscape.surfaces.profiles import Profiles

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import zlib
 from collections.abc import Callable, Collection
 from pathlib import Path
@@ -24,12 +25,16 @@ class Journal:
         resume: use the rows that are there; otherwise they are dropped.
 
     Attributes:
+        path: the file, or None.
         rows: by name, in the order in which they were computed.
+        parts: directory of further journals, in which processes that share the rows leave them (see
+            `landscape.shared_rows`); None without a path.
     """
 
     def __init__(self, path: Path | None = None, *, resume: bool = False) -> None:
-        self._path, self._resume, self._key = path, resume, ""
+        self.path, self._resume, self._key = path, resume, ""
         self.rows: dict[str, Any] = {}
+        self.parts = None if path is None else path.with_suffix(".parts")
         self._file: AppendedFile | None = None
         self._unverified = False
 
@@ -39,7 +44,7 @@ class Journal:
         Raises:
             InputError: a line is damaged.
         """
-        lines = [] if self._path is None else self._lines()
+        lines = [] if self.path is None else self._lines()
         if not lines or lines[0] != {"key": key}:
             return None
         rows = (line for line in lines[1:] if line.keys() == {"name", "row"})
@@ -51,13 +56,15 @@ class Journal:
         Raises:
             InputError: the file cannot be written, or a line that is to be used is damaged.
         """
-        if self._path is None:
+        if self.path is None:
             return
         stored = self.stored(key) if self._resume else None
         if stored is not None:
             self.rows = stored
             if self._unverified:
-                note_unverified(self._path)
+                note_unverified(self.path)
+        if self._resume:
+            self.rows = {**self._left(key), **self.rows}
         self._key = key
         self._rewrite()
 
@@ -82,29 +89,40 @@ class Journal:
     def finish(self) -> None:
         """Everything is computed and kept elsewhere: remove the file."""
         self.close()
-        if self._path is not None:
-            self._path.unlink(missing_ok=True)
+        if self.path is not None:
+            self.path.unlink(missing_ok=True)
+        self.remove_parts()
+
+    def remove_parts(self) -> None:
+        """The rows that processes have left in files of their own are known here: remove those."""
+        if self.parts is not None:
+            shutil.rmtree(self.parts, ignore_errors=True)
+
+    def _left(self, key: str) -> dict[str, Any]:
+        """The rows that belong to `key` in files of their own."""
+        parts = sorted(self.parts.glob("*.jsonl")) if self.parts is not None else []
+        return {name: row for part in parts for name, row in (Journal(part).stored(key) or {}).items()}
 
     def _rewrite(self) -> None:
-        if self._path is None:
+        if self.path is None:
             return
         self.close()
-        with atomic(self._path) as temporary:
+        with atomic(self.path) as temporary:
             lines = [{"key": self._key}, *({"name": n, "row": r} for n, r in self.rows.items())]
             temporary.write_text("".join(map(_line, lines)), encoding="utf-8")
-        self._file = AppendedFile(self._path)
+        self._file = AppendedFile(self.path)
 
     def _lines(self) -> list[Any]:
-        assert self._path is not None
+        assert self.path is not None
         lines: list[Any] = []
-        raws = self._path.read_bytes().splitlines(keepends=True) if self._path.is_file() else []
+        raws = self.path.read_bytes().splitlines(keepends=True) if self.path.is_file() else []
         for number, raw in enumerate(raws, 1):
             line = self._line(raw, first=number == 1)
             if line is None:
                 if number == len(raws) and not raw.endswith(b"\n"):  # cut off by a kill
                     break
                 raise InputError(
-                    f"{self._path} is damaged at line {number}: restore it or remove it and compute its rows anew"
+                    f"{self.path} is damaged at line {number}: restore it or remove it and compute its rows anew"
                 )
             lines.append(line)
         return lines
