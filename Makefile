@@ -78,10 +78,11 @@ MINUTES ?= 10
 audit: install
 	$(BIN)/python -m audit $(if $(CASE),--replay $(CASE),$(if $(DRAWS),--draws $(DRAWS),--minutes $(MINUTES)) $(if $(SUBJECT),--subject $(SUBJECT)))
 
-# Kills, damage, hostile files, full disks, interrupts, two processes at once; goes on where it was stopped.
-#   make torture MINUTES=120      make torture SUBJECT=kills DRAWS=600      make torture CASE=torture-out/cases/kills-7.json
+# Kills, damage, hostile files, full disks, interrupts, processes in one directory; goes on where it was stopped.
+#   make torture MINUTES=120      make torture SUBJECT=kills COMMAND=train DRAWS=600
+#   make torture CASE=torture-out/cases/kills-7.json
 torture: install
-	$(BIN)/python -m torture $(if $(CASE),--replay $(CASE),$(if $(DRAWS),--draws $(DRAWS),--minutes $(MINUTES)) $(if $(SUBJECT),--subject $(SUBJECT)))
+	$(BIN)/python -m torture $(if $(CASE),--replay $(CASE),$(if $(DRAWS),--draws $(DRAWS),--minutes $(MINUTES)) $(if $(SUBJECT),--subject $(SUBJECT)) $(if $(COMMAND),--command $(COMMAND)))
 
 lint: install
 	$(BIN)/ruff check .

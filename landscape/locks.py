@@ -47,6 +47,8 @@ def locked(path: str | Path, *, file: bool = False, shared: bool = False) -> Ite
     finally:
         for lock in held:
             if lock.is_last():
+                if shared and not file:
+                    _remove_leftovers(Path(path))
                 shutil.rmtree(shards.directory_of(Path(path), file=file), ignore_errors=True)
             lock.release()
 

@@ -25,12 +25,15 @@ def torture(out, *arguments):
 
 def test_a_slice(tmp_path):
     """Of what needs no idle machine."""
-    subjects = [part for s in ("kills", "damage", "hostile", "disk") for part in ("--subject", s)]
+    subjects = [part for s in ("kills", "damage", "hostile", "disk", "shards") for part in ("--subject", s)]
     ran = torture(tmp_path, *subjects, "--draws", 1)
     assert ran.returncode == 0, ran.stdout + ran.stderr
     more = torture(tmp_path, "--subject", "hostile", "--draws", 4)
     assert "hostile: seeds from 1, 1 cases known" in more.stdout
     assert "| code in pickles | 4 |  | 4 |" in more.stdout
+    other = torture(tmp_path / "other", "--subject", "kills", "--command", "path", "--draws", 1)
+    assert other.returncode == 0
+    assert "| train |" not in other.stdout  # which seed 0 is
 
 
 @pytest.mark.slow

@@ -18,7 +18,7 @@ from torture.verdict import FAILED, Verdict, table
 from torture.workshop import Workshop
 
 _MANY = 20
-SUBJECTS = ("kills", "damage", "hostile", "disk", "interrupts", "together")
+SUBJECTS = ("kills", "damage", "hostile", "disk", "interrupts", "together", "shards")
 
 
 def main() -> int:
@@ -48,6 +48,9 @@ def _torture(subject: str, asked: argparse.Namespace, workshop: Workshop) -> int
     with state.open("a", encoding="utf-8") as log:
         while seed < asked.first + asked.draws if asked.draws else time.monotonic() < deadline:
             choice = importlib.import_module(f"torture.subjects.{subject}").choose(seed)
+            if asked.command and choice.get("command", asked.command[0]).split(" ")[0] not in asked.command:
+                seed += 1
+                continue
             case = {"subject": subject, "seed": seed, "choice": choice, **_played(subject, choice, workshop).plain()}
             known.append(case)
             log.write(json.dumps({k: case[k] for k in ("seed", "kind", "outcome", "tries", "texts")}) + "\n")
@@ -91,6 +94,7 @@ def _known(state: Path) -> list[dict[str, Any]]:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m torture", description=__doc__)
     parser.add_argument("--subject", choices=SUBJECTS, action="append", help="repeatable; default all")
+    parser.add_argument("--command", action="append", help="only cases of this command; repeatable; default all")
     parser.add_argument("--draws", type=int, default=0, help="cases of a subject in all; 0: what the minutes hold")
     parser.add_argument("--minutes", type=float, default=10.0, help="how long, shared by the subjects")
     parser.add_argument("--first", type=int, default=0, help="the first seed")

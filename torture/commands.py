@@ -10,6 +10,7 @@ NETWORK = "mlp:hidden=8,batch_norm=true"
 DATA = "toy2d:n=200,n_test=100"
 TRAIN = f"--data {DATA} --model {NETWORK} --epochs 8 --batch-size 40 --quiet --device cpu"
 _SHARED = "--quiet --device cpu --out out"
+_MEASURES = "--grid 0 --measure sam_sharpness --measure hessian_trace --measure gradient_norm"
 FIRST, SECOND = "{inputs}/first/ckpt.pt", "{inputs}/second/ckpt.pt"
 
 
@@ -36,6 +37,8 @@ class Command:
 COMMANDS = {
     **{f"train {name}": Command(f"train {name} {TRAIN} --out out", "--resume") for name in METHODS},
     "analyze": Command(f"analyze {FIRST} --samples 100 --grid 5 --measure sam_sharpness {_SHARED}"),
+    "analyze two": Command(f"analyze {FIRST} {SECOND} --samples 100 --subsets 0 {_MEASURES} {_SHARED}"),
+    "analyze run": Command(f"analyze {{inputs}}/first --samples 100 --subsets 0 {_MEASURES} {_SHARED}"),
     "surface": Command(f"surface {FIRST} --grid 15 --gradient-norm --samples 100 {_SHARED}", "--resume"),
     "path": Command(f"path {FIRST} {SECOND} --curve bezier --epochs 2 --points 5 --samples 100 {_SHARED}"),
     "invariance": Command(
@@ -44,6 +47,8 @@ COMMANDS = {
     "figures": Command(f"figures asam-fig1 --seeds 1 --workers 1 {_SHARED}", cold="--workers 2"),
 }
 NAMES = ("train", "analyze", "surface", "path", "invariance", "figures")
+SHARED = ("surface", "analyze two", "analyze run", "invariance", "figures")
+"""Those that processes can share by --shard."""
 
 
 def drawn(seed: int) -> str:
