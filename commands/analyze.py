@@ -184,6 +184,7 @@ def _compare(
     directory = output.directory(checkpoints[0].parent / "analysis" if len(checkpoints) == 1 else Path("comparison"))
     # Measures are looked up before any checkpoint is read: a misspelled name costs nothing.
     measured.requests(problem.seed, 0)
+    problem.require_readable(checkpoints)
     labelled = zip(analysis.labels(checkpoints), checkpoints, strict=True)
     pairs = [(label + kind, subject) for label, path in labelled for kind, subject in problem.subjects(path)]
     names, subjects = [name for name, _ in pairs], [measured.beside(subject, problem) for _, subject in pairs]

@@ -22,6 +22,13 @@ if TYPE_CHECKING:
     from landscape.shards import Shard
 
 
+_OF_A_CHECKPOINT = (
+    *("model", "model_arg", "data", "data_arg", "loss", "objective"),
+    *("key", "allow_missing", "allow_extra", "rename", "adapter"),
+)
+"""Options of `ProblemOptions` that say nothing of the network that is made here."""
+
+
 @dataclass(frozen=True)
 class RescalingOptions:
     """Which rescalings, and which measures at each."""
@@ -49,6 +56,8 @@ class RescalingOptions:
         """Radii and effort; the ASAM report's experiments on the untrained network take 0.5 for both methods."""
         from landscape.invariance.measures import InvarianceOptions
 
+        if not self.low < self.high:
+            raise InputError(f"--low {self.low} --high {self.high}: factors are drawn between them, give low < high")
         names = ("rho_inf", "adaptive_rho", "adaptive_rho_inf", "steps", "eigenvalues")
         shared: dict[str, Any] = {name: getattr(self, name) for name in names}
         if self.orders:
@@ -57,10 +66,14 @@ class RescalingOptions:
 
     def kinds(self) -> dict[str, str]:
         """Module -> what it is said to be."""
+        from landscape.invariance.rescaling.search import check_hints
+
         for hint in self.hints:
             if hint.count("=") != 1:
                 raise InputError(f"--hint {hint!r}: MODULE=KIND is needed, for example --hint layers.3=opaque")
-        return dict(hint.split("=") for hint in self.hints)
+        kinds = dict(hint.split("=") for hint in self.hints)
+        check_hints(kinds)
+        return kinds
 
 
 @click.command("invariance")
@@ -147,11 +160,11 @@ def _untrained(chosen: ProblemOptions) -> tuple[Problem, str, dict[str, Any]]:
     from trainers.datasets import load_data
     from trainers.models import build_model
 
-    for name in ("model", "data", "loss"):
+    for name in _OF_A_CHECKPOINT:
         if getattr(chosen, name):
-            raise InputError(f"--{name} without a checkpoint: give the checkpoint that holds the weights")
-    data = load_data("toy2d", seed=chosen.seed)
-    device = resolve_device(chosen.device)
+            flag = name.replace("_", "-")
+            raise InputError(f"--{flag} without a checkpoint: give the checkpoint that holds the weights")
+    device, data = resolve_device(chosen.device), load_data("toy2d", seed=chosen.seed)
     model = build_model("table2-mlp", classes=2, input_shape=(2,), seed=chosen.seed)
     count = data.size(chosen.split)
     indices = torch.arange(min(chosen.samples or 500, count))

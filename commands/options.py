@@ -7,13 +7,14 @@ import dataclasses
 import functools
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from commands.claimed import check_writable
 from commands.ranges import SEED, ShardType, Whole
 from landscape.progress import is_shown, shown
 from trainers.names import parse_argument, with_none_named
@@ -175,6 +176,17 @@ class ProblemOptions:
     device: str | None = option(_DEVICE)
     seed: int = option("Seed of every draw.", type=SEED, default=0)
 
+    def require_readable(self, paths: Sequence[Path]) -> None:
+        """Read every checkpoint before anything is made of the first.
+
+        Raises:
+            InputError: one is missing, damaged or no checkpoint.
+        """
+        from landscape import checkpoint
+
+        for path in paths[1:]:  # the first one is read first in any case
+            (checkpoint.contents if self.model else checkpoint.read)(path)
+
     def subject(self, path: Path) -> Subject:
         """A checkpoint brought back to life as these options say."""
         import torch
@@ -243,8 +255,14 @@ class OutputOptions:
     as_json: bool = option("Print the summary as JSON on stdout.", "--json", default=False)
 
     def directory(self, default: Path) -> Path:
-        """Where results are written."""
-        return Path(self.out) if self.out else default
+        """Where results are written.
+
+        Raises:
+            InputError: nothing can be written there.
+        """
+        directory = Path(self.out) if self.out else default
+        check_writable(directory)
+        return directory
 
     def show(self, summary: Mapping[str, Any], *lines: str) -> None:
         """Print the summary as JSON where that was asked for, else the lines."""

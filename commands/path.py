@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -53,6 +54,7 @@ def command(
         raise InputError(f"{len(checkpoints)} checkpoint{'s' * (len(checkpoints) != 1)}: a path lies between two")
     first, second = checkpoints
     directory = output.directory(first.parent / "path")
+    _require_alike(first, second, problem)
     start, end = (problem.subject(path) for path in (first, second))
     claim(directory)
     result = landscape.path(
@@ -77,3 +79,18 @@ def command(
     write_json(directory / "path.json", summary)
     drawing.write(result, directory / "figures", (first, second))
     output.show(summary, *lines, f"written to {directory}")
+
+
+def _require_alike(first: Path, second: Path, problem: ProblemOptions) -> None:
+    """Refuse networks that no path joins before either is evaluated; of foreign checkpoints the model decides."""
+    from landscape import checkpoint
+    from landscape.surfaces.comparison import require_same_shapes
+
+    problem.require_readable([first, second])
+    if problem.model is None:
+        mine, theirs = (_shapes(checkpoint.read(path)) for path in (first, second))
+        require_same_shapes(mine, theirs, str(second))
+
+
+def _shapes(content: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in content["model"]["state"].items()}

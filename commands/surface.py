@@ -134,6 +134,7 @@ def command(
     if not grid.band:
         plan.check(arguments)
         plan.check_axes(arguments)
+    problem.require_readable(checkpoints)
     with options.processes(problem.device) as (device, rank):
         problem = dataclasses.replace(problem, device=str(device))
         subjects = [problem.subject(path) for path in checkpoints]

@@ -144,13 +144,19 @@ def test_a_damaged_journal_is_told_and_a_cut_line_is_measured_again(tmp_path):
         watched(tmp_path, resume=True)
 
 
-def test_a_first_measurement_that_failed_leaves_room_for_another(tmp_path):
+def test_a_first_measurement_that_failed_leaves_nothing(tmp_path):
     with pytest.raises(InputError, match="k"):
         watched(tmp_path, measures=["hessian_top_eigenvalues:k=99999999"])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_first_measurement_that_was_killed_leaves_room_for_another(tmp_path):
+    watched(tmp_path)
+    settings = (tmp_path / "monitor.journal").read_bytes().splitlines(keepends=True)[:2]
     for resume in (True, False):
         folder = tmp_path / str(resume)
         folder.mkdir()
-        (folder / "monitor.journal").write_bytes((tmp_path / "monitor.journal").read_bytes())
+        (folder / "monitor.journal").write_bytes(b"".join(settings))
         assert len(watched(folder, resume=resume).history) == 6
         assert len(watched(folder, [6], resume=True).history) == 7
 

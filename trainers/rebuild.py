@@ -116,6 +116,8 @@ def subject(
             f"{path} is an adapter: say which network it was trained over, --model hf:FOLDER of its base (or "
             "module:callable that returns the base with its weights), and --data"
         )
+    if model is None and adapter is not None:
+        raise InputError(f"--adapter {adapter}: {path} is no adapter of peft, leave it out")
     if model is not None and sample.data is None:
         raise InputError(f"{path} is analyzed with --model: give its data too, --data NAME or module:callable")
     content = checkpoint.read(path) if model is None else checkpoint.contents(path)

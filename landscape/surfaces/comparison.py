@@ -53,6 +53,11 @@ def compare_surfaces(
 def check_same_architecture(first: Problem, other: Problem, name: str = "the other checkpoint") -> None:
     """Raise InputError naming the first tensor in which two networks differ."""
     mine, theirs = ({s.name: tuple(s.shape) for s in p.parameters} for p in (first, other))
+    require_same_shapes(mine, theirs, name)
+
+
+def require_same_shapes(mine: Mapping[str, tuple[int, ...]], theirs: Mapping[str, tuple[int, ...]], name: str) -> None:
+    """Raise InputError naming the first tensor in which the shapes of two networks differ; `name`: of theirs."""
     for tensor in [*mine, *(t for t in theirs if t not in mine)]:
         here, there = mine.get(tensor), theirs.get(tensor)
         if here != there:

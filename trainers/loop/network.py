@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
+from landscape.errors import InputError
 from trainers.datasets import Data
 from trainers.loop.settings import Settings
 from trainers.method.batch_norm import synchronize_batch_norm
@@ -37,6 +39,7 @@ class Network:
         if model is None:
             name, arguments = parse_name(settings.model)
             arguments = {**arguments_for(name, data), **arguments}
+            _require_fit(arguments, data)
             # Training holds weights, gradient and, most often, momentum; on an accelerator not here.
             copies = 3 if device.type == "cpu" else 1
             network = build_model(name, seed=settings.seed, copies=copies, **arguments).to(device)
@@ -53,3 +56,13 @@ class Network:
         if settings.sync_batch_norm:
             network = synchronize_batch_norm(network)
         return cls(network, described, channels_last)
+
+
+def _require_fit(arguments: Mapping[str, Any], data: Data) -> None:
+    """Raise InputError where the stated shape of a network is not that of the data."""
+    if tuple(arguments["input_shape"]) != tuple(data.input_shape) or arguments["classes"] < data.classes:
+        stated = {name: arguments[name] for name in ("classes", "input_shape")}
+        raise InputError(
+            f"a network of {stated} for data of {data.classes} classes and inputs of shape {tuple(data.input_shape)}: "
+            "leave classes and input_shape out, the data say them"
+        )

@@ -31,6 +31,8 @@ from trainers.loop.run_directory import COLUMNS, RunDirectory
 from trainers.loop.run_state import RunState
 from trainers.loop.settings import Settings
 from trainers.method.method import Context, Method, Pass, Step
+from trainers.models import require_buildable
+from trainers.monitor.measurements import require_watchable
 from trainers.monitor.monitor import Monitor
 from trainers.rebuild import Sample, batches_of
 from trainers.storable import without_tuples
@@ -70,6 +72,11 @@ class Trainer:
             "settings": settings.plain,
         }
         self.directory = None if out is None else RunDirectory(out, resume, self.config, writes=rank() == 0)
+        # What no data make right is refused before there are any: they may take long to read, or a download.
+        if model is None:
+            require_buildable(settings.model)
+        if measures:
+            require_watchable(measures)
         self.data = (load(settings) if data is None else data).to(device)
         self.network = Network.of(settings, self.data, device, model)
         self.model = self.network.model

@@ -14,17 +14,21 @@ options that change the function and leave the names and shapes of the weights: 
 from __future__ import annotations
 
 import contextlib
+import operator
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from landscape.errors import InputError
 from landscape.registry import Registry
-from trainers.names import checked_arguments
+from trainers.names import checked_arguments, parse_name
 
 if TYPE_CHECKING:
     from torch import nn
 
     from trainers.datasets import Data
+
+_INPUT_SHAPES = ((1, 28, 28), (3, 32, 32), (3, 224, 224))
+"""Of the data that are most likely, the one whose refusal says most last."""
 
 MODELS: Registry[Callable[..., nn.Module]] = Registry("trainers.models", "model")
 
@@ -49,17 +53,28 @@ def build_model(
     import torch
 
     options = checked_arguments(MODELS.entry(name), arguments)
-    shape = tuple(int(size) for size in input_shape)
-    if len(shape) not in (1, 3) or min(shape) < 1:
-        raise InputError(f"input shape {shape} is neither (features,) nor (channels, height, width)")
-    if classes < 1:
-        raise InputError(f"classes={classes}: at least one output is needed")
+    classes, shape = _checked_shape(classes, input_shape)
     with torch.random.fork_rng(devices=[]):
         # A network that looks at its weights while it is built has no sketch.
         with torch.device("meta"), contextlib.suppress(RuntimeError):
-            _require_memory(name, MODELS[name](int(classes), shape, **options), copies)
+            _require_memory(name, MODELS[name](classes, shape, **options), copies)
         torch.manual_seed(0 if seed is None else seed)
-        return MODELS[name](int(classes), shape, **options)
+        return MODELS[name](classes, shape, **options)
+
+
+def _checked_shape(classes: Any, input_shape: Any) -> tuple[int, tuple[int, ...]]:
+    try:
+        count, shape = operator.index(classes), tuple(map(operator.index, input_shape))
+    except TypeError as error:
+        raise InputError(
+            f"classes={classes!r}, input_shape={input_shape!r}: whole numbers are needed, as in classes=10 and "
+            "input_shape=3x32x32 or (2,)"
+        ) from error
+    if len(shape) not in (1, 3) or min(shape) < 1:
+        raise InputError(f"input shape {shape} is neither (features,) nor (channels, height, width)")
+    if count < 1:
+        raise InputError(f"classes={count}: at least one output is needed")
+    return count, shape
 
 
 def arguments_for(name: str, data: Data) -> dict[str, Any]:
@@ -84,6 +99,40 @@ def kind_of(name: str) -> tuple[str, str]:
     """What a network reads and what it predicts, see `trainers.datasets.Data.kind`."""
     facts = MODELS.entry(name).facts
     return facts.get("reads", "numbers"), facts.get("predicts", "class")
+
+
+def require_buildable(text: str) -> None:
+    """Refuse a network that no data make right, as far as that can be said without any.
+
+    Args:
+        text: NAME[:key=value,...].
+
+    Raises:
+        InputError: an unknown name or argument, one of another type, or a value with which no input can be taken.
+    """
+    import torch
+
+    name, arguments = parse_name(text)
+    entry = MODELS.entry(name)
+    facts = entry.facts.get("small", {})
+    small = facts.get("input_shape", (2,))
+    if "vocabulary" in facts:  # the data say it
+        arguments = {"vocabulary": facts["vocabulary"], **arguments}
+    shapes = [arguments.pop("input_shape")] if "input_shape" in arguments else [small, *_INPUT_SHAPES]
+    classes, _ = _checked_shape(arguments.pop("classes", 10), shapes[0])
+    options, error = checked_arguments(entry, arguments), None
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        for shape in shapes:
+            try:
+                MODELS[name](classes, shape, **options)
+            except InputError as refused:
+                error = refused
+            except Exception:  # a network that looks at its weights has no sketch
+                return
+            else:
+                return
+    assert error is not None
+    raise error
 
 
 def _require_memory(name: str, sketch: nn.Module, copies: int) -> None:

@@ -23,6 +23,17 @@ ALIASES = {"lambda_max": "hessian_top_eigenvalues:k=1", "sharpness": "sam_sharpn
 DEFAULT_MEASURES: tuple[str, ...] = ("lambda_max", "sharpness", "gradient_norm", "trace")
 
 
+def require_watchable(measures: Sequence[str]) -> None:
+    """Refuse measures that no training can be watched by: unknown ones, wrong options, what needs a second loss.
+
+    Raises:
+        InputError: the first of them.
+    """
+    beside = Companions(optimizer=lambda: None)  # type: ignore[arg-type, return-value]  # every training has one
+    for request in named(measures):
+        beside.require(request)
+
+
 class Measurements:
     """Measures with their options, taken again and again; eigenvectors and steps start from those of the last time.
 

@@ -119,7 +119,9 @@ class MeasuredRows:
         self._written = len(self.held)
 
     def close(self) -> None:
-        """Let go of the files."""
+        """Let go of the files; a journal without a row, as of a first measurement that failed, goes."""
+        if self._journal.rows.keys() == {_SETTINGS}:
+            self._journal.finish()
         self._journal.close()
         if self._lock is not None:
             self._lock.release()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -64,9 +65,7 @@ def find(
     Source: Dinh 2017 (arXiv 1703.04933) for the rescaling, Kwon 2021 (arXiv 2102.11600) for its use.
     """
     hints = dict(hints or {})
-    for name, hint in hints.items():
-        if hint not in HINTS:
-            raise InputError(f"hint {hint!r} of {name!r}: one of {', '.join(HINTS)} is needed")
+    check_hints(hints, model)
     if batch_norm not in POLICIES:
         raise InputError(f"batch_norm must be one of {', '.join(POLICIES)}, received {batch_norm!r}")
     layout = parameters or Parameters.of(model)
@@ -91,6 +90,18 @@ def find(
 
 
 # -- from the trace to the group -----------------------------------------------------------------------------------
+
+
+def check_hints(hints: Mapping[str, str], model: nn.Module | None = None) -> None:
+    """Raise InputError for a hint of another kind, or of a module that the model does not have."""
+    for name, hint in hints.items():
+        if hint not in HINTS:
+            raise InputError(f"hint {hint!r} of {name!r}: one of {', '.join(HINTS)} is needed")
+    modules = [] if model is None else [(name, type(module).__name__) for name, module in model.named_modules()]
+    for pattern in hints if modules else ():
+        if not any(fnmatch.fnmatchcase(text, pattern) for names in modules for text in names):
+            known = ", ".join(f"{name!r} ({kind})" for name, kind in modules[1:4])
+            raise InputError(f"hint of {pattern!r}: no module has this name or class; there are {known or 'none'}, ...")
 
 
 def _assemble(trace: ObservedRun, layout: Parameters, model: nn.Module) -> Symmetries:
