@@ -49,6 +49,7 @@ from gpu_parts.sizes import FULL, TINY, Sizes  # noqa: E402
 from gpu_parts.studies import Piece, Studies  # noqa: E402
 from gpu_parts.tests import run_tests  # noqa: E402
 
+from figures.study import recipes  # noqa: E402
 from landscape.files import read_json, write_json  # noqa: E402
 from landscape.results.result import plain  # noqa: E402
 
@@ -83,7 +84,8 @@ def within(seconds: float) -> Iterator[None]:
 class Work:
     """One thing to do: its name in the record, the seconds that it takes at full size, and what returns its entry.
 
-    `done` says whether it has been, where files say so and not the record of this machine.
+    `done` says whether it has been, where files say so and not the record of this machine; such work goes on from its
+    files, and is begun where a whole call would be too short for it.
     """
 
     name: str
@@ -115,6 +117,7 @@ class Session:
         for part in ("items", "left"):
             self.content.setdefault(part, {})
         self.origin = {"machine": machine(), "sizes": self.sizes.name}
+        self.length = self.remaining
 
     @property
     def remaining(self) -> float:
@@ -130,13 +133,15 @@ class Session:
     def do(self, work: Work) -> None:
         """Run it where it is missing and fits; the record is on disk afterwards."""
         if self.has(work.name) if work.done is None else work.done():
+            if "error" in self.content["items"].get(work.name, {}):  # of this machine; another has done it since
+                del self.content["items"][work.name]
             print(f"{work.name}: measured before", flush=True)
             return
         expected = work.seconds * self.sizes.share
-        if expected > self.remaining:
+        if expected > self.remaining and (work.done is None or expected <= self.length):
             self.skip(work.name, f"needs about {expected:.0f} s, {max(self.remaining, 0):.0f} s were left")
             return
-        limit = min(self.remaining, max(LEAST_SECONDS, MOST_TIMES * work.seconds))
+        limit = max(min(self.remaining, max(LEAST_SECONDS, MOST_TIMES * work.seconds)), 2.0)
         print(f"{work.name}: expected {expected:.0f} s, {self.remaining:.0f} s are left", flush=True)
         start = time.monotonic()
         entry: dict[str, Any] = {}
@@ -184,6 +189,8 @@ def train_studies(session: Session, studies: Studies) -> None:
     if reason := studies.lacks():
         session.skip("c/studies", reason)
         return
+    if note := recipes.lacking(studies.whole):
+        print(note, flush=True)
     studies.unpack()
     session.do(Work("c/speed", 30, lambda limit: studies.speed()))
     speed = session.content["items"].get("c/speed", {})
@@ -213,7 +220,7 @@ def main() -> int:
     parser.add_argument("--part", choices=["a", "b", "c"], help="default all, one after the other")
     parser.add_argument("--tiny", action="store_true", help="tiny sizes, on a CPU where there is no GPU")
     parser.add_argument("--out", type=Path, default=Path("gpu-out"), help="folder of gpu.json, gpu.md, studies.tar.gz")
-    parser.add_argument("--work", type=Path, help="folder of the trainings, gigabytes; default `studies` in --out")
+    parser.add_argument("--work", type=Path, default=Path("gpu-work"), help="folder of the trainings, gigabytes")
     parser.add_argument("--data-dir", type=Path, help="where data files lie; default $LANDSCAPE_DATA")
     parser.add_argument("--again", nargs="+", default=[], metavar="PATTERN", help="results to measure anew")
     parser.add_argument("--write", type=Path, help="put the tables into this Markdown file, between their marks")
@@ -233,9 +240,8 @@ def main() -> int:
         for name in ITEMS:
             session.do(measuring(session, name))
     if "c" in parts and options.minutes > 0:
-        work = options.work or options.out / "studies"
         data = None if options.data_dir is None else str(options.data_dir)
-        train_studies(session, Studies(work, options.out / "studies.tar.gz", sizes, device, data))
+        train_studies(session, Studies(options.work, options.out / "studies.tar.gz", sizes, device, data))
     text = page.text(session.content)
     (options.out / "gpu.md").write_text(text, encoding="utf-8")
     print(f"\n{text}")

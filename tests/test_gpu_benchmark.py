@@ -63,6 +63,24 @@ def test_what_does_not_fit_is_skipped_and_said(gpu, session, tmp_path):
     assert recorded(tmp_path)["left"] == {}
 
 
+def test_work_that_keeps_its_files_is_begun_where_no_call_is_long_enough(gpu, session, tmp_path):
+    begun = []
+
+    def work(seconds, done=lambda: False):
+        return gpu.Work("c/run", seconds, lambda limit: begun.append(limit) or {}, done)
+
+    session(seconds=60).do(work(3600.0))
+    assert len(begun) == 1
+    late = session(seconds=60)
+    late.end -= 30
+    late.do(work(45.0))  # fits the next call
+    assert len(begun) == 1
+    assert "c/run" in recorded(tmp_path)["left"]
+    late.content["items"]["c/run"] = {"error": "stopped"}
+    late.do(work(45.0, lambda: True))
+    assert "c/run" not in late.content["items"]
+
+
 def test_a_failure_is_recorded_and_tried_again(gpu, session, tmp_path):
     def fails(limit):
         raise RuntimeError("CUDA error: no kernel\nmore")
@@ -260,6 +278,7 @@ def test_the_figures_of_the_preset_gpu_are_made(gpu, tmp_path):
 @pytest.mark.slow
 def test_everything_runs_at_tiny_sizes(gpu, tmp_path):
     command = [sys.executable, ROOT / "benchmarks" / "gpu.py", "--tiny", "--minutes", "9", "--out", tmp_path]
+    command += ["--work", tmp_path / "work"]
     run = {"capture_output": True, "text": True, "check": False, "env": os.environ | {"PYTHONPATH": str(ROOT)}}
     done = subprocess.run(command, **run)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
