@@ -102,7 +102,9 @@ class Reference:
 
     def __init__(self, model, data, names=None):
         self.model = copy.deepcopy(model).double().eval()
-        getattr(self.model, "get_base_model", lambda: self.model)().set_attn_implementation("eager")
+        base = getattr(self.model, "get_base_model", lambda: self.model)()
+        if hasattr(base, "set_attn_implementation"):  # releases before 4.52 settle it when they build
+            base.set_attn_implementation("eager")
         architecture = type(getattr(model, "get_base_model", lambda: model)()).__name__
         self.causal, self.data = architecture in CAUSAL, data
         self.named = {n: p for n, p in self.model.named_parameters() if p.requires_grad and (not names or n in names)}
