@@ -14,6 +14,9 @@ import torch.nn.functional as F
 from monitor_cases import CHEAP, assert_same, dropped, loader, plain, problem_of, snapshot, streams
 from own_loop_cases import batches, closure_of, network, sgd
 from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils.data import DataLoader
+from torch.utils.data import TensorDataset as Pairs
 
 import landscape
 from landscape.errors import InputError
@@ -81,6 +84,45 @@ def test_a_watched_training_is_bitwise_that_of_nobody(training):
     assert_same(training(model, watch=watch), alone)
     assert [row["step"] for row in monitor.history] == [0, 2, 4]
     assert all(math.isfinite(v) for row in monitor.history for v in row.values())
+
+
+def by_recipe(watch):
+    """As image networks are trained: DataLoader, channels last, autocast, scaled and clipped gradients, an average."""
+    torch.manual_seed(7)
+    layers = [nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout(0.1), nn.Flatten(), nn.Linear(64, 3)]
+    model = nn.Sequential(*layers).to(memory_format=torch.channels_last)
+    images, labels = torch.randn(40, 3, 6, 6).to(memory_format=torch.channels_last), torch.arange(40) % 3
+    look = watch(model, [(images[:16], labels[:16])])
+    optimizer = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9, nesterov=True)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps=9)
+    scaler, kept = torch.amp.GradScaler("cpu", init_scale=2.0**16, growth_interval=2), []
+    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.9))
+    for step, (x, y) in enumerate(batch for _ in range(3) for batch in DataLoader(Pairs(images, labels), 16, True)):
+        look(step)
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = F.cross_entropy(model(x.to(memory_format=torch.channels_last)), y)
+        optimizer.zero_grad()
+        scaler.scale(loss).backward()
+        scaler.unscale_(optimizer)
+        nn.utils.clip_grad_norm_(model.parameters(), 0.5)
+        scaler.step(optimizer)
+        scaler.update()
+        schedule.step()
+        average.update_parameters(model)
+        kept.append(copy.deepcopy([snapshot(model, optimizer), dict(average.state_dict()), scaler.state_dict()]))
+        kept[-1].append([tuple(p.stride()) for p in model.parameters()])
+    return kept
+
+
+def test_a_watched_recipe_is_bitwise_that_of_nobody():
+    monitors = []
+
+    def watched(model, data):
+        monitors.append(landscape.Monitor(problem_of(model, data), every=2))
+        return monitors[0].step
+
+    assert_same(by_recipe(watched), by_recipe(lambda model, data: lambda step: None))
+    assert [row["step"] for row in monitors[0].history] == [0, 2, 4, 6, 8]
 
 
 def test_making_a_problem_leaves_the_streams():
