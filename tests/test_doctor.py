@@ -1,6 +1,7 @@
 """`landscape doctor`: the machine, its self-test, and what an analysis would cost."""
 
 import dataclasses
+import math
 import os
 import re
 import subprocess
@@ -14,7 +15,7 @@ import safetensors.torch
 import torch
 
 import cli
-from figures.page import estimate
+from figures.page import estimate, measuring
 from figures.page.requests import surface_request
 from landscape import MEASURES, machine
 from landscape.problem import memory
@@ -117,7 +118,7 @@ def test_estimated_passes_are_those_that_are_made(checkpoint, monkeypatch):
     wanted = requests(["sam_sharpness", "adaptive_sharpness"], rho=(0.05, 0.1), seed=0, subsets=4)
     wanted.append(surface_request(11, 0.07, 0))
     of_all, of_few = ({"forward": 2.0 * n, "backward": 3.0 * n, "hvp": 5.0 * n} for n in (1.0, 0.25))
-    monkeypatch.setattr(estimate, "_seconds", lambda p, _: of_few if p.examples == estimate.FEW else of_all)
+    monkeypatch.setattr(estimate, "_Seconds", lambda p, _: of_few if p.examples == estimate.FEW else of_all)
     ticks = iter(range(0, 10**6, 1000))  # every trial takes 1,000 s
     monkeypatch.setattr(estimate, "time", types.SimpleNamespace(perf_counter=lambda: float(next(ticks))))
     loss, *measures, surface, report = estimated(made, wanted)
@@ -185,7 +186,7 @@ def test_a_kind_of_file_that_cannot_say_whether_it_is_whole(save, told, checkpoi
 def test_seconds_of_a_pass_are_those_of_a_part(checkpoint, monkeypatch):
     problem = subject(checkpoint, Sample(batch_size=40)).problem
     plan = problem.plan(vectors=12)
-    per_example = {"loss": 1.0, "gradient": 3.0, "product": 4.0}
+    per_example = {"loss": 1.0, "gradient": 3.0, "product": 4.0, "hvp": 7.0}
     seen = []
 
     def second(call):
@@ -196,12 +197,15 @@ def test_seconds_of_a_pass_are_those_of_a_part(checkpoint, monkeypatch):
         return per_example[call.__name__] * examples
 
     monkeypatch.setattr(estimate, "_second", second)
-    seconds = estimate._seconds(problem, plan)
-    assert seen == [("loss", 40), ("gradient", 40), ("product", problem.examples)]
-    expected = {"forward": problem.examples, "backward": 2 * problem.examples, "hvp": 4 * problem.examples}
-    assert seconds == pytest.approx(expected)
+    seconds = estimate._Seconds(problem, plan)
+    assert seen == [("loss", 40), ("gradient", 40)]  # where no product is made none is timed
+    assert seconds["hvp"] == pytest.approx(4 * problem.examples)
+    assert seconds == pytest.approx({"forward": problem.examples, "backward": 2 * problem.examples, "hvp": 4 * 300})
+    assert seen[2:] == [("product", problem.examples)]
+    assert estimate._Seconds(problem, None)["hvp"] == pytest.approx(7 * problem.examples)
+    assert seen[-1] == ("hvp", 40)
     scarce = dataclasses.replace(plan, free_bytes=0.5 * plan.graphs_bytes)  # three quarters are built anew
-    assert estimate._seconds(problem, scarce)["hvp"] == pytest.approx((4 + 0.75 * 3) * problem.examples)
+    assert estimate._Seconds(problem, scarce)["hvp"] == pytest.approx((4 + 0.75 * 3) * problem.examples)
 
 
 def test_the_median_of_a_few_runs_is_taken_and_long_ones_are_not_repeated(monkeypatch):
@@ -242,6 +246,14 @@ def test_too_little_memory_ends_with_status_1(samples, checkpoint, free, words, 
     options = ["--samples", samples, "--device", "cpu", "--measure", "hessian_top_eigenvalues", "-k", 20]
     assert cli.run(["doctor", str(checkpoint), *map(str, options)]) == 1
     assert re.search(f"  WRONG  .*{words}", capsys.readouterr().out)
+
+
+def test_products_of_measures_that_plan_none_are_timed(checkpoint):
+    wanted = requests(["local_learning_coefficient:draws=20,chains=2"], seed=0)
+    assert measuring.vectors_needed(wanted) is None
+    _, one, _ = estimated(subject(checkpoint, Sample(samples=40)), wanted)
+    assert one.passes["hvp"] > 0
+    assert 0 < one.seconds < math.inf
 
 
 def test_a_measure_that_cannot_be_tried_says_why(checkpoint):

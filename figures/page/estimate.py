@@ -90,7 +90,7 @@ def estimates(
     their report, and some 20 passes over a batch and over these examples.
     """
     few = _few(subject)
-    all_, of_few = _seconds(subject.problem, plan), _seconds(few.problem, plan)
+    all_, of_few = _Seconds(subject.problem, plan), _Seconds(few.problem, plan)
     yield CostEstimate("loss", 2.0 * all_["forward"], {"forward": 2.0})
     with tempfile.TemporaryDirectory() as folder:
         measured, store, tried = measuring.Measured(few), Store(Path(folder) / "analysis.h5", {}), []
@@ -133,19 +133,33 @@ def _small(request: MeasureRequest) -> MeasureRequest:
     return dataclasses.replace(request, arguments={**request.arguments, "grid": _POINTS})
 
 
-def _seconds(problem: Problem, plan: Plan | None) -> dict[str, float]:
-    """Seconds of a pass over the sample, by kind: of the loss from one batch, of products from one chunk."""
-    part, scale = _part(problem, problem.batches.sizes[0])
-    forward, gradient = (scale * _second(call) for call in (part.loss, part.gradient))
-    seconds = {"forward": forward, "backward": max(gradient - forward, 0.0)}
-    if plan is None:
-        return seconds
-    chunk, scale = _part(problem, plan.chunk_size)
-    graph = HessianGraph(chunk, chunk_size=chunk.examples, memory=math.inf)
-    product = _second(functools.partial(graph.product, torch.ones_like(problem.weights)))
-    # What does not fit in half of the memory is built anew for every product.
-    anew = 1.0 - plan.kept_share
-    return seconds | {"hvp": scale * (product + (anew * _second(chunk.gradient) if anew else 0.0))}
+class _Seconds(dict[str, float]):
+    """Seconds of a pass over the sample, by kind: of the loss from one batch; of products, where one is looked up."""
+
+    def __init__(self, problem: Problem, plan: Plan | None) -> None:
+        self._problem, self._plan = problem, plan
+        part, scale = _part(problem, problem.batches.sizes[0])
+        forward, gradient = (scale * _second(call) for call in (part.loss, part.gradient))
+        super().__init__(forward=forward, backward=max(gradient - forward, 0.0))
+
+    def __missing__(self, kind: str) -> float:
+        if kind != "hvp":
+            raise KeyError(kind)
+        self[kind] = self._of_product()
+        return self[kind]
+
+    def _of_product(self) -> float:
+        """Of one from the graphs of chunks that are kept; without a plan of one that builds its graph."""
+        problem, plan = self._problem, self._plan
+        part, scale = _part(problem, problem.batches.sizes[0] if plan is None else plan.chunk_size)
+        v = torch.ones_like(problem.weights)
+        if plan is None:
+            return scale * _second(functools.partial(part.hvp, v))
+        graph = HessianGraph(part, chunk_size=part.examples, memory=math.inf)
+        product = _second(functools.partial(graph.product, v))
+        # What does not fit in half of the memory is built anew for every product.
+        anew = 1.0 - plan.kept_share
+        return scale * (product + (anew * _second(part.gradient) if anew else 0.0))
 
 
 def _part(problem: Problem, size: int) -> tuple[Problem, float]:
