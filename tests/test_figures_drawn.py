@@ -51,21 +51,20 @@ def test_toy_data_shows_its_points_and_the_best_boundary(made):
     np.testing.assert_allclose(np.sort(np.mod(angles, 45)), 22.5)
 
 
-def test_surfaces_share_color_levels_and_height(made):
+def test_surfaces_share_color_and_height(made):
+    """Of seed 0, as rises above each center, in 3-D and as contours."""
     numbers, figure = drawn(made, "saf-fig4")
-    solid = [a for a in figure.axes if a.get_label() == "solid"]
-    others = ("profile", "<colorbar")
-    flat = [a for a in figure.axes if a.collections and a not in solid and not a.get_label().startswith(others)]
-    assert len(solid) == len(flat) == 4
-    assert len({a.get_zlim() for a in solid}) == 1
-    limits = {(a.collections[0].norm.vmin, a.collections[0].norm.vmax) for a in solid}
-    assert limits == {(numbers["loss"][:, 0].min(), numbers["loss"][:, 0].max())}
-    levels = [tuple(a.collections[0].levels) for a in flat]
-    assert len(set(levels)) == 1
-    assert levels[0][0] == pytest.approx(numbers["loss"][:, 0].min())
-    titles = [a.get_title("left") or a.get_title() for a in solid]
-    assert titles == ["SGD", "SAM", "SAF", "MESA"]
-    assert figure.get_suptitle().startswith(f"Surfaces: seed 0 of {len(numbers['seed'])}")
+    loss, middle = numbers["loss"][:, 0], len(numbers["x"]) // 2
+    rise = loss - loss[:, middle, middle][:, None, None]
+    solid, flat = ([a for a in figure.axes if a.get_label() == label] for label in ("solid", "flat"))
+    assert [a.get_title() for a in solid] == ["SGD", "SAM", "SAF", "MESA"]
+    assert {a.get_zlim() for a in solid} == {(rise.min(), rise.max())}
+    colors = {(a.collections[0].norm.vmin, a.collections[0].norm.vmax) for a in (*solid, *flat)}
+    assert colors == {(rise.min(), rise.max())}
+    for axes, values in zip(flat, rise, strict=True):
+        height = axes.collections[0].get_array()  # (direction 2, direction 1), points between those computed or not
+        np.testing.assert_allclose(height[[0, 0, -1, -1], [0, -1, 0, -1]], values[[0, -1, 0, -1], [0, 0, -1, -1]])
+    assert f"seed 0 of {len(numbers['seed'])}, on one scale" in figure.get_suptitle()
     plt.close(figure)
 
 
@@ -75,14 +74,16 @@ def test_profiles_show_every_seed(made):
     loss, middle = numbers["loss"], len(numbers["x"]) // 2
     cuts = (loss[..., :, middle] + loss[..., middle, :]) / 2
     np.testing.assert_array_equal(numbers["profile"], cuts)
-    rise, level = (a for a in figure.axes if a.get_label() == "profile")
-    assert (rise.get_yscale(), level.get_yscale()) == ("linear", "log")
-    for i, method in enumerate(("SGD", "SAM", "SAF", "MESA")):
-        above = (cuts[i] - cuts[i][:, [middle]]).mean(axis=0)
-        np.testing.assert_allclose(rise.lines[i].get_ydata(), above, atol=1e-12)
-        np.testing.assert_allclose(level.lines[i].get_ydata(), np.exp(np.log(cuts[i]).mean(axis=0)), rtol=1e-12)
-        assert method in [t.get_text() for t in rise.texts]
-    assert len(rise.collections) == len(level.collections) == 4, "a band a method"
+    rises = (cuts - cuts[..., [middle]]).mean(axis=1)
+    for name, means, scale in (("rise", rises, "linear"), ("loss", np.exp(np.log(cuts).mean(axis=1)), "log")):
+        panels = [a for a in figure.axes if a.get_label() == f"profile of the {name}"]
+        assert len({a.get_ylim() for a in panels}) == 1
+        for i, axes in enumerate(panels):
+            assert axes.get_yscale() == scale
+            *others, own = (line.get_ydata() for line in axes.lines)
+            np.testing.assert_allclose(own, means[i], atol=1e-12)
+            np.testing.assert_allclose(others, np.delete(means, i, axis=0), atol=1e-12)
+            assert len(axes.collections) == 1, "its own band"
     plt.close(figure)
 
 

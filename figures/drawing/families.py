@@ -58,10 +58,11 @@ def rows(methods: Iterable[str]) -> Rows:
 
 
 def frame(panels: Sequence[Axes], shown: Rows) -> None:
-    """Names at the left, headings on a shaded row across all panels, a line through every row."""
+    """Names at the left, headings from there on over a shaded row across all panels, a line through every row."""
     for axes in panels:
         axes.tick_params(axis="y", length=0)
         axes.grid(True, axis="y")
+        axes.spines["left"].set_visible(False)  # headings run on over it
         for height in shown.headings.values():
             axes.axhspan(height - 0.42, height + 0.42, facecolor="#eef1f4", edgecolor="none", zorder=2.5)
     first = panels[0]
@@ -70,6 +71,6 @@ def frame(panels: Sequence[Axes], shown: Rows) -> None:
     first.set_ylim(-0.6, shown.count - 0.4)
     for family, height in shown.headings.items():
         first.annotate(
-            family, (0, height), xycoords=("axes fraction", "data"), xytext=(3, 0), textcoords="offset points",
+            family, (0, height), xycoords=("axes fraction", "data"), xytext=(-44, 0), textcoords="offset points",
             va="center", fontsize=6.5, weight="bold", annotation_clip=False,
         ).set_in_layout(False)  # fmt: skip

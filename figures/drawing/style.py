@@ -165,12 +165,13 @@ def whole_epochs(*panels: Axes) -> None:
         axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
 
 
-def few_log_ticks(axes: Axes) -> None:
-    """Two to four plain numbers on a logarithmic x axis that spans little more than a power of ten, or less."""
+def few_log_ticks(panel: Axes, which: str = "x") -> None:
+    """Two to four plain numbers on a logarithmic axis that spans little more than a power of ten, or less."""
     import numpy as np
     from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-    low, high = axes.get_xlim()
+    axis = panel.xaxis if which == "x" else panel.yaxis
+    low, high = axis.get_view_interval()
     powers = 10.0 ** np.arange(np.floor(np.log10(low)), np.ceil(np.log10(high)) + 1)
     for steps in ((1,), (1, 3), (1, 3, 6), (1, 2, 5), (1, 1.5, 2, 3, 4, 5, 6, 7, 8, 9)):
         ticks = [t for t in np.outer(powers, steps).ravel() if low <= t <= high]
@@ -178,9 +179,9 @@ def few_log_ticks(axes: Axes) -> None:
             break
     else:
         ticks = list(np.geomspace(low, high, 5)[1:4:2])
-    axes.xaxis.set_major_locator(FixedLocator(ticks[:: -(-len(ticks) // 4)]))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
-    axes.xaxis.set_minor_locator(NullLocator())
+    axis.set_major_locator(FixedLocator(ticks[:: -(-len(ticks) // 4)]))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
+    axis.set_minor_locator(NullLocator())
 
 
 def label_lines(axes: Axes, labels: Mapping[str, tuple[float, float, str]], *, gap: float = 9.0) -> None:

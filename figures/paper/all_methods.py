@@ -146,15 +146,16 @@ class AllMethods(Figure):
             style.few_log_ticks(axes)
         families.frame(panels, shown)
         sam, adaptive = (f"$\\rho$ = {MEASURES[m]['rho']:g}" for m in measures[:2])
-        titles = ["by label noise", f"by budget,\n{COMPARED:.0%} of labels wrong"]
-        titles += [f"SAM sharpness\n{sam}", f"adaptive\n{adaptive}", "$\\lambda_{max}$ of the\nHessian"]
-        units = ["test accuracy (%)"] * 2 + [f"nats, {COMPARED:.0%} wrong"] * 3
+        titles = ["accuracy by\nlabel noise", "accuracy by\nbudget"]
+        titles += ["SAM\nsharpness", "adaptive\nsharpness", "$\\lambda_{max}$ of\nthe Hessian"]
+        units = [*["test accuracy (%)"] * 2, f"nats, {sam}", f"nats, {adaptive}", "nats"]
         for axes, title, unit in zip(panels, titles, units, strict=True):
             axes.set(title=title, xlabel=unit)
         columns = [h for axes in panels[:2] for h in axes.get_legend_handles_labels()[0]]
         line = plt.Line2D([], [], color="#333333", linewidth=0.6, linestyle=(0, (1, 2)), label="dotted: SGD's mean")
-        blank = plt.Line2D([], [], linestyle="none", label=" ")  # a legend fills its columns one after the other
-        figure.legend(handles=[*columns, line, blank, blank], loc="outside lower center", ncols=3, columnspacing=4)
+        notes = "all but the first panel:", f"{COMPARED:.0%} of labels wrong"
+        handles = [*columns, line, *(plt.Line2D([], [], linestyle="none", label=note) for note in notes)]
+        figure.legend(handles=handles, loc="outside lower center", ncols=3, columnspacing=3)
         return figure
 
     def judge(self, numbers: FigureData) -> list[Claim]:

@@ -161,7 +161,7 @@ class MatchedLoss(Figure):
             bars = np.nan_to_num(np.abs(ends - mean))
             ink = {"color": style.color(1), "mfc": "white"} if same_loss else {"color": "#333333"}
             look = {**ink, "fmt": "o", "markersize": 3, "elinewidth": 0.6, "capsize": 0}
-            text = "of the same training loss, if any" if same_loss else "beside SGD runs of the same length"
+            text = "of the same loss, if any" if same_loss else "beside SGD runs as long"
             heights = [shown.methods[m] + (-0.18 if same_loss else 0.18) for m in values]
             axes.errorbar(mean, heights, xerr=bars, label=text, **look)
 
@@ -174,7 +174,7 @@ class MatchedLoss(Figure):
             dots(axes, {m: against(numbers, name, m, **at) for m in order}, log=True)
             dots(axes, {m: beside(numbers, name, m, **at) for m in order}, log=True, same_loss=True)
         for axes, sgd in zip(panels, (0, float(np.exp(losses["sgd"].mean())), 1, 1, 1), strict=True):
-            axes.axvline(sgd, color="#888888", linewidth=0.8, label="SGD (flatter: left of it in the last three)")
+            axes.axvline(sgd, color="#888888", linewidth=0.8, label="SGD; flatness: left is flatter")
         families.frame(panels, shown)
         for axes in panels[1:]:
             axes.set_xscale("log")

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from figures.drawing import bands, style
+from figures.drawing.contours import draw_contours, draw_surface
+from figures.page.grids import Grid, views
 from figures.paper.saf_fig3 import METHODS, runs
 from figures.study import recipes
 from figures.study.figure import Figure
@@ -42,6 +44,16 @@ def profiles(loss: np.ndarray) -> np.ndarray:
     return (loss[..., :, middle] + loss[..., middle, :]) / 2
 
 
+def _planes(numbers: FigureData) -> list[Grid]:
+    """The first seed's surfaces."""
+    axes, names = (numbers["x"], numbers["y"]), ("direction 1 (× ‖w‖)", "direction 2 (× ‖w‖)")
+    middle = len(numbers["x"]) // 2
+    return [
+        Grid(bands.label(str(m)), axes, loss, names, "‖w‖", float(loss[middle, middle]), "")
+        for m, loss in zip(numbers["method"], numbers["loss"][:, 0], strict=True)
+    ]
+
+
 @register("saf-fig4", source="SAF/MESA poster, Figure 4")
 class Surfaces(Figure):
     """Cross-entropy surfaces under Gaussian perturbation, 0.07 of the weights' norm: SGD, SAM, SAF, MESA, one scale.
@@ -49,7 +61,7 @@ class Surfaces(Figure):
     The surfaces are those of one seed; below them stands each method's profile over all seeds, with its interval.
     """
 
-    title = "Loss surfaces on shared color and height"
+    title = "Rise of the loss around four minima"
 
     def _surfaces(self, study: Study) -> dict[tuple[str, int], Computation]:
         arguments = {"radius": RADIUS, "grid": study.choose(13, 41, gpu=41), "samples": study.samples(SAMPLES)}
@@ -91,76 +103,78 @@ class Surfaces(Figure):
         return numbers
 
     def draw(self, numbers: FigureData) -> Any:
-        """Seed 0: surfaces in 3-D, contours of the logarithm, on one scale; below, all seeds: profiles with bands."""
-        import matplotlib.pyplot as plt
-        from matplotlib.colors import LogNorm, Normalize
+        """A column a method. Rise of the loss above the center, seed 0: in 3-D and as contours, on one scale.
 
-        figure = plt.figure(figsize=(style.PAGE, 5.2), layout="constrained")
-        # Nested: the labels beside the profiles leave the columns above as they are.
-        halves = figure.add_gridspec(2, 1, height_ratios=(2, 1.05))
-        upper = halves[0].subgridspec(2, 4)
-        loss = numbers["loss"][:, 0]
-        low, high = float(loss.min()), float(loss.max())
-        linear, log = Normalize(low, high), LogNorm(max(low, 1e-25), high)
-        levels = np.geomspace(max(low, 1e-25), high, 25)
-        x, y = numbers["x"], numbers["y"]
-        grid = np.meshgrid(x, y, indexing="ij")
+        Below, all seeds: the profile of the rise and of the loss itself, each with its band before the other methods'.
+        """
+        import matplotlib.pyplot as plt
+
+        planes, methods = _planes(numbers), len(numbers["method"])
+        view = views(planes)[0]
+        figure = plt.figure(figsize=(style.PAGE, 6.3), layout="constrained")
+        widths, heights = (*[1] * methods, 0.06), (1.3, 1, 0.75, 0.75)
+        cells = figure.add_gridspec(4, methods + 1, width_ratios=widths, height_ratios=heights)
         flat: list[Any] = []
-        for i, method in enumerate(numbers["method"]):
-            solid = figure.add_subplot(upper[0, i], projection="3d", label="solid")
-            solid.plot_surface(
-                *grid, loss[i], cmap="viridis", norm=linear, linewidth=0, antialiased=True, rcount=41, ccount=41
-            )
-            solid.set(zlim=(low, high), xlabel="$d_1$ (||w||)", ylabel="$d_2$ (||w||)")
-            solid.set_zlabel("loss (nats)" if i == 3 else "", labelpad=-9)
-            solid.set_title(bands.label(method), y=1.04)
-            solid.tick_params(pad=-4, labelsize=5)
-            solid.xaxis.labelpad = solid.yaxis.labelpad = -10
-            solid.set(xticks=[-RADIUS, 0], yticks=[0, RADIUS])  # those of the corner would lie on each other
-            solid.locator_params(axis="z", nbins=4)
-            solid.set_box_aspect((1, 1, 0.8), zoom=1.2)
-            axes = figure.add_subplot(upper[1, i], sharey=flat[0] if flat else None)
+        for i, one in enumerate(view.drawn):
+            solid = figure.add_subplot(cells[0, i], projection="3d", label="solid")
+            draw_surface(solid, one, view.scale)
+            solid.set_title(one.label, loc="center", y=1.0)
+            # There is little room, and the axes are those of the contours below.
+            solid.set(xlabel="direction 1", ylabel="direction 2", xticklabels=[], yticklabels=[])
+            solid.xaxis.labelpad = solid.yaxis.labelpad = -14
+            if i < methods - 1:
+                solid.set_zticklabels([])
+                solid.texts[0].set_visible(False)
+            solid.set_box_aspect((1, 1, 0.9), zoom=1.08)
+            solid.set_anchor("N")
+            solid.set_in_layout(False)  # its names may reach into the gaps around it
+            axes = figure.add_subplot(cells[1, i], label="flat", sharey=flat[0] if flat else None)
+            shown = draw_contours(axes, one, view.scale)
             axes.tick_params(labelleft=not flat)
-            shown = axes.contourf(x, y, loss[i].T, levels=levels, cmap="viridis", norm=log)
-            axes.contour(x, y, loss[i].T, levels=levels, colors="white", linewidths=0.3)
-            axes.plot(0, 0, "+", color="black", markersize=5)
-            axes.set(xlabel="$d_1$ (||w||)", aspect="equal")
-            axes.set_title(f"center {loss[i][len(x) // 2, len(y) // 2]:.3g} nats", fontweight="normal", fontsize=6.5)
+            axes.set_xlabel(one.names[0])
             flat.append(axes)
-        flat[0].set_ylabel("$d_2$ (||w||)")
-        bar = figure.colorbar(
-            shown, ax=flat, location="right", label="loss (nats, log)", ticks=levels[::6], format="%.3g"
-        )
-        bar.minorticks_off()
+        flat[0].set_ylabel(view.drawn[0].names[1])
+        values, words = view.scale.ticks(False)
+        bar = figure.colorbar(shown, cax=figure.add_subplot(cells[1, methods]), label="rise (nats)")
+        bar.set_ticks(values, labels=words)
+        bar.outline.set_visible(False)
+        self._profiles(figure, cells, numbers)
         seeds = len(numbers["seed"])
         figure.suptitle(
-            f"Surfaces: seed {numbers['seed'][0]} of {seeds}, on one scale. Profiles: all {seeds} seeds, mean of the "
-            "cuts along both directions, bands 95% over seeds.",
+            f"Above: rise of the loss from its value at the center (dot), seed {numbers['seed'][0]} of {seeds}, on one "
+            f"scale. Below: profiles of all {seeds} seeds,\nmean of the cuts along both directions, bands 95% over "
+            "seeds; gray: the other methods.",
             x=0.01,
             ha="left",
-            fontsize=7,
+            fontsize=6.5,
             fontweight="normal",
         )
-        lower = halves[1].subgridspec(1, 2)
-        self._profiles([figure.add_subplot(lower[i], label="profile") for i in range(2)], numbers)
         return figure
 
-    def _profiles(self, panels: list[Any], numbers: FigureData) -> None:
-        """On one axis for all methods: how far the loss rises, and the loss itself on a logarithmic scale."""
-        x, loss = numbers["x"], numbers["profile"]
+    def _profiles(self, figure: Any, cells: Any, numbers: FigureData) -> None:
+        """A panel a method, as bands of four methods in one would hide each other: the rise, and the loss itself."""
+        x, loss, seeds = numbers["x"], numbers["profile"], len(numbers["seed"])
         rise = loss - loss[..., len(x) // 2, None]
-        rows = ((rise, "rise of the loss (nats)", False), (loss, "loss (nats, log)", True))
-        for axes, (values, text, log) in zip(panels, rows, strict=True):
-            ends, inks = {}, {}
-            for i, method in enumerate(numbers["method"]):
-                name, ink = bands.label(str(method)), bands.color(str(method))
-                ends[name] = bands.band(axes, x, values[i], ink, log=log, linestyle=("-", "--", "-.", ":")[i])
-                inks[name] = ink
-            axes.set(xlabel="distance along a random direction (||w||)", ylabel=text, xlim=(x[0], x[-1]))
-            axes.locator_params(axis="x", nbins=5)
+        for row, (values, name) in enumerate(((rise, "rise"), (loss, "loss")), 2):
+            log, panels = name == "loss", list[Any]()
+            mean = np.exp(np.log(values).mean(axis=1)) if log else values.mean(axis=1)
+            for i, method in enumerate(map(str, numbers["method"])):
+                axes = figure.add_subplot(
+                    cells[row, i], label=f"profile of the {name}", sharey=panels[0] if panels else None
+                )
+                for j in range(len(values)):
+                    if j != i:
+                        axes.plot(x, mean[j], color="#b0b5bb", linewidth=0.7)
+                bands.band(axes, x, values[i], bands.color(method), log=log)
+                axes.set(xlim=(x[0], x[-1]), yscale="log" if log else "linear")
+                axes.locator_params(axis="x", nbins=4, steps=[1, 2, 5, 10])
+                axes.tick_params(labelleft=not panels, labelbottom=log, which="both")
+                if log:
+                    axes.set_xlabel("distance (× ‖w‖)")
+                panels.append(axes)
+            panels[0].set_ylabel(f"{name} (nats),\n{seeds} seeds")
             if log:
-                axes.set_yscale("log")
-            bands.name_lines(axes, ends, inks)
+                style.few_log_ticks(panels[0], "y")
 
     def judge(self, numbers: FigureData) -> list[Claim]:
         """SAF and MESA find minima as flat as SAM's: the rise of the loss at the edge of the picture."""
