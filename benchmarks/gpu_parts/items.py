@@ -34,6 +34,8 @@ class Item:
     measure: Callable[[Sizes, torch.device], Rows]
 
 
+PRODUCTS = ["network", "by hand, ms", "`hvp` / by hand", "graph kept / by hand", "compiled / by hand", "compiling, s"]
+PRODUCTS += ["difference", "peak by hand, GB", "peak of `hvp`, GB"]
 STEP = [*methods.HEADER, "peak memory, GB"]
 LANGUAGE = ["what", "seconds", "units", "a unit, of one by hand", "peak memory, vectors of float32"]
 IN_UNITS = (
@@ -50,22 +52,12 @@ ITEMS = {
         products.accuracy,
     ),
     "products": Item(
-        "Hessian-vector products",
+        "Hessian-vector products of a ResNet",
         "Goal: at most 1.05 of a hand-written double backward, 0.75 once graphs are kept. Compiled: the same double "
         "backward traced and compiled as a whole, its seconds of compilation and its relative difference beside.",
-        [
-            "network",
-            "by hand, ms",
-            "`hvp` / by hand",
-            "graph kept / by hand",
-            "compiled / by hand",
-            "compiling, s",
-            "difference",
-            "peak by hand, GB",
-            "peak of `hvp`, GB",
-        ],
-        90,
-        products.products,
+        PRODUCTS,
+        80,
+        products.products("convolutions"),
     ),
     "surface": Item(
         "A point of a surface: ResNet-18 over 10,000 images",
@@ -95,9 +87,16 @@ ITEMS = {
         15,
         surfaces.toy_surface,
     ),
+    "products of an MLP": Item(
+        "Hessian-vector products of a multilayer perceptron",
+        "Goal and columns as for the ResNet.",
+        PRODUCTS,
+        25,
+        products.products("linear"),
+    ),
     "deep steps": Item(
         "A step of each method: ResNet-50, batch 128, 224x224, bfloat16",
-        "As above; the poster measured networks of this size.",
+        "Goal and columns as for ResNet-18; the poster measured networks of this size.",
         STEP,
         110,
         steps.steps("deep", "deep_side", "deep_batch", methods.BARRED),
@@ -116,9 +115,16 @@ ITEMS = {
         100,
         models.language(lambda sizes: Llama(**sizes.llama)),
     ),
+    "products of a ViT": Item(
+        "Hessian-vector products of a vision transformer",
+        "Goal and columns as for the ResNet.",
+        PRODUCTS,
+        90,
+        products.products("attention"),
+    ),
     "other steps": Item(
         "A step of the other methods: ResNet-18, batch 512, 32x32, bfloat16",
-        "As above.",
+        "Goal and columns as there.",
         STEP,
         40,
         steps.steps("network", "side", "batch", OTHERS),

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+VIT = "vit-tiny:dim=384,depth=6,heads=6,patch=4"
+
 
 @dataclass(frozen=True)
 class Sizes:
@@ -19,7 +21,7 @@ class Sizes:
         pytest: further arguments of the tests.
         network, side, batch: of training steps and surfaces; `deep` of larger steps.
         step_rounds, step_seconds: rounds of steps: at least so many, and begun for so long.
-        products: name -> network, shape of an example, examples of Hessian-vector products.
+        products: kind of layer -> name, network, shape of an example, examples of Hessian-vector products.
         compiler: backend of torch.compile.
         gpt, llama: arguments of the language models.
         preset, seeds, figures: of the studies.
@@ -37,15 +39,11 @@ class Sizes:
     deep_batch: int = 128
     step_rounds: int = 5
     step_seconds: float = 20.0
-    products: Mapping[str, tuple[str, tuple[int, ...], int]] = field(
+    products: Mapping[str, tuple[str, str, tuple[int, ...], int]] = field(
         default_factory=lambda: {
-            "ResNet-18, 512 images of 3x32x32": ("resnet18", (3, 32, 32), 512),
-            "ViT, width 384, 12 layers, 256 images of 3x32x32": (
-                "vit-tiny:dim=384,depth=12,heads=6,patch=4",
-                (3, 32, 32),
-                256,
-            ),
-            "MLP 784-1000-1000-10, 2,000 examples": ("mlp:hidden=1000x1000", (784,), 2000),
+            "convolutions": ("ResNet-18, 512 images of 3x32x32", "resnet18", (3, 32, 32), 512),
+            "linear": ("MLP 784-1000-1000-10, 2,000 examples", "mlp:hidden=1000x1000", (784,), 2000),
+            "attention": ("ViT, width 384, 6 layers, 256 images of 3x32x32", VIT, (3, 32, 32), 256),
         }
     )
     compiler: str = "inductor"
@@ -88,8 +86,9 @@ TINY = Sizes(
     step_rounds=2,
     step_seconds=0.0,
     products={
-        "CNN, 8 images of 3x8x8": ("small-cnn", (3, 8, 8), 8),
-        "ViT, width 8, 1 layer, 4 images of 3x8x8": ("vit-tiny:dim=8,depth=1,heads=2,patch=4", (3, 8, 8), 4),
+        "convolutions": ("CNN, 8 images of 3x8x8", "small-cnn", (3, 8, 8), 8),
+        "linear": ("MLP 8-8-10, 4 examples", "mlp:hidden=(8,)", (8,), 4),
+        "attention": ("ViT, width 8, 1 layer", "vit-tiny:dim=8,depth=1,heads=2,patch=4", (3, 8, 8), 4),
     },
     compiler="eager",
     exact_images=8,
