@@ -60,7 +60,9 @@ def test_columns_of_a_task_are_known(task, tmp_path):
 
 def test_some_of_the_examples_are_the_first_of_the_file(tmp_path):
     write(tmp_path, *ROWS["QQP"][:2])
-    assert load_data(f"glue:{tmp_path}", train=1).size("train") == 1
+    some, every = load_data(f"glue:{tmp_path}", train=1, length=5), load_data(f"glue:{tmp_path}")
+    assert (some.size("train"), every.size("train")) == (1, 2)
+    assert some.arguments["sha256"] == every.arguments["sha256"]  # of all of it: another part of it may be analyzed
     with pytest.raises(InputError, match=r"test=3: .* holds 2 test examples"):
         load_data(f"glue:{tmp_path}", test=3)
 
@@ -95,7 +97,7 @@ def test_folders_labels_and_hashes_that_do_not_fit_are_refused(tmp_path):
     (tmp_path / "dev.tsv").write_bytes(b"sentence\tlabel\n\xff\xfe\t0\n")
     with pytest.raises(InputError, match=r"is no text in UTF-8 \(byte 15\)"):
         load_data(f"glue:{tmp_path}")
-    with pytest.raises(InputError, match="length=1, vocabulary=8192"):
+    with pytest.raises(InputError, match="length=1, vocabulary=8192: 2 to 512 tokens"):
         load_data(f"glue:{tmp_path}", length=1)
 
 

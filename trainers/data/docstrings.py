@@ -1,6 +1,6 @@
 """Docstrings of the installed scientific packages: real text and labels without a download.
 
-They are read, divided and encoded once (about 15 seconds) and kept in the folder of data sets, docstrings/HASH.npz; the
+They are read, divided and encoded once (20 seconds) and kept in the folder of data sets, docstrings/HASH.npz; the
 hash is that of the versions. A folder that cannot be written keeps nothing.
 """
 

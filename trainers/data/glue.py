@@ -9,9 +9,9 @@ import torch
 from landscape.archive import require_regular
 from landscape.errors import InputError
 from landscape.registry import register
+from landscape.results import digest
 from trainers.data import Arrays, Source
 from trainers.data.files import read_file
-from trainers.data.fingerprint import fingerprint
 from trainers.data.forms import require_count
 from trainers.text.tokens import filled, rows, tokenizer
 
@@ -25,6 +25,8 @@ COLUMNS = (
     ("label", ("sentence",)),
 )
 """Column of the labels, columns of the text: of MRPC, MNLI, QQP, QNLI, RTE and WNLI, SST-2."""
+LONGEST = 512
+"""Tokens of a text at most."""
 COLA = ["source", "label", "mark", "sentence"]
 """The columns of CoLA, whose files name none."""
 BROKEN = 0.01
@@ -55,8 +57,11 @@ def glue(
         vocabulary: tokens at most.
         sha256: of all examples as tokens, as a checkpoint records it; others are refused.
     """
-    if length < 2 or vocabulary < 300:
-        raise InputError(f"length={length}, vocabulary={vocabulary}: at least 2 and 300 are needed")
+    if not 2 <= length <= LONGEST or vocabulary < 300:
+        raise InputError(
+            f"length={length}, vocabulary={vocabulary}: 2 to {LONGEST} tokens of a text are needed, and 300 different "
+            "ones"
+        )
     if not source.file:
         raise InputError("glue names no folder: write glue:FOLDER")
     folder = Path(source.file).expanduser()
@@ -66,22 +71,23 @@ def glue(
     unknown = sorted({label for _, label in parts[1]} - set(classes))
     if unknown:
         raise InputError(f"{folder}: the label {unknown[0]!r} of the development set is none of {', '.join(classes)}")
-    arrays = []
-    for name, part, size in (("train", parts[0], train), ("test", parts[1], test)):
-        require_count(name, size)
-        if size is not None and size > len(part):
-            raise InputError(f"{name}={size}: {folder} holds {len(part)} {name} examples")
-        arrays.append(filled(rows(made, [text for text, _ in part[:size]], length), length))
-        arrays.append(torch.tensor([classes.index(label) for _, label in part[:size]]))
-    digest = fingerprint(*arrays)
-    if sha256 not in (None, digest):
+    lines = [rows(made, [text for text, _ in part], LONGEST) for part in parts]
+    labels = [[classes.index(label) for _, label in part] for part in parts]
+    found = digest.of_configuration([lines, labels])
+    if sha256 not in (None, found):
         raise InputError(
-            f"{folder} as tokens has SHA-256 {digest}, not {sha256}: the files were changed, or another release of "
+            f"{folder} as tokens has SHA-256 {found}, not {sha256}: the files were changed, or another release of "
             "tokenizers divides words otherwise; restore them, or leave sha256 out"
         )
+    arrays = []
+    for name, tokens, named, size in zip(("train", "test"), lines, labels, (train, test), strict=True):
+        require_count(name, size)
+        if size is not None and size > len(named):
+            raise InputError(f"{name}={size}: {folder} holds {len(named)} {name} examples")
+        arrays += [filled(tokens[:size], length), torch.tensor(named[:size])]
     known = made.get_vocab_size()
     x_train, y_train, x_test, y_test = arrays
-    return Arrays(x_train, y_train, x_test, y_test, len(classes), vocabulary=known, settled={"sha256": digest})
+    return Arrays(x_train, y_train, x_test, y_test, len(classes), vocabulary=known, settled={"sha256": found})
 
 
 def _read(folder: Path, names: tuple[str, ...]) -> list[tuple[tuple[str, ...], str]]:
