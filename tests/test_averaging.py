@@ -96,7 +96,11 @@ def test_resumed_equals_uninterrupted(kind, tmp_path):
     out = tmp_path / "whole"
     train("sgd", out=out, **settings)
     half = stop_after(out, 2, tmp_path / "half")
+    (half / "average").mkdir()
+    for leftover in (".ckpt.pt.a1.unfinished", "average/.ckpt.pt.b2.unfinished", "average/.epoch-1.pt.c3.unfinished"):
+        (half / leftover).touch()  # of a kill in the middle of a save
     run = train("sgd", out=half, resume=True, **settings)
+    assert not list(half.rglob("*.unfinished"))
     assert run.epochs_trained == 2
     assert differing(content(out), content(half)) == []
     assert differing(content(out / "average"), content(half / "average")) == []

@@ -157,6 +157,8 @@ def pairs(tmp_path_factory):
     # The gradient of four examples: one of the processes may have none of them and must make the pass all the same.
     few = {**synchronized_settings("k-sam"), "batch_size": 60}
     jobs.append(("k-sam", {"k": 4}, str(base / "norm-two-few"), few))
+    averaged = {**synchronized_settings("sgd"), "average": "ema"}
+    jobs.append(("sgd", {}, str(base / "norm-two-averaged"), averaged))
     torchrun(str(base / "worker.py"), json.dumps(jobs), str(base))
     for name in METHODS:
         train(METHODS[name](**ARGUMENTS.get(name, {})), model=network(), out=base / f"one-{name}", **SETTINGS)
@@ -164,6 +166,7 @@ def pairs(tmp_path_factory):
         one = {**synchronized_settings(name), "sync_batch_norm": False}
         train(method, model=normalized(), out=base / f"norm-one-{name}", **one)
     train(METHODS["k-sam"](k=4), model=normalized(), out=base / "norm-one-few", **{**few, "sync_batch_norm": False})
+    train("sgd", model=normalized(), out=base / "norm-one-averaged", **{**averaged, "sync_batch_norm": False})
     return base
 
 
@@ -189,6 +192,13 @@ def test_two_processes_equal_one(name, pairs):
 def test_two_processes_equal_one_with_synchronized_batch_norm(name, pairs):
     one, two = weights(pairs / f"norm-one-{name}"), weights(pairs / f"norm-two-{name}")  # running statistics included
     torch.testing.assert_close(two, one, rtol=1e-8, atol=1e-8)
+
+
+def test_averaged_weights_have_the_statistics_of_whole_batches(pairs):
+    """Each process passes its part of a batch through the averaged network."""
+    one, two = (weights(pairs / f"norm-{n}-averaged" / "average") for n in ("one", "two"))
+    torch.testing.assert_close(two, one, rtol=1e-8, atol=1e-8)
+    assert not torch.allclose(two, weights(pairs / "norm-two-averaged"), atol=1e-4)
 
 
 def test_saf_has_its_term_with_synchronized_batch_norm(pairs):

@@ -36,6 +36,7 @@ class Command:
 
 COMMANDS = {
     **{f"train {name}": Command(f"train {name} {TRAIN} --out out", "--resume") for name in METHODS},
+    "average": Command(f"train sgd {TRAIN} --average swa --keep-every 2 --out out", "--resume"),
     "analyze": Command(f"analyze {FIRST} --samples 100 --grid 5 --measure sam_sharpness {_SHARED}"),
     "analyze two": Command(f"analyze {FIRST} {SECOND} --samples 100 --subsets 0 {_MEASURES} {_SHARED}"),
     "analyze run": Command(f"analyze {{inputs}}/first --samples 100 --subsets 0 {_MEASURES} {_SHARED}"),
@@ -46,7 +47,7 @@ COMMANDS = {
     ),
     "figures": Command(f"figures asam-fig1 --seeds 1 --workers 1 {_SHARED}", cold="--workers 2"),
 }
-NAMES = ("train", "analyze", "surface", "path", "invariance", "figures")
+NAMES = ("train", "analyze", "surface", "path", "invariance", "figures", "average")
 SHARED = ("surface", "analyze two", "analyze run", "invariance", "figures")
 """Those that processes can share by --shard."""
 

@@ -82,8 +82,9 @@ class RunDirectory:
                 "train again with another --out"
             )
         if self.writes:
-            for leftover in self.path.glob(".ckpt.pt.*"):  # a kill in the middle of a save
-                leftover.unlink()
+            for folder in (self.path, self.path / "average"):  # a kill in the middle of a save
+                for leftover in (*folder.glob(".ckpt.pt.*"), *folder.glob(".epoch-*.pt.*")):
+                    leftover.unlink()
             write_json(self.path / "config.json", self.config)
             self._rewrite(rows)
         return rows
