@@ -197,7 +197,7 @@ def kernels(case: Case, rounds: int) -> list[list]:
 
 
 def main() -> None:
-    """Print one section a problem."""
+    """Print one section per problem."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--problems", nargs="+", default=["mlp", "large-mlp", "resnet20"])
     parser.add_argument("--rounds", type=int, default=3, help="seeds")

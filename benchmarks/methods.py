@@ -317,7 +317,7 @@ HEADER += ["of its bare passes", f"<= {BAR}", "of pytorch_optimizer's"]
 
 
 def rows(seconds: dict[str, dict[str, list[float]]]) -> list[list[object]]:
-    """One row a method, with the columns of `HEADER`."""
+    """One row per method, with the columns of `HEADER`."""
     made: list[list[object]] = []
     for name, arms in seconds.items():
         cycle = STEPS.get(name, 1)
@@ -332,7 +332,7 @@ def rows(seconds: dict[str, dict[str, list[float]]]) -> list[list[object]]:
 
 
 def report(seconds: dict[str, dict[str, list[float]]], arguments: argparse.Namespace) -> str:
-    """What was run where, and one row a method."""
+    """What was run where, and one row per method."""
     clock, rounds = "CPU time" if arguments.device == "cpu" else "wall clock", len(seconds["sgd"]["step"])
     return f"\n{heading(arguments)}: {clock}, {rounds} rounds\n\n{machine()}\n\n{table(rows(seconds), HEADER)}\n"
 

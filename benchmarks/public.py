@@ -250,7 +250,7 @@ def main() -> None:
     parser.add_argument("--cifar10", type=Path, default=default["LANDSCAPE_CIFAR10"], help="$LANDSCAPE_CIFAR10")
     parser.add_argument("--only", nargs="+", choices=list(NETWORKS), default=list(NETWORKS))
     parser.add_argument("--images", type=lambda text: [int(n) for n in text.split(",")], default=[128, 1024])
-    parser.add_argument("--grid", type=int, default=21, help="points an axis of the surface, odd")
+    parser.add_argument("--grid", type=int, default=21, help="points per axis of the surface, odd")
     parser.add_argument("--rounds", type=int, default=3, help="0: references only")
     parser.add_argument("--repeat", type=float, default=15, help="arms that take more seconds run in one round")
     parser.add_argument("--threads", type=int, default=2)

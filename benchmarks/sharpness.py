@@ -57,7 +57,7 @@ def bare(model: nn.Module, batches: Batches, forward: int, backward: int) -> Cal
 
 
 def passes_and_time(model: nn.Module, batches: Batches, rounds: int) -> list[list[str]]:
-    """One row a measure: passes made / needed, process time / time of the bare passes."""
+    """One row per measure: passes made / needed, process time / time of the bare passes."""
     problem = Problem(model, LOSS, batches)
     rows = []
     for label, (name, arguments, needed) in CASES.items():

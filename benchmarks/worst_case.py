@@ -274,7 +274,7 @@ def summary(studies: Studies) -> str:
 
 
 def details(studies: Studies, restarts: int) -> str:
-    """One row a ball, one column a network: the ratio at each radius, with the spread of the restarts above `SHOWN`."""
+    """One row per ball, one column per network: ratios at each radius, with the spread of the restarts above `SHOWN`."""
     rows: list[list[object]] = []
     for ball, (_, _, radii) in BALLS.items():
         cells = []
@@ -302,7 +302,7 @@ def page(studies: Studies) -> str:
 def main() -> None:
     """Print the page and write it."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--store", type=Path, default=Path("worst-case-out"), help="results so far, one file a network")
+    parser.add_argument("--store", type=Path, default=Path("worst-case-out"), help="results, one file per network")
     parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "docs" / "benchmarks" / "worst_case.md")
     options = parser.parse_args()
     torch.set_num_threads(1)

@@ -113,7 +113,7 @@ def _facts(subject: Subject, label: str) -> Iterator[str]:
 
 
 def _tried_out(subject: Subject, wanted: Sequence[MeasureRequest], plan: Plan | None) -> float:
-    """Say a line a measure as soon as it is known; seconds of all."""
+    """Say a line per measure as soon as it is known; seconds of all."""
     from figures.drawing import static
     from figures.page import report
     from figures.page.estimate import estimates

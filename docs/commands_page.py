@@ -20,7 +20,7 @@ directory of the run, by default runs/METHOD.
 
 
 def page() -> str:
-    """The page: a section a command, a subsection a subcommand; of `train METHOD` what all methods share."""
+    """The page: a section per command, a subsection per subcommand; of `train METHOD` what all methods share."""
     context = click.Context(program, info_name="landscape")
     return "\n".join([HEAD, *(_sections(context, program, name) for name in program.list_commands(context))])
 

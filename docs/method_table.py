@@ -21,7 +21,7 @@ from landscape.statistics import Estimate
 
 
 def matched_loss(numbers: FigureData) -> str:
-    """One row a method: accuracy, training loss, flatness against SGD runs of the same length and of the same loss."""
+    """One row per method: accuracy, training loss, flatness against SGD runs of the same length and the same loss."""
     radius = numbers["radius"][0]
     columns = ["training loss", "test accuracy (%)", "minus SGD's", f"S({radius:g}) / SGD's"]
     columns += [f"{radius:g} ‖g‖ / S({radius:g})", "λmax / SGD's"]
@@ -47,7 +47,7 @@ def matched_loss(numbers: FigureData) -> str:
 
 
 def label_noise(numbers: FigureData, noise: float) -> str:
-    """One row a method at one label noise: accuracy, training loss, sharpness and the largest eigenvalue."""
+    """One row per method at one label noise: accuracy, training loss, sharpness and the largest eigenvalue."""
     columns = ["training loss", "test accuracy (%)", "minus SGD's", "S(0.05) / SGD's", "λmax / SGD's"]
     rows = []
     for method in numbers["method"]:

@@ -174,7 +174,7 @@ class GuestFigure(Figure):
         return numbers
 
     def draw(self, numbers: FigureData) -> Any:
-        """A line a seed."""
+        """A line per seed."""
         import matplotlib.pyplot as plt
 
         from figures.drawing import style

@@ -33,7 +33,7 @@ def test_a_denominator_hidden_in_a_function_keeps_the_batches(division):
         problem.rebatched(3)
     with pytest.raises(InputError, match="divide the examples anew"):
         landscape.sam_sharpness(problem, rho=0.05, m=4)
-    with pytest.raises(InputError, match="no one value an example"):
+    with pytest.raises(InputError, match="no one value per example"):
         problem.losses()
 
 

@@ -1,4 +1,4 @@
-"""The moving picture of a training run shows what the results file holds, a frame a checkpoint."""
+"""The moving picture of a training run shows what the results file holds, a frame per checkpoint."""
 
 import itertools
 import os

@@ -15,7 +15,7 @@ LOSSES = {
     "class weights": nn.CrossEntropyLoss(weight=WEIGHTS),
     "a function": F.cross_entropy,
     "smoothed": nn.CrossEntropyLoss(weight=WEIGHTS, label_smoothing=0.1),
-    "one value an example": nn.CrossEntropyLoss(reduction="none"),
+    "one value per example": nn.CrossEntropyLoss(reduction="none"),
 }
 ROWS = [slice(0, 5), slice(5, 11), slice(11, 12), slice(12, 23)]
 

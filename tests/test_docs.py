@@ -1,5 +1,6 @@
 """The documentation says what the code does: its Python runs as it stands, its commands are known."""
 
+import os
 import re
 import shlex
 import subprocess
@@ -82,16 +83,25 @@ def test_every_measure_is_explained():
 
 
 @pytest.mark.slow
+def test_the_first_commands_run(tmp_path):
+    """The README's first two blocks, one line after the other."""
+    lines = "".join(blocks("sh", ROOT / "README.md")[:2]).splitlines()
+    assert len(lines) == 10
+    for line in lines:
+        arguments = shlex.split(line, comments=True)
+        assert arguments.pop(0) == "landscape"
+        run_python(["-m", "cli", *arguments, *([] if arguments[0] in ("list", "doctor") else ["--quiet"])], tmp_path)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=name)
 def test_a_notebook_runs(notebook, tmp_path):
-    assert NOTEBOOKS
-    environment = {"MPLBACKEND": "Agg", "PYTHONPATH": str(ROOT), "OMP_WAIT_POLICY": "PASSIVE"}
+    run_python(["-W", "error::UserWarning", notebook], tmp_path)
+
+
+def run_python(arguments, folder):
+    environment = {**os.environ, "MPLBACKEND": "Agg", "PYTHONPATH": str(ROOT), "OMP_WAIT_POLICY": "PASSIVE"}
     done = subprocess.run(
-        [sys.executable, "-W", "error::UserWarning", notebook],
-        cwd=tmp_path,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
+        [sys.executable, *arguments], cwd=folder, env=environment, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr[-2000:]

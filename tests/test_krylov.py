@@ -247,7 +247,7 @@ def test_blocks_of_the_basis_follow_the_length_of_the_vectors(monkeypatch):
     from landscape.curvature import basis
 
     a, exact, _ = symmetric(spectrum(60))
-    monkeypatch.setattr(basis, "_LARGEST", 3 * 60 * 8)  # three rows a block
+    monkeypatch.setattr(basis, "_LARGEST", 3 * 60 * 8)  # three rows per block
     for kwargs in ({}, {"capacity": 13}):
         found = run(a, 4, tol=1e-9, **kwargs)
         np.testing.assert_allclose(found.values, exact[::-1][:4], rtol=1e-10)

@@ -48,7 +48,7 @@ def make_task(model=None, loss=None, **options):
 
 
 def context(step, examples, steps=STEPS):
-    """Two steps an epoch, learning rate falling from 0.1 to 0.01."""
+    """Two steps per epoch, learning rate falling from 0.1 to 0.01."""
     progress = step / steps
     lr = 0.1 - 0.09 * progress
     return Context(

@@ -140,7 +140,7 @@ def test_mesa_and_saf_before_their_start_cost_what_sgd_costs():
 
 
 def test_a_fisher_refresh_costs_one_pass_of_each_sample():
-    steps, at_first = per_step("ssam", {"samples": 4})  # two steps an epoch; the first mask precedes the first step
+    steps, at_first = per_step("ssam", {"samples": 4})  # two steps per epoch; the first mask precedes the first step
     assert steps == [(2, 2), (2, 2), (2.5, 2.5), (2, 2), (2.5, 2.5), (2, 2)]
     assert at_first == (0.5, 0.5)
 

@@ -148,7 +148,7 @@ def test_eigen_sam_goes_on_from_the_eigenvector_before():
 def test_xsam_searches_once_an_epoch_for_the_highest_point():
     run = Run("xsam", norm="layer", rho=RHO, rho_max=0.5, alpha_max=1.0, alpha_step=0.25)
     alphas, passes = [], []
-    for _ in range(4):  # two steps an epoch
+    for _ in range(4):  # two steps per epoch
         run.step()
         alphas.append(float(run.state["alpha"][0]))
         passes.append(len(run.loss.weights))

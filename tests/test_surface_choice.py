@@ -1,4 +1,4 @@
-"""How points are evaluated: the rule of batches and where it stays away, points a launch, precision."""
+"""How points are evaluated: the rule of batches and where it stays away, points per launch, precision."""
 
 import random
 import time

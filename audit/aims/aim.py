@@ -44,7 +44,7 @@ class Aim:
         target: targets of n examples.
         objective: called with outputs and target, what Problem's `objective` returns; no loss is given then.
         ignored: the target that does not count; whole batches of it may be drawn.
-        losses: whether one value an example has to be there; else it may be refused.
+        losses: whether one value per example has to be there; else it may be refused.
         refused: "must" or "may": Problem has to refuse this, or may.
         curved: whether torch has a second derivative of it; curvature may be refused else.
         plain: whether batches have to be plain: `objective` and `weight` read them.

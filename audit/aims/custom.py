@@ -193,7 +193,7 @@ PLAIN_AIMS: dict[str, Callable[[Outputs], Aim]] = {
 }
 CLASSES_AIMS: dict[str, Callable[[Outputs], Aim]] = {
     **{name: _function(name) for name in FUNCTIONS},
-    "one value an example": one_value,
+    "one value per example": one_value,
     "module of one's own": own_module,
     "subclass of torch's": subclass,
     **PLAIN_AIMS,

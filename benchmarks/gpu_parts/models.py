@@ -78,5 +78,5 @@ def forward(
 
 
 def grid(problem: Problem, points: int) -> landscape.Surface:
-    """A surface of that many points an axis."""
+    """A surface of that many points per axis."""
     return landscape.surface(problem, grid=points, precision="bfloat16")

@@ -58,7 +58,7 @@ def densities(panel: Axes, measured: Sequence[tuple[int, str | None, SpectralDen
 
 
 def bars(panel: Axes, names: Sequence[str], values: Any, errors: Any = None) -> None:
-    """A horizontal bar a name, the first on top; names of many layers are thinned out."""
+    """A horizontal bar per name, the first on top; names of many layers are thinned out."""
     places = np.arange(len(names))
     panel.barh(places, values, xerr=errors, color=style.color(0), height=0.7)
     step = -(-len(names) // 24)

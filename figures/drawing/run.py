@@ -1,4 +1,4 @@
-"""Every measure over the steps of a run: one panel a measure, below each other on one axis of steps."""
+"""Every measure over the steps of a run: one panel per measure, below each other on one axis of steps."""
 
 from __future__ import annotations
 

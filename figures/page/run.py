@@ -1,4 +1,4 @@
-"""A run measured: every measure at each of its checkpoints, one row a checkpoint, kept as soon as it is there."""
+"""A run measured: every measure at each of its checkpoints, one row per checkpoint, kept as soon as it is there."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def measure_run(
     journal: Path,
     claims: Claims | None = None,
 ) -> list[dict[str, Any]]:
-    """One row a checkpoint, in their order; rows that an earlier call has kept are not computed again.
+    """One row per checkpoint, in their order; rows that an earlier call has kept are not computed again.
 
     Eigenvectors start from those of the checkpoint before, but for every fourth, which starts anew: so a run that is
     shared or interrupted gets the same numbers. In the middle of the run they are computed from random ones too, so
@@ -214,7 +214,7 @@ def _numbers(row: dict[str, Any]) -> dict[str, float | None]:
 
 
 def write_csv(table: LabelledArrays, unit: str, path: Path) -> None:
-    """One row a checkpoint, a column a number; empty where there is none."""
+    """One row per checkpoint, a column per number; empty where there is none."""
     text = io.StringIO(newline="")
     writer = csv.writer(text)
     names = [unit, *(n for n in table.values if n != unit)]
@@ -230,7 +230,7 @@ def _cell(value: Any) -> str:
 
 
 def text(table: LabelledArrays, unit: str) -> str:
-    """The table for a terminal: a line a checkpoint, every value without its error."""
+    """The table for a terminal: a line per checkpoint, every value without its error."""
     names = shown(table, unit)
     rows = [[unit, *names], *([_brief(table[n][i]) for n in (unit, *names)] for i in range(len(table[unit])))]
     widths = [max(len(row[j]) for row in rows) for j in range(len(rows[0]))]
@@ -257,7 +257,7 @@ def panels(table: LabelledArrays, unit: str, titles: Mapping[str, str]) -> dict[
 
 
 def products(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """A line a measure of eigenvalues: its Hessian-vector products, and what its start vectors saved where measured."""
+    """A line per measure of eigenvalues: its Hessian-vector products, and what its start vectors saved."""
     lines = []
     for key, words in titles(rows).items():
         spent = [(row, one["hvps"]) for row in rows if "hvps" in (one := row["measures"].get(key, {}))]

@@ -28,7 +28,7 @@ def write(
 
     Args:
         table: see `figures.page.run.as_table`; its label is the title.
-        rows: a row a checkpoint, see `figures.page.run.measure_run`.
+        rows: a row per checkpoint, see `figures.page.run.measure_run`.
         unit: name of the axis of steps.
         path: the HTML file.
         command: what to type to make it again.

@@ -99,7 +99,7 @@ def _single(shown: Sequence[Row]) -> Table:
 
 
 def _compared(shown: Sequence[Row], labels: Sequence[str]) -> Table:
-    """One line a measure and checkpoint: any number of checkpoints fits in a terminal, and the values stand in line."""
+    """One line per measure and checkpoint: any number of checkpoints fits in a terminal, and the values line up."""
     table = _table()
     table.add_column("", min_width=18, overflow="fold")  # long names differ at their ends
     table.add_column("value", justify="right")

@@ -154,7 +154,7 @@ class CriticalSharpnessOverTraining(Figure):
         return numbers
 
     def draw(self, numbers: FigureData) -> Any:
-        """A panel an optimizer, a line a seed: the eigenvalue and its edge, critical sharpness and 2 / eta."""
+        """A panel per optimizer, a line per seed: the eigenvalue and its edge, critical sharpness and 2 / eta."""
         import matplotlib.pyplot as plt
 
         figure, panels = plt.subplots(1, 2, figsize=(style.PAGE, 2.8), layout="constrained")

@@ -74,7 +74,7 @@ class FlatnessBuys(Figure):
         return [*self._measured(study).values(), *self._bought(study).values()]
 
     def collect(self, study: Study) -> FigureData:
-        """One row a checkpoint."""
+        """One row per checkpoint."""
         runs = self._runs(study)
         flat = {key: study.result(c) for key, c in self._measured(study).items()}
         lost = {key: study.result(c) for key, c in self._bought(study).items()}

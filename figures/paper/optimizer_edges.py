@@ -179,7 +179,7 @@ class OptimizerEdges(Figure):
         return numbers
 
     def draw(self, numbers: FigureData) -> Any:
-        """A panel an optimizer: a line a seed, dashed its edge; the last one: all of them over their edges."""
+        """A panel per optimizer: a line per seed, dashed its edge; the last one: all of them over their edges."""
         import matplotlib.pyplot as plt
 
         figure, panels = plt.subplots(2, 3, figsize=(style.PAGE, 3.7), layout="constrained")

@@ -1,4 +1,4 @@
-"""The Lanczos process itself: one product a step, and what the steps say of A, seen and unseen.
+"""The Lanczos process itself: one product per step, and what the steps say of A, seen and unseen.
 
 Vectors stay in the operator's dtype; every dot, norm and entry of the projected matrix accumulates in float64.
 """

@@ -196,7 +196,7 @@ def torch_loss(loss: Any) -> TorchLoss | None:
         each = functools.partial(function, **{**keywords, "reduction": "none"})  # type: ignore[assignment]
     reduction, weights = facts("reduction", "mean"), facts("weight", None) if kind == CLASSES else None
     if reduction == "sum":
-        raise InputError("the loss has reduction='sum': a mean-reduced loss or one value an example is needed")
+        raise InputError("the loss has reduction='sum': a mean-reduced loss or one value per example is needed")
     if weights is not None and (bool((weights < 0).any()) or not bool(weights.any())):
         raise InputError(f"the loss's class weights {weights.tolist()} are negative or all zero: give positive ones")
     return TorchLoss(loss, kind, reduction, weights, facts("ignore_index", -100), each)

@@ -28,7 +28,7 @@ _NO_DERIVATIVE = ("derivative for", "does not support", "saved tensor hooks", "i
 _CALLED = {
     "the model": "a batch must hold what forward() takes: (inputs..., target), or a dict of its arguments and target",
     "the loss": "it is called as loss(outputs, targets), outputs as the model returned them",
-    "the loss of single examples": "give Problem a loss that returns one value an example",
+    "the loss of single examples": "give Problem a loss that returns one value per example",
     "the backward pass": "loss.backward() has to work in plain torch",
     "the objective": "it is called as objective(model, batch), batch as the loader gave it",
 }
@@ -187,7 +187,7 @@ class Objective:
         return Pair(*returned) if isinstance(returned, tuple) and len(returned) == 2 else Pair(returned)
 
     def value(self, outputs: Any, batch: Batch) -> Tensor:
-        """The loss: 0-dim, or one value an example (size,); in the graph of the outputs.
+        """The loss: 0-dim, or one value per example (size,); in the graph of the outputs.
 
         Raises:
             InputError: another shape or type, outputs that the loss cannot take, targets that do not fit.
@@ -215,7 +215,7 @@ class Objective:
     def look(self, outputs: Any, batch: Batch, batches: Sequence[Batch]) -> None:
         """See on the first batch what the loss is; refuse targets of any batch that do not fit the outputs.
 
-        A loss of one value an example needs no denominator. That of one of torch's losses is compared with the sum of
+        A loss of one value per example needs no denominator. That of one of torch's losses is compared with the sum of
         the examples' own values, so that a version of torch that divides by something else is noticed.
         """
         logits = logits_in(outputs)
@@ -242,7 +242,7 @@ class Objective:
         """
         if self.function is not None or self.loss is None:
             whose = "an objective function" if self.function is not None else "this model"
-            raise InputError(f"{whose} returns only its mean loss: give Problem a loss to get one value an example")
+            raise InputError(f"{whose} returns only its mean loss: give Problem a loss to get one value per example")
         value = self.value(outputs, batch)
         if value.dim() == 1:
             return value * (batch.weight / batch.size)
@@ -252,8 +252,8 @@ class Objective:
             return self.torch.each_example(logits, batch.target)
         if logits is None or not isinstance(batch.target, Tensor) or (logits is not outputs and not self.takes_logits):
             raise InputError(
-                "this loss knows no single examples, as it compares something else than one row an example: give "
-                "Problem one that returns one value an example"
+                "this loss knows no single examples, as it compares something else than one row per example: give "
+                "Problem one that returns one value per example"
             )
         loss = self.loss
         with telling("the loss of single examples", batch):
@@ -262,7 +262,7 @@ class Objective:
         if each.shape != (batch.size,) or not torch.allclose(each.mean(), value, rtol=tolerance, atol=tolerance):
             raise InputError(
                 "the mean of the single examples' losses is not the loss of their batch (class weights, ignored "
-                "targets, contrast between examples): give Problem a loss that returns one value an example"
+                "targets, contrast between examples): give Problem a loss that returns one value per example"
             )
         return each * (batch.weight / batch.size)
 
@@ -320,7 +320,7 @@ class Objective:
         needed = (
             "a scalar"
             if self.function is not None
-            else f"a mean-reduced scalar or one value an example, ({batch.size},),"
+            else f"a mean-reduced scalar or one value per example, ({batch.size},),"
         )
         raise InputError(f"the loss returned {received}: {needed} is needed ({batch})")
 

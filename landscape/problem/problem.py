@@ -201,7 +201,7 @@ class Problem(BatchPasses):
         """
         if not self.objective.exact and self.undividable is not None:
             raise InputError(
-                f"there is no one value an example ({self.undividable}): give Problem a loss that returns one"
+                f"there is no one value per example ({self.undividable}): give Problem a loss that returns one"
             )
         return self.objective.example_losses(outputs, batch)
 

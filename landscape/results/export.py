@@ -25,8 +25,8 @@ def export(file: str | Path, to: str, out: str | Path | None = None) -> list[Pat
 
     Args:
         file: what `landscape analyze`, `surface`, `path`, `figures` or `.save()` wrote.
-        to: "csv" (one long table for arrays of the same axes, a row a point; of a figure's numbers one tidy table, a
-            row a number with its quantity, coordinates and unit), "npz" (one file of arrays named
+        to: "csv" (one long table for arrays of the same axes, a row per point; of a figure's numbers one tidy table, a
+            row per number with its quantity, coordinates and unit), "npz" (one file of arrays named
             `result.field`), "json" (one file: arrays with their axes, null for nan and inf); of surfaces only, the loss
             as height: "vtk" (a legacy VTK structured grid with all arrays), "stl" (a closed body for a printer),
             "gltf" (colored, for browsers and slides).

@@ -67,7 +67,7 @@ def _scalars(result: Result) -> dict[str, Any]:
 
 
 def _columns(result: Result, axes: tuple[str, ...]) -> dict[str, Any]:
-    """Every array over the axes, a row a point, after the coordinates or positions along them."""
+    """Every array over the axes, a row per point, after the coordinates or positions along them."""
     arrays = _with_ends(result.named_arrays())
     tables = arrays.tables()
     axes = axes or arrays.axes[result.main_array(arrays)]

@@ -50,7 +50,7 @@ class PictureCheck:
 def check(surface: Surface, problem: Problem, evaluation: GridEvaluation) -> list[dict[str, Any]]:
     """All checks of a finished surface, as plain dicts.
 
-    Cost: two or three forward passes; where eigenvalues say more than the losses, a Hessian-vector product an axis.
+    Cost: two or three forward passes; where eigenvalues say more than the losses, a Hessian-vector product per axis.
     """
     checks = [
         *_deterministic(surface, problem, evaluation),
@@ -84,7 +84,7 @@ def _deterministic(surface: Surface, problem: Problem, evaluation: GridEvaluatio
 
 def sampling_error(problem: Problem, evaluation: GridEvaluation, point: tuple[float, ...]) -> float:
     """Standard error of L(point) - L(center) over samples of n examples: the same examples are used at both, so that
-    it is the deviation of the paired differences divided by sqrt(n). nan where the loss gives no value an example.
+    it is the deviation of the paired differences divided by sqrt(n). nan where the loss gives no value per example.
 
     Cost: two forward passes.
     """

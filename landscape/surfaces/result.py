@@ -38,7 +38,7 @@ class Surface(Result):
         directions: kind of the directions.
         radius: half-width of a symmetric surface; the farthest end else.
         facts: norms, cosine and filter ratios of the directions, and what their kind adds.
-        choice: batch size, memory format and points a launch, with the reason.
+        choice: batch size, memory format and points per launch, with the reason.
         checks: what `landscape.surfaces.picture_checks` found.
         identity: what the surface belongs to: hashes of weights and sample, arguments.
         complete: whether everything that was asked for is there.

@@ -60,7 +60,7 @@ def surface(
         directions: a kind (see `landscape.surfaces.directions.directions.directions`) or directions made before.
         radius: half-width of every axis, in the unit of the directions; by default 0.07 for multiples of ||w||, 1 for
             multiples of filter or layer norms, and what contains the checkpoints for a plane through checkpoints.
-        grid: points an axis, or one number an axis; odd, so that the trained weights are on the grid.
+        grid: points per axis, or one number per axis; odd, so that the trained weights are on the grid.
         seed: of the directions.
         dimensions: 1 for a line, 2 for a plane.
         ranges: (low, high) an axis instead of the radius; they need not be symmetric.
@@ -91,7 +91,7 @@ def surface(
             that is not finite, a radius that is not positive; a file that holds a surface of another checkpoint, sample
             or set of arguments, or that another process writes.
 
-    Cost: one forward pass a point and dataset, and four for the checks; one forward and one backward more with
+    Cost: one forward pass per point and dataset, and four for the checks; one forward and one backward more with
     `gradient_norm`; one forward more with `noise_draws`; 20 to 60 Hessian-vector products more with `curvature`, up to
     150 at some points. Under torch.distributed the points are shared among the processes.
     """

@@ -139,7 +139,7 @@ def fisher_diagonal(task: Task, batch: Batch) -> Tensor:
     """Diagonal of the empirical Fisher information at the true labels, sum_i g_i^2: flat (d,).
 
     g_i is the gradient of example i in evaluation mode, so that no BatchNorm statistic moves. With several processes
-    each takes its share. Cost: one forward and one backward pass an example.
+    each takes its share. Cost: one forward and one backward pass per example.
     """
     total = [torch.zeros_like(p) for p in task.parameters]
     with _evaluating(task.model), torch.enable_grad():

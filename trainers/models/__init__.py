@@ -8,7 +8,7 @@ A model is ``@register("name", small={"input_shape": ..., option: ...}) def name
 ``small`` is a configuration of seconds, which the contract tests build. ``same_weights={option: values}`` names the
 options that change the function and leave the names and shapes of the weights: a file of weights does not show them.
 ``reads="tokens"`` says that inputs are token ids instead of numbers, ``predicts="next tokens"`` that outputs are logits
-(n, classes, length), one column a token, instead of (n, classes).
+(n, classes, length), one column per token, instead of (n, classes).
 """
 
 from __future__ import annotations

@@ -58,7 +58,7 @@ class Monitor:
         log: gets every row, too; see `trainers.monitor.logs.log_of`.
 
     Attributes:
-        history: one row a measurement: step, training_seconds and measuring_seconds so far, then each measure under the
+        history: one row per measurement: step, training_seconds and measuring_seconds so far, then each measure under the
             name that it was asked for by, see `trainers.monitor.columns`.
         overhead: measuring's part of the run's time so far.
 
@@ -120,7 +120,7 @@ class Monitor:
 
     @property
     def history(self) -> list[dict[str, Any]]:
-        """One row a measurement, in the order of the steps."""
+        """One row per measurement, in the order of the steps."""
         return self._rows.held
 
     @property

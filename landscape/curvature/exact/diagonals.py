@@ -49,7 +49,7 @@ def hessian_diagonal(
 ) -> Diagonal:
     """Diagonal of the Hessian: for T H T, and for perturbations that follow the magnitude of the weights.
 
-    "exact" is the GGN's, in about one backward pass a class; it is the Hessian's for piecewise-linear networks with
+    "exact" is the GGN's, in about one backward pass per class; it is the Hessian's for piecewise-linear networks with
     frozen BatchNorm (see `hessian_trace`). "auto" takes it there, else "hutch++".
 
     Args:

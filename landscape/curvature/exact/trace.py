@@ -1,4 +1,4 @@
-"""Trace and diagonal of the generalized Gauss-Newton matrix, exactly: no sampling, a backward pass a class.
+"""Trace and diagonal of the generalized Gauss-Newton matrix, exactly: no sampling, a backward pass per class.
 
 With B_i = S_i S_i' the Hessian of example i's loss at its C outputs,
 

@@ -124,7 +124,7 @@ def _require_room(problem: Problem, footprint: Footprint, size: int) -> None:
 
 
 def _held(problem: Problem, leaves: Sequence[Tensor], batch: Batch) -> tuple[int, int]:
-    """(bytes that the graph holds, bytes of the largest tensor with a row an example) of a batch."""
+    """(bytes that the graph holds, bytes of the largest tensor with a row per example) of a batch."""
     known = {t.untyped_storage().data_ptr() for t in [*leaves, *batch.tensors()] if t.layout == torch.strided}
     held: dict[int, Tensor] = {}
     largest = 0

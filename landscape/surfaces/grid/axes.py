@@ -26,7 +26,7 @@ def axes(
     """One float64 axis a direction.
 
     Args:
-        grid: number of points of every axis, or one number an axis.
+        grid: number of points of every axis, or one number per axis.
         ranges: (low, high) an axis, in the units of its direction.
         spacing: see `axis`.
         center: see `axis`.

@@ -1,4 +1,4 @@
-"""How to evaluate many points fast: batch size, memory format and points a launch by rules of sizes and device alone.
+"""How to evaluate many points fast: batch size, memory format and points per launch by rules of sizes and device alone.
 
 An MLP wants one big batch (up to 4x faster than batches of 128 on a CPU), a convolutional network batches of 64 to 256
 with channels last. The last bits of the values follow from the choice, so it is no stopwatch's: the same call makes the
@@ -133,7 +133,7 @@ def _center_loss(choice: Choice, problem: Problem, center: Tensor, vectors: Sequ
         return float(evaluation([(0.0,) * len(vectors)])[0, 0, 0])
 
 
-# -- points a launch -------------------------------------------------------------------------------------------------
+# -- points per launch -------------------------------------------------------------------------------------------------
 
 
 def _points_rule(problem: Problem, choice: Choice, points: int) -> int:
@@ -188,11 +188,11 @@ def activations(problem: Problem) -> int:
 
 
 def _launchable(choice: Choice, problem: Problem, center: Tensor, vectors: Sequence[Tensor]) -> Choice:
-    """The choice with one point a launch where the model cannot be evaluated at several weights at once."""
+    """The choice with one point per launch where the model cannot be evaluated at several weights at once."""
     origin = (0.0,) * len(vectors)
     single = replace(choice, points_per_launch=1)
     if problem.batch_norm != "frozen" or problem.distributed:
-        return replace(single, reason=f"{choice.reason}; one point a launch: needs frozen statistics, unshared data")
+        return replace(single, reason=f"{choice.reason}; one point per launch: needs frozen statistics, unshared data")
     counted = problem.passes.forward
     try:
         many = GridEvaluation({"": problem}, center, vectors, replace(choice, points_per_launch=2))
@@ -200,7 +200,7 @@ def _launchable(choice: Choice, problem: Problem, center: Tensor, vectors: Seque
             batched = many([origin, origin])[0]
     except (RuntimeError, NotImplementedError, ValueError, InputError) as error:
         text = str(error).splitlines()[0][:120]
-        return replace(single, reason=f"{choice.reason}; one point a launch: the model does not batch ({text})")
+        return replace(single, reason=f"{choice.reason}; one point per launch: the model does not batch ({text})")
     finally:
         problem.passes.forward = counted
     one = GridEvaluation({"": problem}, center, vectors, single)
@@ -209,4 +209,4 @@ def _launchable(choice: Choice, problem: Problem, center: Tensor, vectors: Seque
     problem.passes.forward = counted
     if torch.allclose(batched, alone, rtol=1e-3, atol=1e-5, equal_nan=True):
         return choice
-    return replace(single, reason=f"{choice.reason}; one point a launch: batched values differ")
+    return replace(single, reason=f"{choice.reason}; one point per launch: batched values differ")

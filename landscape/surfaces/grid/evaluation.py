@@ -53,7 +53,7 @@ class GridEvaluation:
             more datasets for the same model.
         center: w0, (d,).
         vectors: the directions, each (d,).
-        choice: batch size, memory format, points a launch.
+        choice: batch size, memory format, points per launch.
 
     Memory: 4 flat vectors beside the directions, and `points_per_launch` more where several points share a launch.
     """
@@ -167,7 +167,7 @@ class GridEvaluation:
             )
         return torch.stack(columns, dim=1)
 
-    # -- many points a launch ------------------------------------------------------------------------------------
+    # -- many points per launch ------------------------------------------------------------------------------------
 
     def _launch(self, points: Sequence[Point]) -> Tensor:
         """All points at once. A short last tile is filled up, so that a tile always has the same shapes."""

@@ -16,7 +16,7 @@ from landscape.problem.problem import Problem
 from landscape.surfaces.grid.evaluation import GridEvaluation, Point
 
 NO_EXAMPLES = (InputError, RuntimeError, TypeError, IndexError)
-"""What a loss raises that gives no value an example."""
+"""What a loss raises that gives no value per example."""
 TOLERANCE = 1e-3
 """Residual allowed, relative to the largest |lambda|."""
 
@@ -43,13 +43,13 @@ class Quantity:
 
 
 def loss(evaluation: GridEvaluation, name: str = "surface") -> Quantity:
-    """L and accuracy on every dataset. Cost: one forward pass a point and dataset."""
+    """L and accuracy on every dataset. Cost: one forward pass per point and dataset."""
     columns = ("loss", "accuracy") * len(evaluation.problems)
     return Quantity(0, name, columns, evaluation.choice.points_per_launch, evaluation, evaluation.opened)
 
 
 def gradient_norm(problem: Problem, evaluation: GridEvaluation) -> Quantity:
-    """||grad L|| at every point. Cost: one forward and one backward pass a point."""
+    """||grad L|| at every point. Cost: one forward and one backward pass per point."""
 
     def evaluate(points: Sequence[Point]) -> Tensor:
         return torch.stack([norm(problem.gradient(evaluation.at(p))) for p in points])
@@ -63,7 +63,7 @@ def curvature(problem: Problem, evaluation: GridEvaluation, seed: int) -> Quanti
     The start vector of every point is drawn from the seed alone, so that neither the order of the points nor an
     interruption changes a value. nan where the loss or its Hessian is not finite.
 
-    Cost: 20 to 60 Hessian-vector products a point, up to 150 where the first process took an inner eigenvalue for the
+    Cost: 20 to 60 Hessian-vector products per point, up to 150 where the first process took an inner eigenvalue for the
     smallest one.
     """
     from landscape.curvature.krylov import lanczos
@@ -93,10 +93,10 @@ def sampling_noise(problem: Problem, evaluation: GridEvaluation, draws: int, see
 
     e(p) = 1/n sum_i g_i (l_i(p) - l_i(0) - their mean), g_i standard normal and the same at all points: a Gaussian
     field with the covariance between points that the mean over n examples has (the multiplier bootstrap of
-    Chernozhukov, Chetverikov and Kato 2013). nan where the loss gives no value an example, or the processes divide the
+    Chernozhukov, Chetverikov and Kato 2013). nan where the loss gives no value per example, or the processes divide the
     examples.
 
-    Cost: one forward pass a point.
+    Cost: one forward pass per point.
     """
     multipliers = torch.randn(problem.examples, draws, generator=random.stream(seed, "other samples")).to(
         problem.weights.device
