@@ -31,7 +31,7 @@ def _leave() -> None:
     if "multiprocessing.process" in sys.modules:
         for child in sys.modules["multiprocessing.process"].active_children():
             child.terminate()
-        if "multiprocessing.util" in sys.modules:  # else their semaphores are told as leaked, behind our line
+        if "multiprocessing.util" in sys.modules:  # otherwise they are reported as leaked, after our line
             sys.modules["multiprocessing.util"]._run_finalizers(0)
     os._exit(130)
 

@@ -130,7 +130,7 @@ class Reference:
     def doubt(self) -> str | None:
         """What finite differences say against the gradient, along a direction; None where they agree.
 
-        Statistics that are estimated anew are constants to the gradient: no differences then.
+        Statistics that are estimated again are constants to the gradient: no differences then.
         """
         if self.policy == "recalibrate":
             return None

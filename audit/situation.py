@@ -95,7 +95,7 @@ def drawn(seed: int, operations: tuple[str, ...], many: int) -> Choice:
 
 
 class Loader:
-    """An iterable that is read anew, as a DataLoader."""
+    """An iterable that is read again, as a DataLoader."""
 
     def __init__(self, items: list[Any]) -> None:
         self.items = items

@@ -48,7 +48,7 @@ def problem(case: Case) -> landscape.Problem:
 
 
 def bare(case: Case) -> Callable[[], Any]:
-    """Hand-written double backward that builds its graph anew, one batch."""
+    """Hand-written double backward that rebuilds its graph, one batch."""
     v = [torch.randn_like(p) for p in case.parameters]
 
     def product() -> Any:

@@ -93,7 +93,7 @@ def problem(case: Case) -> landscape.Problem:
 
 
 def product_arms(case: Case, grid: int, seed: int) -> Iterator[peers.Arm]:
-    """The unit of cost: a double backward by hand that builds its graph anew."""
+    """The unit of cost: a double backward by hand that rebuilds its graph."""
     v = [torch.randn_like(p) for p in case.parameters]
 
     def by_hand() -> Outcome:

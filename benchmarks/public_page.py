@@ -160,7 +160,7 @@ def _peers(done: list[Record]) -> Iterator[str]:
         )
     yield "### Against bare passes"
     yield (
-        "A double backward that builds its graph anew is the unit of the first two columns. SAM sharpness and the "
+        "A double backward that rebuilds its graph is the unit of the first two columns. SAM sharpness and the "
         "surface are compared with the passes that they cannot do without, by hand in batches of 128."
     )
     rows = [

@@ -274,7 +274,7 @@ def summary(studies: Studies) -> str:
 
 
 def details(studies: Studies, restarts: int) -> str:
-    """One row per ball, one column per network: ratios at each radius, with the spread of the restarts above `SHOWN`."""
+    """One row per ball, one column per network: ratios at each radius, with spreads of the restarts above `SHOWN`."""
     rows: list[list[object]] = []
     for ball, (_, _, radii) in BALLS.items():
         cells = []

@@ -192,7 +192,9 @@ def _compare(
     requests = measured.requests(problem.seed, subsets)
     for name, subject in zip(names, subjects, strict=True):
         options.show_plan(subject.problem, name, measuring.vectors_needed(requests))
-    measured_at = [measuring.Measured(subject) for subject in subjects]  # a loss of nan is told before any is measured
+    measured_at = [
+        measuring.Measured(subject) for subject in subjects
+    ]  # a loss of nan is reported before any is measured
     claims = share(directory, shard)
     file, owners = directory / "analysis.h5", {n: s.sha256 for n, s in zip(names, subjects, strict=True)}
     prefixes = [f"{name}/" if len(subjects) > 1 else "" for name in names]

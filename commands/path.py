@@ -42,8 +42,8 @@ def command(
 ) -> None:
     """Evaluate the loss on a line or a trained curve between two networks of one architecture.
 
-    BatchNorm statistics are estimated anew at every point unless --batch-norm says otherwise. Writes path.h5, path.json
-    and figures/ to one directory.
+    BatchNorm statistics are estimated again at every point unless --batch-norm says otherwise. Writes path.h5,
+    path.json and figures/ to one directory.
     """
     import landscape
     from figures.drawing import loss_path as drawing

@@ -46,7 +46,7 @@ class Methods(click.Group):
 
 
 class MethodCommand(click.Command):
-    """A method's sub-command: an option that other methods have is told as theirs."""
+    """A method's sub-command: an option that only other methods have is reported as theirs."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """As click does it."""
@@ -152,7 +152,7 @@ def _completed(directory: Path, values: dict[str, Any]) -> dict[str, Any]:
     kept = {**config["settings"], **config["method"]["arguments"]}
     source = click.get_current_context().get_parameter_source
     said = {name for name in values if source(name) is not click.core.ParameterSource.DEFAULT}
-    if said.intersection(ENDS):  # another end than the run's is told as that, not as two ends at once
+    if said.intersection(ENDS):  # another end than the run's is reported as that, not as two ends at once
         said.update(ENDS)
     return {name: value if name in said else kept.get(name, value) for name, value in values.items()}
 

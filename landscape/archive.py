@@ -19,7 +19,7 @@ def require_regular(path: str | Path) -> None:
     """Raise InputError for what is there but no regular file: a device or a pipe may never end."""
     path = Path(path)
     if path.exists() and not path.is_dir() and not path.is_file():
-        raise InputError(f"{path} is no regular file (a device, a pipe or a socket): give a file")
+        raise InputError(f"{path} is not a regular file (a device, a pipe or a socket): give a file")
 
 
 def verify(path: str | Path) -> None:

@@ -135,7 +135,7 @@ def read_json(path: str | Path) -> dict[str, Any]:
     """
     path = Path(path)
     if path.exists() and not path.is_file():
-        raise InputError(f"{path} is no regular file: a JSON file is needed")
+        raise InputError(f"{path} is not a regular file: a JSON file is needed")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         written = content.pop(CHECKSUM, None)

@@ -63,7 +63,7 @@ class Shard:
         """From `i/n`.
 
         Raises:
-            InputError: the text is no such pair.
+            InputError: the text is not such a pair.
         """
         try:
             index, count = map(int, text.split("/"))

@@ -1,4 +1,4 @@
-"""A network, batches and closures that tests of loops of one's own share."""
+"""A network, batches and closures that tests of loops of your own share."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Batches are divided anew only where that leaves L(w) as it is."""
+"""Batches are regrouped only where that leaves L(w) as it is."""
 
 import warnings
 
@@ -25,15 +25,15 @@ def test_a_denominator_hidden_in_a_function_keeps_the_batches(division):
     problem = Problem(model, hidden, batches)
     require_equal(problem, model, value)
     assert problem.undividable is not None
-    assert len(batches) == 1 or "never divided anew" in problem.notes[0]
+    assert len(batches) == 1 or "never regrouped" in problem.notes[0]
     for size in (3, 8):
         top = landscape.top_eigenvalues(problem, k=1, tol=1e-7, chunk_size=size).values[0]
         close(top, landscape.top_eigenvalues(problem, k=1, tol=1e-7).values[0], rtol=1e-6)
     with pytest.raises(InputError, match="another function"):
         problem.rebatched(3)
-    with pytest.raises(InputError, match="divide the examples anew"):
+    with pytest.raises(InputError, match="regroup the examples"):
         landscape.sam_sharpness(problem, rho=0.05, m=4)
-    with pytest.raises(InputError, match="no one value per example"):
+    with pytest.raises(InputError, match="no value per example"):
         problem.losses()
 
 

@@ -123,7 +123,7 @@ def test_accuracy_is_of_the_examples_whose_class_counts(runs, tmp_path):
     assert len(hits) < 100
     assert np.array_equal(measured.examples["accuracy"], hits)
     assert measured.accuracy == pytest.approx(hits.mean())
-    # A loss of one's own that knows no single examples: hits are known all the same, and differences stay paired.
+    # A loss of your own that knows no single examples: hits are known all the same, and differences stay paired.
     batches = [(x[:60], y[:60]), (x[60:], y[60:])]
     owner.problem = landscape.Problem(models["a"], lambda o, t: loss(o, t).square(), batches)
     measured = measuring.analyze(measuring.Measured(owner), "a", Store(tmp_path / "b.h5", {"b": "0"}), [])

@@ -122,5 +122,5 @@ def test_labels_that_are_nested_lists_are_refused(tmp_path):
     folder.mkdir()
     for name in ("data_batch_1", "data_batch_2", "data_batch_3", "data_batch_4", "data_batch_5", "test_batch"):
         (folder / name).write_bytes(pickle.dumps(batch, 2))
-    with pytest.raises(InputError, match="is no list of 10 integers"):
+    with pytest.raises(InputError, match="is not a list of 10 integers"):
         load_data("cifar10", data_dir=tmp_path)

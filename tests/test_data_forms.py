@@ -1,4 +1,4 @@
-"""Data of one's own in other files than npz: HDF5, tensors, folders of pictures; and how they are normalized."""
+"""Data of your own in other files than npz: HDF5, tensors, folders of pictures; and how they are normalized."""
 
 import json
 
@@ -299,7 +299,7 @@ def test_pictures_get_the_size_that_torchvision_gives_them(tmp_path, width, heig
         (lambda f: None, {"size": 3, "crop": 4}, "crop=4 does not fit"),
         (lambda f: None, {"channels": 2}, "channels=2: pictures have 1 or 3"),
         (lambda f: None, {"train": 99}, "holds 4 pictures: 99 were asked for"),
-        (lambda f: (f / "train" / "ant" / "0.png").write_bytes(b"no picture"), {}, "0.png is no picture"),
+        (lambda f: (f / "train" / "ant" / "0.png").write_bytes(b"no picture"), {}, "0.png is not a picture"),
         (lambda f: Image.new("I;16", (7, 5)).save(f / "train/ant/0.png"), {}, r"more than 8 bits a channel \(I;16\)"),
     ],
 )
@@ -314,7 +314,7 @@ def test_pictures_without_a_class_have_no_label(tmp_path):
     Image.new("L", (4, 4)).save(tmp_path / "0.png")
     with pytest.raises(InputError, match="the label of a picture is the folder that it lies in"):
         load_data(f"images:{tmp_path}")
-    with pytest.raises(InputError, match="is no folder"):
+    with pytest.raises(InputError, match="is not a folder"):
         load_data(f"images:{tmp_path / '0.png'}")
 
 

@@ -88,7 +88,7 @@ def normalized(seed=8):
 
 
 def adapted(rank=None, synchronized=True, group_size=None):
-    """Weights after three steps of SAM in a loop of one's own; with a rank on its half, under DDP and the optimizer."""
+    """Weights after three steps of SAM in a loop of your own; with a rank on its half, under DDP and the optimizer."""
     model, generator = network(), torch.Generator().manual_seed(4)
     base = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     method = METHODS["sam"](rho=0.2)

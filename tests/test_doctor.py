@@ -204,7 +204,7 @@ def test_seconds_of_a_pass_are_those_of_a_part(checkpoint, monkeypatch):
     assert seen[2:] == [("product", problem.examples)]
     assert estimate._Seconds(problem, None)["hvp"] == pytest.approx(7 * problem.examples)
     assert seen[-1] == ("hvp", 40)
-    scarce = dataclasses.replace(plan, free_bytes=0.5 * plan.graphs_bytes)  # three quarters are built anew
+    scarce = dataclasses.replace(plan, free_bytes=0.5 * plan.graphs_bytes)  # three quarters are rebuilt
     assert estimate._Seconds(problem, scarce)["hvp"] == pytest.approx((4 + 0.75 * 3) * problem.examples)
 
 

@@ -181,7 +181,7 @@ def test_a_weight_that_is_reached_past_its_module_is_refused():
 
     with pytest.raises(InputError, match=r"the model or the loss uses the parameter '\d.\w+' by a reference"):
         landscape.Problem(model, regularized, [(x, y)])
-    # Weights that are no part of w may be reached in any way.
+    # Weights that are not part of w may be reached in any way.
     restricted = landscape.Problem(Reference(), nn.CrossEntropyLoss(), [(x, y)], parameters="net.2")
     assert restricted.dimension == 15
 

@@ -100,7 +100,7 @@ def test_a_built_in_network_takes_its_shape_from_the_data(tmp_path):
         landscape.problem_from(path, model="resnet44:shortcut=pad", data=batches)
     with pytest.raises(InputError, match="unknown model 'mpl': did you mean 'mlp'"):
         landscape.problem_from(path, model="mpl", data="digits")
-    with pytest.raises(InputError, match=r"--model mlp for batches of one's own: say classes and input_shape"):
+    with pytest.raises(InputError, match=r"--model mlp for batches of your own: say classes and input_shape"):
         landscape.problem_from(path, model="mlp", data=batches)
     arguments = {"classes": 3, "input_shape": (4,), "hidden": (5,)}
     own = build_model("mlp", **arguments, seed=3)

@@ -259,9 +259,7 @@ def test_the_default_is_32_all_or_the_batches_as_they_are():
     np.testing.assert_allclose(result.batches, expected, rtol=1e-9)
     assert result.batch_size == 0
     for options in ({"batch_size": 4}, {"shuffle": True}):
-        with pytest.raises(
-            InputError, match=r"these batches cannot be divided anew \(.*\): leave batch_size and shuffle"
-        ):
+        with pytest.raises(InputError, match=r"these batches cannot be regrouped \(.*\): leave batch_size and shuffle"):
             landscape.batch_sharpness(own, **options)
 
 

@@ -95,7 +95,7 @@ def test_folders_labels_and_hashes_that_do_not_fit_are_refused(tmp_path):
     with pytest.raises(InputError, match="the label '2' of the development set is none of 0, 1"):
         load_data(f"glue:{tmp_path}")
     (tmp_path / "dev.tsv").write_bytes(b"sentence\tlabel\n\xff\xfe\t0\n")
-    with pytest.raises(InputError, match=r"is no text in UTF-8 \(byte 15\)"):
+    with pytest.raises(InputError, match=r"is not text in UTF-8 \(byte 15\)"):
         load_data(f"glue:{tmp_path}")
     with pytest.raises(InputError, match="length=1, vocabulary=8192: 2 to 512 tokens"):
         load_data(f"glue:{tmp_path}", length=1)

@@ -171,7 +171,7 @@ FORGED = {
 def test_what_no_result_holds_is_refused(unsealed, monkeypatch, kind):
     file = unsealed(FORGED[kind])
     (file.parent / f"{file.name}.secret").write_bytes((NUMBERS + 1e6).tobytes())
-    with pytest.raises(InputError, match="is no result of this toolkit"):
+    with pytest.raises(InputError, match="is not a result of this toolkit"):
         as_a_stranger(file, monkeypatch)
 
 

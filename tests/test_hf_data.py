@@ -247,7 +247,7 @@ def test_what_is_wrong_is_said(tmp_path, capsys):
     binary.write_bytes(b"\xff\xfe\x00")
     cases = [
         (folder, f"hf:{tmp_path / 'none'}", [], "a folder is needed that datasets' save_to_disk wrote"),
-        (folder, f"hf:{folder}", [], "is no data set that datasets can load"),
+        (folder, f"hf:{folder}", [], "is not a data set that datasets can load"),
         (folder, f"hf:{data}", ["--split", "test"], "has no split 'test', it has train, validation"),
         (folder, f"hf:{several}", ["--split", "test"], "is one data set, without splits"),
         (folder, f"hf:{several}", [], "its columns of text are a, b"),
@@ -257,7 +257,7 @@ def test_what_is_wrong_is_said(tmp_path, capsys):
         (folder, f"text:{text}", [], "a text alone has no labels"),
         (bare, f"text:{text}", [], "needs a tokenizer"),
         (bare, f"text:{tmp_path / 'none.txt'}", ["--data-arg", f"tokenizer={folder}"], "no such file"),
-        (bare, f"text:{binary}", ["--data-arg", f"tokenizer={folder}"], "is no text in UTF-8"),
+        (bare, f"text:{binary}", ["--data-arg", f"tokenizer={folder}"], "is not text in UTF-8"),
         (bare, f"text:{text}", ["--split", "test"], "is one text, without a split"),
         (bare, f"text:{text}", ["--data-arg", "lenght=3"], "unknown option of --data-arg 'lenght'"),
         (bare, f"text:{text}", ["--data-arg", "length=many"], "a value of type int is needed"),

@@ -1,4 +1,4 @@
-"""Rows of an unfinished computation: kept, found again bit for bit, begun anew where they are another's."""
+"""Rows of an unfinished computation: kept, found again bit for bit, started over where they are another's."""
 
 import json
 import math

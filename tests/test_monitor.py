@@ -243,7 +243,7 @@ def test_steps_are_multiples_of_every_and_told_once():
     monitor = landscape.Monitor(problem_of(network()), every=3, measures=["gradient_norm"])
     told = [monitor.step(step) for step in (1, 2, 3, 3, 5, 6, 8, 12)]
     assert [row and row["step"] for row in told] == [None, None, 3, None, None, 6, None, 12]
-    with pytest.raises(InputError, match="step 6 was told after step 12: a Monitor watches one run, forward"):
+    with pytest.raises(InputError, match="step 6 came after step 12: a Monitor watches one run, forward"):
         monitor.step(6)
 
 

@@ -194,7 +194,7 @@ monitor.close()
 
 
 def test_a_killed_training_goes_on(tmp_path):
-    """Killed twice, begun anew each time as without checkpoints: in the end the rows are those of one run."""
+    """Killed twice, started over each time as without checkpoints: in the end the rows are those of one run."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
     for stop, rows in ((5, [0, 2, 4]), (9, [0, 2, 4, 6, 8]), (-1, [0, 2, 4, 6, 8, 10])):
         command = [sys.executable, "-c", KILLED, str(tmp_path), str(stop)]

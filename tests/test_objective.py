@@ -173,7 +173,7 @@ def test_a_models_own_loss_of_another_denominator_keeps_its_batches():
     value = sum(model(**b).loss * len(b["x"]) for b in parts) / len(x)
     problem = Problem(model, None, parts)
     require_equal(problem, model, value)
-    assert "never divided anew" in problem.notes[0]
+    assert "never regrouped" in problem.notes[0]
     assert problem.provenance()["weighing"] == "examples"
 
 
@@ -186,7 +186,7 @@ def test_a_denominator_that_is_not_the_one_of_torch_is_noticed(monkeypatch, off)
     monkeypatch.setattr(TorchLoss, "denominator", lambda self, target: off * own(self, target))
     problem = Problem(classifier(), weighed, divisions(x, y)["of five"])
     assert problem.provenance()["weighing"] == "examples"
-    assert "never divided anew" in problem.notes[0]
+    assert "never regrouped" in problem.notes[0]
 
 
 def test_an_ignored_batch_of_another_length_beside_a_models_own_loss():

@@ -52,7 +52,7 @@ class BuiltIn:
         missing = [name for name in ("classes", "input_shape") if name not in arguments]
         if missing:
             raise InputError(
-                f"--model {self.name} for batches of one's own: say {' and '.join(missing)}, for example "
+                f"--model {self.name} for batches of your own: say {' and '.join(missing)}, for example "
                 "--model-arg classes=10 --model-arg input_shape=3x32x32"
             )
         return build_model(self.name, **arguments)

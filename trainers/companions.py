@@ -60,7 +60,7 @@ NOTHING_BESIDE: Companions = Companions()
 
 
 def _taken(request: MeasureRequest) -> dict[str, str]:
-    """Argument of the measure -> name of what it takes beside the Problem; none for a surface, which is no measure."""
+    """Argument of the measure -> name of what it takes beside the Problem; none for a surface."""
     if request.measure not in MEASURES:
         return {}
     _, *rest = inspect.signature(MEASURES[request.measure]).parameters.values()

@@ -75,7 +75,7 @@ def tell_if_another_fits_better(path: Path, problem: Problem, others: Iterable[t
 
     Padding, activation and the number of heads change nothing in the names and shapes of weights, so that any file of
     weights loads into each of them. In the function that was trained the loss is far smaller than in the others: one
-    that is smaller by more than a tenth, over all examples, is told.
+    that is smaller by more than a tenth, over all examples, is reported.
 
     Args:
         path: of the weights.

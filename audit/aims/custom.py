@@ -72,7 +72,7 @@ def each_example(outputs: Tensor, target: Tensor) -> Tensor:
 
 
 class OwnModule(nn.Module):
-    """A module of one's own with a parameter in it that is no part of the model."""
+    """A module of your own with a parameter in it that is no part of the model."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -194,7 +194,7 @@ PLAIN_AIMS: dict[str, Callable[[Outputs], Aim]] = {
 CLASSES_AIMS: dict[str, Callable[[Outputs], Aim]] = {
     **{name: _function(name) for name in FUNCTIONS},
     "one value per example": one_value,
-    "module of one's own": own_module,
+    "module of your own": own_module,
     "subclass of torch's": subclass,
     **PLAIN_AIMS,
 }

@@ -37,7 +37,7 @@ class Statistics(nn.Module):
 
 
 class RootMeanSquare(nn.Module):
-    """A norm of one's own, over the channels, without an epsilon: exactly blind to the length of what comes in."""
+    """A norm of your own, over the channels, without an epsilon: exactly blind to the length of what comes in."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -80,7 +80,7 @@ class Recurrent(nn.Module):
 
 
 class Attention(nn.Module):
-    """Queries, keys and values of one's own or torch's layer; the mean over the places, a linear layer."""
+    """Queries, keys and values of your own or torch's layer; the mean over the places, a linear layer."""
 
     def __init__(self, kept: dict[str, Any]) -> None:
         super().__init__()

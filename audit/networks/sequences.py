@@ -65,7 +65,7 @@ def transformer_mean() -> Network:
 
 
 class Attention(nn.Module):
-    """Attention of one's own through torch's fused function."""
+    """Attention of your own through torch's fused function."""
 
     def __init__(self, causal: bool) -> None:
         super().__init__()

@@ -234,7 +234,7 @@ def _study(verdict: Verdict, problem: landscape.Problem) -> None:
 
 
 def _finite(model: nn.Module, x: Tensor) -> Tensor:
-    """The inputs that give numbers: a norm of one's own divides 0 by 0 where every unit is off."""
+    """The inputs that give numbers: a norm of your own divides 0 by 0 where every unit is off."""
     with torch.no_grad():
         return x[model(x).isfinite().all(1)]
 

@@ -21,7 +21,7 @@ from landscape.curvature.products.hessian_graph import HessianGraph
 
 
 def by_hand(loss: Callable[[], Tensor], parameters: list[Tensor], v: list[Tensor]) -> Callable[[], object]:
-    """A double backward that builds its graph anew; attention by the kernels that have a second derivative."""
+    """A double backward that rebuilds its graph; attention by the kernels that have a second derivative."""
 
     def product() -> object:
         with sdpa_kernel(SDPBackend.MATH):

@@ -157,7 +157,7 @@ class _Seconds(dict[str, float]):
             return scale * _second(functools.partial(part.hvp, v))
         graph = HessianGraph(part, chunk_size=part.examples, memory=math.inf)
         product = _second(functools.partial(graph.product, v))
-        # What does not fit in half of the memory is built anew for every product.
+        # What does not fit in half of the memory is rebuilt for every product.
         anew = 1.0 - plan.kept_share
         return scale * (product + (anew * _second(part.gradient) if anew else 0.0))
 

@@ -90,7 +90,7 @@ def _groups(analyses: Sequence[Analysis]) -> list[list[int]]:
     apart: list[list[int]] = []
     for members in groups.values():
         seeds = {analyses[i].settings["seed"] for i in members} if len(members) > 1 else set()
-        # One seed twice is no second training: the same one, measured in two places or in two ways.
+        # One seed twice is not a second training: the same one, measured in two places or in two ways.
         apart += [members] if len(seeds) == len(members) else [[i] for i in members]
     return sorted(apart)
 

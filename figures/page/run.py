@@ -48,7 +48,7 @@ def measure_run(
 ) -> list[dict[str, Any]]:
     """One row per checkpoint, in their order; rows that an earlier call has kept are not computed again.
 
-    Eigenvectors start from those of the checkpoint before, but for every fourth, which starts anew: so a run that is
+    Eigenvectors start from those of the checkpoint before, but for every fourth, which starts over: so a run that is
     shared or interrupted gets the same numbers. In the middle of the run they are computed from random ones too, so
     that what this saves is measured (`hvps_from_random` beside `hvps`). A checkpoint whose loss is not finite, or a
     measure that fails there, has no number.

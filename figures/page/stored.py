@@ -40,7 +40,7 @@ def _folders(places: Sequence[Path]) -> list[Path]:
     for where in places:
         folder = where.parent if where.name == SUMMARY else where
         if not folder.is_dir():
-            raise InputError(f"{where} is no directory: give those that `landscape analyze` wrote")
+            raise InputError(f"{where} is not a directory: give those that `landscape analyze` wrote")
         here = [folder] if (folder / RESULTS).exists() else sorted(p.parent for p in folder.rglob(RESULTS))
         here = [p for p in here if (p / SUMMARY).exists()]
         if not here:

@@ -58,7 +58,7 @@ def _answer(says: Answer | None) -> Iterator[RenderableType]:
 
 
 def show(analyses: Sequence[Analysis], *, differences: Differences | None = None) -> None:
-    """Print the summary on stdout; where that is no terminal, 100 columns wide and without color."""
+    """Print the summary on stdout; where that is not a terminal, 100 columns wide and without color."""
     console = Console(highlight=False)
     if not console.is_terminal:
         console = Console(highlight=False, width=100)

@@ -37,7 +37,7 @@ NOTES = (
     "without momentum, the first examples of the data, squared error 1/2 ||f - onehot||^2. How far lambda_max "
     "overshoots grows with the speed at which it is driven up (Damian et al. 2023, arXiv 2209.15594): small steps and "
     "the squared error, which sharpens slowly, come closest to 2/eta. Beyond 2/eta the iterates jump from one wall of "
-    "a valley to the other; the midpoint of two successive ones lies between the walls. The quotient is no constant: "
+    "a valley to the other; the midpoint of two successive ones lies between the walls. The quotient is not constant: "
     "with cross-entropy on 1,437 digits, 40% of the labels wrong, and three hidden layers it was 1.22, 1.48 and 1.65 "
     "at eta = 0.2, 0.4 and 0.8, the larger two outside of the region taken here. Cross-entropy alone is followed to "
     "99% training accuracy, because its lambda_max falls afterwards (a claim of its own); over the whole run its mean "

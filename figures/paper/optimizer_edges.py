@@ -49,7 +49,7 @@ NOTES = (
     "onehot||^2, float64; momentum and beta1 are 0.9, Adam's beta2 is 0.99. Learning rates, steps and the batch "
     "were chosen on seed 0 (some twenty tries, most of them with SGD), the region before the other seeds were run. "
     "Wrong labels keep the curvature rising: with right ones momentum stayed 16% below its line at the largest rate "
-    "that did not diverge. SGD draws a batch anew at every step; batch sharpness is the mean over a random "
+    "that did not diverge. SGD draws a new batch at every step; batch sharpness is the mean over a random "
     "partition into batches of that size. It rises slowly and lies further below the line for smaller batches: with "
     "32 it was 0.8 of it after 16,000 steps, with 16 and the same rate the training diverged. The generalized "
     "sharpness of sign descent is the largest that searches found, from the last maximum, along the gradient and "

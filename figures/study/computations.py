@@ -124,7 +124,7 @@ def epoch_seconds(
 ) -> dict[str, Any]:
     """Seconds of one epoch of each method, interleaved: (method, round).
 
-    Every round trains each method anew and takes its fastest epoch among those in which the method acts (from
+    Every round retrains each method and takes its fastest epoch among those in which the method acts (from
     `first`, 0 the first): a stall of the machine lengthens an epoch, nothing shortens one.
     """
     from trainers import METHODS, train

@@ -1,4 +1,4 @@
-"""Kinds of files, told by their first bytes or the entries of their archive, and how weights get out of each."""
+"""Kinds of files, recognized by their first bytes or the entries of their archive, and how weights get out of each."""
 
 from __future__ import annotations
 

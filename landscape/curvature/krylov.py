@@ -64,7 +64,7 @@ def lanczos(
         generator: draws the start vector.
         max_products: products allowed, the look included; then the pairs are returned with converged=False.
         capacity: basis vectors allowed; None is what fits in a quarter of the free memory.
-        verify: look for missed eigenvalues until a probability below 1e-5, in any case.
+        verify: keep looking for missed eigenvalues until the probability of one is below 1e-5.
 
     Raises:
         InputError: an argument out of range, or a product that is not finite.

@@ -1,7 +1,7 @@
 """Eigenvalues that one start vector cannot show: copies of a repeated one, clusters, and what lies at right angles.
 
 A Krylov space holds one vector of every eigenspace, so its residuals say nothing of a second copy, and a space that is
-exhausted says nothing of the rest. The search deflates what is known and starts anew from an independent random
+exhausted says nothing of the rest. The search deflates what is known and starts over from an independent random
 vector; what it has not found, it has overlooked with a probability that its own coefficients bound
 (`Factorization.chance`).
 """
@@ -144,7 +144,7 @@ class Search:
         k = len(pairs.values)
         matrix[:k, k:], matrix[k:, :k] = coupling, coupling.T
         values, q = np.linalg.eigh(matrix)
-        # What the coupling explains of the pairs' residuals is no error any more.
+        # What the coupling explains of the pairs' residuals is no longer an error.
         explained = np.sqrt(np.maximum(pairs.residuals**2 - (coupling**2).sum(axis=1), 0))
         floor = self.request.rounding(self.scale) / 2
         rests = np.maximum(np.concatenate([explained, extra.residuals]) - floor, 0)

@@ -2,7 +2,7 @@
 
 A network is replaced by n others that compute the same function, random members of its group of rescalings
 (`landscape.invariance.rescaling`), and, where it has attention, by n whose heads are mapped by random matrices; every
-measure is taken at each. What changes then is no property of the function.
+measure is taken at each. What changes then is not a property of the function.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def rescaling_invariance(
 
     Not claimed, and shown: element-wise measures are invariant under positive diagonal rescaling only. Where two linear
     layers have no activation between them, rotating what passes between them keeps the function too, and changes them
-    (`rotations`). And a scaling of weights that leaves the biases is no symmetry (`biases`).
+    (`rotations`). And a scaling of weights that leaves the biases is not a symmetry (`biases`).
 
     Args:
         problem: the loss; a float64 model shows the invariance to 1e-9, a float32 one to its own rounding.

@@ -49,7 +49,7 @@ def adaptive_top_eigenvalues(
         which: "LA" largest, "SA" smallest, "LM" largest in magnitude, "BE" both ends.
         scaling: elementwise, filterwise, layerwise or asam-official.
         biases: scaled, unscaled or fixed.
-        verify: look for missed eigenvalues until a probability below 1e-5, in any case.
+        verify: keep looking for missed eigenvalues until the probability of one is below 1e-5.
         hvp: "double-backward", or "differences" for models without second derivative.
         max_hvps: products allowed, the look included; then converged is False.
         seed: draws the start vector.

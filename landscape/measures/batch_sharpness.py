@@ -137,7 +137,7 @@ def _size(problem: Problem, asked: int | None, *, shuffle: bool) -> int | None:
     if reason is not None:
         if asked is None and not shuffle:
             return None
-        raise InputError(f"these batches cannot be divided anew ({reason}): leave batch_size and shuffle out")
+        raise InputError(f"these batches cannot be regrouped ({reason}): leave batch_size and shuffle out")
     if asked is not None and positive("batch_size", asked) > n:
         raise InputError(f"batch_size={asked}: there are only {n} examples; give at most {n}")
     return min(DEFAULT_BATCH, n) if asked is None else asked

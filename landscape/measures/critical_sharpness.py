@@ -91,7 +91,7 @@ def critical_sharpness(
 
     Args:
         problem: L.
-        start: eta_c at neighboring weights: the search starts at half of it, or less where that is no fair descent.
+        start: eta_c at neighboring weights: the search starts at half of it, or less where that is not a fair descent.
         direction: d: "gradient", a flat vector (d,), or a torch optimizer (or a list of several that share the
             parameters out): the update that it would make from its state with the gradient of L, over its largest
             learning rate, so that eta is a learning rate. Of a checkpoint or a Monitor "optimizer" is the one of the

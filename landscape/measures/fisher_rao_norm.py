@@ -136,7 +136,7 @@ def _square(problem: Problem, matrix: str, chunk_size: int | None, seed: int) ->
     square = float(form)
     if square < 0:
         raise InputError(
-            "the loss is not convex in the outputs, so that w'Gw is below 0: it is no norm; take "
+            "the loss is not convex in the outputs, so that w'Gw is below 0: it is not a norm; take "
             'matrix="empirical-fisher"'
         )
     if square == 0 and matrix != "empirical-fisher" and bool(problem.weights.any()) and bool(problem.gradient().any()):

@@ -103,7 +103,7 @@ def top_eigenvalues(
     most 500 rows, and with `verify`. See `landscape.curvature.krylov.lanczos`.
 
     Cost: k + 9 to k + 20 Hessian-vector products in most networks, 20 to 170 for "SA" and "BE" (small eigenvalues lie
-    dense), each about half of a product that builds its graph anew, as long as the graphs fit in memory.
+    dense), each about half of a product that rebuilds its graph, as long as the graphs fit in memory.
 
     Args:
         problem: L.
@@ -112,7 +112,7 @@ def top_eigenvalues(
         k: number of eigenvalues (at each end for "BE").
         tol: residual allowed, relative to each |lambda|.
         which: "LA" largest, "SA" smallest, "LM" largest in magnitude, "BE" both ends.
-        verify: look for missed eigenvalues until a probability below 1e-5, in any case (some 5 to 10 products more).
+        verify: keep looking for missed eigenvalues until the probability of one is below 1e-5 (5 to 10 products).
         matrix: "hessian", "ggn", "fisher", "mc-fisher" or "empirical-fisher".
         scaling: T of T H T: identity, elementwise, filterwise, layerwise or asam-official.
         biases: of T: scaled, unscaled or fixed.

@@ -107,7 +107,7 @@ def local_learning_coefficient(
     gamma) / 2: directions flatter than gamma / (beta n) do not count.
     Several chains start at w* and take noisy gradient steps (see `landscape.langevin`). The verdict is refused where
     they disagree (R-hat above 1.05), hold fewer than 100 independent draws, meet a loss that is not finite, leave the
-    basin (a mean loss below L(w*), for which w* is no minimum, or above what any minimum of d weights allows), or are
+    basin (a mean loss below L(w*), so that w* is not a minimum, or above what any minimum of d weights allows), or are
     not in equilibrium: there E <w - w*, grad U> = d, whatever the loss (by parts), which steps that are too long and
     directions that are not filled yet miss (by more than 15%: refused).
     To compare networks, fix `localization`, `beta` and the number of examples.

@@ -1,4 +1,4 @@
-"""Whether the loss of a batch is the weighted sum of its parts' losses: only then may batches be divided anew.
+"""Whether the loss of a batch is the weighted sum of its parts' losses: only then may batches be regrouped.
 
 It is not, where examples influence each other (batch statistics, graphs, contrastive losses) or where a mean divides by
 something else than its weight says (class weights or ignored targets inside a function). Neither can be read off a
@@ -39,7 +39,7 @@ _COARSE = (torch.bfloat16, torch.float16)
 
 
 def obstacle(problem: Problem) -> str | None:
-    """Why the batches of a Problem may not be divided or merged, in words; None where they may.
+    """Why the batches of a Problem may not be regrouped, in words; None where they may.
 
     Cost: forward and backward passes over up to 160 examples; where the loss's denominator is not known, two forward
     passes over all examples besides.
@@ -137,7 +137,7 @@ def _close(one: Sequence[Tensor], other: Sequence[Tensor], tolerance: float) -> 
 
 
 def _everywhere(problem: Problem, tolerance: float) -> bool:
-    """L over the user's batches beside L over all of them divided anew, as far as they can be."""
+    """L over the user's batches beside L over all of them regrouped, as far as they can be."""
     whole, largest = float(problem.loss()), max(problem.batches.sizes)
     for size in (max(largest // 2, 1), 2 * largest):
         other = float(problem.divided(size).loss())
@@ -175,7 +175,7 @@ def probes(problem: Problem) -> Iterator[Batch]:
 
 
 def _looked_at(problem: Problem) -> list[Batch]:
-    """Up to 16 batches, evenly spread; the first ones where they are read anew at every pass."""
+    """Up to 16 batches, evenly spread; the first ones where they are read again at every pass."""
     kept = problem.batches.kept
     if kept is None:
         return list(itertools.islice(problem.batches, _LOOKED_AT))

@@ -36,7 +36,7 @@ class Shared:
         passes: work done.
         notes: what a reader of any result has to know.
         random: the notes that say why two evaluations may differ.
-        division: why batches may not be divided anew, once that was tried out.
+        division: why batches may not be regrouped, once that was tried out.
         verified: sizes of chunks over which L was seen to be the same.
         computed_in: the coarsest dtype that L is computed in, once that was tried out.
     """
@@ -123,7 +123,7 @@ class BatchPasses:
             yield
 
     def weighted_batches(self) -> Iterator[Batch]:
-        """The batches with c_b > 0: the others' losses (0/0 where all targets are ignored) are no part of L."""
+        """The batches with c_b > 0: the others' losses (0/0 where all targets are ignored) are not part of L."""
         return (batch for batch in self.batches if batch.weight)
 
     def contributing(self) -> int:

@@ -32,7 +32,7 @@ class Batch:
         target: what the loss compares the outputs with.
         size: number of examples.
         weight: c_b, the batch's weight in L(w) = sum_b c_b l_b(w) / sum_b c_b.
-        number: position among the user's batches; None for what was divided anew.
+        number: position among the user's batches; None for what was regrouped.
     """
 
     args: tuple[Any, ...]
@@ -339,9 +339,7 @@ class Batches:
         whole = self.whole()
         parts = [whole] if whole is not None else self.kept
         if parts is None or not all(b.sliceable for b in parts):
-            raise InputError(
-                "these batches cannot be divided anew: they do not fit in memory or hold no rows of examples"
-            )
+            raise InputError("these batches cannot be regrouped: they do not fit in memory or hold no rows of examples")
         return [b.rows(i, min(i + size, b.size)) for b in parts for i in range(0, b.size, size)]
 
     def fingerprint(self) -> str:

@@ -176,7 +176,7 @@ def require_function_of_weights(problem: Problem, batch: Batch) -> None:
         if leaf._version:
             raise InputError(
                 f"the forward pass writes to the parameter {name!r} (an embedding with max_norm does), so that the "
-                "loss is no function of the weights: take that out, or do it once before"
+                "loss is not a function of the weights: take that out, or do it once before"
             )
     trained = {id(p): name for name, p in problem.model.named_parameters() if name in names}
     for leaf in second_derivative.leaves(loss):

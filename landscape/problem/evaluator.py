@@ -61,7 +61,7 @@ class Evaluator:
         model: any module.
         parameters: which tensors are bound.
         batch_norm: "frozen" (running statistics), "batch" (statistics of each batch) or "recalibrate" (running
-            statistics estimated anew at the weights in question, see `recalibrated`).
+            statistics estimated again at the weights in question, see `recalibrated`).
         evaluation_mode: False keeps the model's own training flags (then dropout stays as random as it was).
 
     Attributes:

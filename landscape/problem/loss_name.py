@@ -16,7 +16,7 @@ _PLAIN = (bool, int, float, str, type(None))
 def loss_name(loss: Callable[..., Any] | None) -> str:
     """A text that two losses share only where they compute the same, as far as that can be read off.
 
-    Modules are told apart by their type, plain attributes and tensors; functions of one's own by name, code, constants
+    Modules are told apart by their type, plain attributes and tensors; functions of your own by name, code, constants
     and plain variables of the enclosing scope; those of torch by name. What a function calls in turn is not followed,
     and the module's name does not count: a script's loss is the same when the script is imported.
     """

@@ -125,7 +125,7 @@ class Objective:
             return math.nan
         if self.weight is not None:
             if item is None:
-                raise InputError("weight(batch) is known of the loader's batches alone: they cannot be divided anew")
+                raise InputError("weight(batch) is known of the loader's batches alone: they cannot be regrouped")
             return _number(self.weight(item), f"weight(batch) of {batch}")
         return float(batch.size) if self.denominator is None else self.denominator(batch)
 

@@ -72,7 +72,7 @@ def example_hits(outputs: Any, target: Any) -> Tensor | None:
 def class_counts(target: Tensor, ignored: int) -> Tensor:
     """Whether each class index is one: not `ignored`, which a network may well name, nor negative, which none names.
 
-    A function of one's own may ignore either without saying so.
+    A function of your own may ignore either without saying so.
     """
     return (target != ignored) & (target >= 0)
 

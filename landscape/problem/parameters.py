@@ -223,7 +223,7 @@ def _kind(module: nn.Module, name: str, parameter: Tensor) -> str:
 
 
 def normalizes(module: nn.Module) -> bool:
-    """Whether a module of one's own is a normalization, by what it does: four times the input, the same output.
+    """Whether a module of your own is a normalization, by what it does: four times the input, the same output.
 
     Looked at are modules of the user's that hold vectors of one length alone; a copy of the module is called.
     """

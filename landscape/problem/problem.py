@@ -43,7 +43,7 @@ class Problem(BatchPasses):
     weights; for the loss that a model returns it is found out by what makes parts of batches add up (examples,
     unignored labels, shifted or not). L, its derivatives and `losses` are then those of all examples at once, however
     they are divided into batches. For any other loss c_b is the number of examples, unless `weight` says more, and of
-    an `objective` what it returns, or 1. Batches are divided anew only where parts were seen to add up in values and
+    an `objective` what it returns, or 1. Batches are regrouped only where parts were seen to add up in values and
     gradients; else L is that of these batches, and `notes` says so.
 
     Sums accumulate in float64 and stay on the device. The model is evaluated in evaluation mode with the stated
@@ -51,7 +51,7 @@ class Problem(BatchPasses):
     is left bit-identical: weights, buffers, training flags, requires_grad.
 
     Args:
-        model: any nn.Module on one device; torch.compile, DataParallel and DistributedDataParallel are looked through.
+        model: any nn.Module on one device; torch.compile, DataParallel and DistributedDataParallel are unwrapped.
         loss: called as loss(outputs, targets) with what the model returned; returns a mean-reduced scalar or one value
             an example. One of torch's losses gets the `.logits` of an output that has them. None takes the loss that
             the model returns.
@@ -78,7 +78,7 @@ class Problem(BatchPasses):
         notes: what a reader of any result has to know.
 
     Raises:
-        InputError: what is given is no module, no loss or no batches; no trainable parameter, complex ones; no example,
+        InputError: a model, a loss or batches of the wrong type; no trainable parameters, complex ones; no example,
             weights that are negative or all zero; a loss of another shape, targets that do not fit the outputs; a
             forward pass that writes to a parameter or reaches one past the module that holds it; passes with and
             without a graph that compute different functions.
@@ -201,7 +201,7 @@ class Problem(BatchPasses):
         """
         if not self.objective.exact and self.undividable is not None:
             raise InputError(
-                f"there is no one value per example ({self.undividable}): give Problem a loss that returns one"
+                f"the loss has no value per example ({self.undividable}): give Problem a loss that returns one"
             )
         return self.objective.example_losses(outputs, batch)
 
@@ -258,7 +258,7 @@ class Problem(BatchPasses):
 
     @property
     def undividable(self) -> str | None:
-        """Why the batches may not be divided anew or merged, in words; None where L provably stays as it is.
+        """Why the batches may not be regrouped, in words; None where L provably stays as it is.
 
         Tried out once, see `landscape.problem.additivity`.
         """
@@ -271,7 +271,7 @@ class Problem(BatchPasses):
         self._shared.division = [reason]
         coupled = reason in additivity.COUPLED or (reason is not None and not self.objective.exact)
         if coupled and len(self.batches) > 1:
-            self.notes.append(f"L is that of these {len(self.batches)} batches, never divided anew: {reason}")
+            self.notes.append(f"L is that of these {len(self.batches)} batches, never regrouped: {reason}")
 
     @property
     def computed_in(self) -> torch.dtype:

@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 
 def mapped(value: Any, function: Callable[[Tensor], Tensor], other: Callable[[Any], Any] = lambda v: v) -> Any:
-    """The structure with `function` applied to every tensor, `other` to every object that is no plain structure.
+    """The structure with `function` applied to every tensor, `other` to every object that is not a plain structure.
 
     Mappings, tuples, named tuples, lists and dataclasses keep their types, as far as these can be copied.
     """

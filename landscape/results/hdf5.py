@@ -183,7 +183,7 @@ def read(path: str | Path) -> dict[str, Group]:
     """
     path = Path(path)
     if not path.is_file():
-        kind = "is a directory" if path.is_dir() else "is no regular file"
+        kind = "is a directory" if path.is_dir() else "is not a regular file"
         raise InputError(f"{path} {kind}: an .h5 file is needed" if path.exists() else f"{path}: no such file")
     try:
         raw = path.read_bytes()
@@ -210,7 +210,7 @@ def _groups(path: Path, image: bytes, trusted: bool) -> dict[str, Group]:
         read = (hdf5_contents if trusted else hdf5_process).contents(image)
     except hdf5_contents.ForeignContent as error:
         if str(error):
-            raise InputError(f"{path} is no result of this toolkit: {error}") from error
+            raise InputError(f"{path} is not a result of this toolkit: {error}") from error
         raise InputError(
             f"{path} is not a readable HDF5 file (a result, such as analysis.h5, is needed; truncated or damaged?): "
             "use another file or copy"

@@ -112,7 +112,7 @@ def _attribute(group: Any, name: str) -> Any:
     value = group.attrs[name]
     value = value.item() if isinstance(value, np.generic) else value
     if not isinstance(value, str | bool | int | float):
-        raise ForeignContent(f"attribute {name} is no text and no number")
+        raise ForeignContent(f"attribute {name} is neither text nor a number")
     return value
 
 

@@ -16,8 +16,8 @@ from landscape.files import AppendedFile, atomic, note_unverified
 class Journal:
     """Rows by name, kept in a file as soon as they are known; without a path in memory only.
 
-    The first line says what the rows belong to; a file of something else is begun anew. A last line that was cut off
-    by a kill is computed again; any other that is damaged is told, for a kill does no such thing. Numbers come back
+    The first line says what the rows belong to; a file of something else is started over. A last line that was cut off
+    by a kill is computed again; any other damaged line is reported, since a kill does not do that. Numbers come back
     bit for bit.
 
     Args:
@@ -39,7 +39,7 @@ class Journal:
         self._unverified = False
 
     def stored(self, key: str) -> dict[str, Any] | None:
-        """The rows in the file, by name; None where it belongs to something else than `key`, or is no journal.
+        """The rows in the file, by name; None where it belongs to something else than `key`, or is not a journal.
 
         Raises:
             InputError: a line is damaged.
@@ -122,7 +122,7 @@ class Journal:
                 if number == len(raws) and not raw.endswith(b"\n"):  # cut off by a kill
                     break
                 raise InputError(
-                    f"{self.path} is damaged at line {number}: restore it or remove it and compute its rows anew"
+                    f"{self.path} is damaged at line {number}: restore it or remove it and recompute its rows"
                 )
             lines.append(line)
         return lines

@@ -39,7 +39,7 @@ def check_division(problem: Problem, m: int | None, subsets: int) -> None:
         raise InputError(f"m={m}: there are only {smallest} examples{where}; give m <= {smallest}")
     if problem.undividable is not None or problem.batches.whole() is None:
         reason = problem.undividable or "the batches differ in shape"
-        raise InputError(f"m and subsets divide the examples anew, and {reason}: give neither")
+        raise InputError(f"m and subsets regroup the examples, and {reason}: give neither")
 
 
 def in_groups(problem: Problem, m: int | None) -> Iterator[Problem]:
@@ -78,7 +78,7 @@ class RandomBatches:
         seed: of the draws.
 
     Raises:
-        InputError: a size that is no positive number, batches that cannot be divided anew.
+        InputError: a size that is not a positive number, batches that cannot be regrouped.
     """
 
     def __init__(self, problem: Problem, size: int | None, seed: int) -> None:
@@ -93,7 +93,7 @@ class RandomBatches:
         self._whole = None if reason else problem.batches.whole()
         if self._whole is None:
             raise InputError(
-                f"batch_size={size} divides the examples anew, and {reason or 'the batches differ in shape'}: give "
+                f"batch_size={size} regroups the examples, and {reason or 'the batches differ in shape'}: give "
                 "None (batch_size=none on the command line), which takes all of them"
             )
 

@@ -99,7 +99,7 @@ def slope_of(problem: Problem, d: Tensor, gradient: Tensor, whose: str = "the lo
 def optimizer_direction(problem: Problem, optimizers: Optimizer | Sequence[Optimizer], gradient: Tensor) -> Tensor:
     """The vector d = (w - w') / lr, w' after one step with this gradient, in float64 copies: the optimizer stays.
 
-    Parameters that the optimizer does not hold, and those that are no part of w, stay. With all learning rates zero (a
+    Parameters that the optimizer does not hold, and those that are not part of w, stay. With all learning rates zero (a
     warm-up's first step) they are taken as one.
     """
     tensors, several = problem.parameters.own_tensors(problem.model), _several(optimizers)
@@ -149,7 +149,7 @@ def unwrapped(optimizer: Optimizer) -> Optimizer:
 def _shadow(optimizer: Optimizer, stand_ins: dict[int, Any]) -> Optimizer:
     """A copy of the optimizer over the stand-ins of its parameters, without the hooks and the scheduler on it.
 
-    A parameter that has none is no part of w: its copy has no gradient and stays. Moments are brought to the dtype of
+    A parameter that has none is not part of w: its copy has no gradient and stays. Moments are brought to the dtype of
     their parameter's stand-in.
     """
     for group in optimizer.param_groups:
@@ -177,7 +177,7 @@ def _step(shadow: Optimizer, *, unit: bool) -> None:
     closure = inspect.signature(step).parameters.get("closure")
     if closure is not None and closure.default is inspect.Parameter.empty:
         raise InputError(
-            f"{type(shadow).__name__} calls the closure itself: its update is no function of one gradient; choose an "
+            f"{type(shadow).__name__} calls the closure itself: its update takes more than one gradient; choose an "
             "optimizer whose step() needs none (SGD, Adam, AdamW, RMSprop, Muon, ...)"
         )
     for group in shadow.param_groups if unit else ():

@@ -187,7 +187,7 @@ def _parts(problem: Problem, count: int, seed: int) -> list[Problem]:
     """Disjoint random parts of the examples, each in batches of the first batch's size."""
     whole = problem.batches.whole()
     if problem.undividable is not None or whole is None:
-        raise InputError(f"data subsets divide the examples anew: {problem.undividable or 'their shapes differ'}")
+        raise InputError(f"data subsets regroup the examples: {problem.undividable or 'their shapes differ'}")
     if count > whole.size:
         raise InputError(f"{count} subsets of {whole.size} examples: at most one per example")
     order = torch.randperm(whole.size, generator=stream(seed, "data subsets"))

@@ -75,8 +75,8 @@ def opened(
         file: the HDF5 file; it need not exist.
         name: group of the surface.
         identity: what the surface must belong to.
-        resume: go on with what is there; False starts anew.
-        replace_other: start anew instead of refusing another surface.
+        resume: go on with what is there; False starts over.
+        replace_other: start over instead of refusing another surface.
         shared: other processes go on with it at the same time.
 
     Raises:
@@ -106,7 +106,7 @@ def _finished(file: Path, name: str, identity: Mapping[str, Any], resume: bool, 
         raise InputError(f"{file} holds another result under {name!r}: choose another file")
     if replace_other:
         return surface if surface.complete and surface.identity == identity else None
-    # Starting anew replaces a surface of the same checkpoint, never one of another.
+    # Starting over replaces a surface of the same checkpoint, never one of another.
     wanted = identity if resume else {"weights_sha256": identity["weights_sha256"]}
     refuse_other({k: surface.identity.get(k) for k in wanted}, wanted, file)
     return surface if surface.complete else None

@@ -81,7 +81,7 @@ def surface(
         file: HDF5 file that keeps the surface from the first point on, in the group `name`; finished points are
             journaled beside it, and a killed run goes on from them, bit for bit.
         name: the group.
-        resume: go on with what `file` holds; False starts anew.
+        resume: go on with what `file` holds; False starts over.
         replace_other: replace a surface of another checkpoint or other arguments in `file` instead of refusing.
         shard: share the points with other processes that were given the same `file` and everything else (see
             `landscape.shards`); each returns the whole surface when it is finished.

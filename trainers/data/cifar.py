@@ -221,7 +221,7 @@ def _parse_pickle(
     batch = {key.decode("latin1") if isinstance(key, bytes) else key: value for key, value in batch.items()}
     data, key = batch.get("data"), version.labels[-1]
     if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.ndim != 2 or data.shape[1] != PIXELS:
-        raise corrupt(name, path, f"'data' is no uint8 array of shape (n, {PIXELS})", md5)
+        raise corrupt(name, path, f"'data' is not a uint8 array of shape (n, {PIXELS})", md5)
     try:
         if not isinstance(batch[key], np.ndarray) and not all(type(v) is int for v in batch[key]):
             raise ValueError  # lists of lists may nest beyond any size
@@ -229,5 +229,5 @@ def _parse_pickle(
         if labels.dtype.kind not in "iu" or labels.shape != (len(data),):
             raise ValueError
     except (KeyError, ValueError, TypeError, OverflowError):
-        raise corrupt(name, path, f"{key!r} is no list of {len(data)} integers", md5) from None
+        raise corrupt(name, path, f"{key!r} is not a list of {len(data)} integers", md5) from None
     return data.reshape(-1, 3, 32, 32), labels.astype(np.int64)

@@ -145,7 +145,7 @@ def _corpus(source: Source, length: int, versions: str, sha256: str | None) -> t
     if sha256 not in (None, corpus.sha256):
         raise InputError(
             f"{source.name} of {settled} has other texts or tokens than those of SHA-256 {sha256}: files of a package "
-            "were changed, or another release of tokenizers divides words otherwise; install them anew, or leave "
+            "were changed, or another release of tokenizers divides words otherwise; reinstall them, or leave "
             f"sha256 out (here it is {corpus.sha256})"
         )
     return corpus, {"versions": settled, "sha256": corpus.sha256}

@@ -99,7 +99,7 @@ def _read(folder: Path, names: tuple[str, ...]) -> list[tuple[tuple[str, ...], s
     try:
         lines = read_file(path).decode("utf-8-sig").replace("\r\n", "\n").split("\n")
     except UnicodeDecodeError as error:
-        raise InputError(f"{path} is no text in UTF-8 (byte {error.start}): convert it first") from None
+        raise InputError(f"{path} is not text in UTF-8 (byte {error.start}): convert it first") from None
     table = [line.split("\t") for line in lines if line]
     header = table[0] if table else []
     if len(header) == len(COLA) and header[1] in ("0", "1"):

@@ -36,7 +36,7 @@ def images(
     train: int | None = None,
     test: int | None = None,
 ) -> Arrays:
-    """images:FOLDER, a folder of pictures per class: FOLDER/CLASS, or FOLDER/train/CLASS and FOLDER/val/CLASS (or test).
+    """images:FOLDER, a folder of pictures per class: FOLDER/CLASS, or FOLDER/train/CLASS and FOLDER/val (or test).
 
     Classes are numbered in the order of their names, as torchvision's ImageFolder does. Pictures have one channel where
     all are gray, else three (transparency is dropped), of 8 bits. They must be of one size, or get one: the shorter
@@ -79,7 +79,7 @@ def images(
 def _folders(folder: Path) -> dict[str, Path]:
     """Part -> its folder; a folder of classes alone is the training set."""
     if not folder.is_dir():
-        raise InputError(f"{folder} is no folder: write images:FOLDER, a folder that holds a folder per class")
+        raise InputError(f"{folder} is not a folder: write images:FOLDER, a folder that holds a folder per class")
     named = {part: next((folder / n for n in names if (folder / n).is_dir()), None) for part, names in _PARTS.items()}
     held = {part: inside for part, inside in named.items() if inside is not None and _classes(inside)}
     return held or {"train": folder}
@@ -117,7 +117,7 @@ def _opened(path: Path) -> Any:
     try:
         return Image.open(path)
     except (UnidentifiedImageError, OSError, ValueError, Image.DecompressionBombError) as error:
-        raise InputError(f"{path} is no picture that can be read: {error}") from None
+        raise InputError(f"{path} is not a picture that can be read: {error}") from None
 
 
 def _stacked(

@@ -46,7 +46,7 @@ def _plain(value: Any, done: dict[int, Any]) -> Any:
         return done[id(value)]
     if value is None or isinstance(value, bool | int | float | complex | str | bytes | bytearray):
         return value
-    raise ValueError(f"{type(value).__name__} is no data")
+    raise ValueError(f"{type(value).__name__} is not data")
 
 
 class _Dtype:
@@ -158,7 +158,7 @@ _ALLOWED: dict[tuple[str, str], Any] = {
 class _Unpickler(pickle._Unpickler):
     """The unpickler of the standard library that is written in Python, so that it can be asked about keys.
 
-    A key that is a tuple of tuples is hashed anew at every level: forty levels of two references are 2^40 steps.
+    A key that is a tuple of tuples is rehashed at every level: forty levels of two references are 2^40 steps.
     """
 
     dispatch: ClassVar[dict[int, Any]] = dict(pickle._Unpickler.dispatch)  # type: ignore[attr-defined]

@@ -28,7 +28,7 @@ def open_dataset(name: str, folder: Path, split: str, chosen: str | None) -> Any
     if not folder.is_dir():
         raise InputError(f"{name}: a folder is needed that datasets' save_to_disk wrote")
     datasets = library("datasets", name)
-    with local(f"{name} is no data set that datasets can load"):
+    with local(f"{name} is not a data set that datasets can load"):
         held = datasets.load_from_disk(str(folder))
     if not isinstance(held, datasets.DatasetDict):
         if chosen or split != "train":

@@ -271,7 +271,7 @@ def _read_text(source: HubExamples) -> str:
     except FileNotFoundError:
         raise InputError(f"{source.name}: no such file: write text:FILE with a file of plain text") from None
     except UnicodeDecodeError as error:
-        raise InputError(f"{source.name} is no text in UTF-8 (byte {error.start}): convert it first") from None
+        raise InputError(f"{source.name} is not text in UTF-8 (byte {error.start}): convert it first") from None
     except OSError as error:
         raise InputError(f"{source.name} cannot be read: {error.strerror}") from None
 

@@ -96,7 +96,7 @@ def mask_tokens(
 ) -> list[dict[str, Any]]:
     """Rows with tokens masked and labels for them, those of the others being ignored.
 
-    Every token that is no special one is to be predicted with probability `share`; of those 80% are the mask, 10% any
+    Every token that is not special is to be predicted with probability `share`; of those 80% are the mask, 10% any
     token, 10% themselves.
 
     Raises:

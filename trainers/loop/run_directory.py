@@ -192,10 +192,10 @@ def read_rows(path: Path) -> list[dict[str, str]]:
     """The rows of a table in CSV as text; an incomplete last line is left out.
 
     Raises:
-        InputError: it cannot be read, or is no such table.
+        InputError: it cannot be read, or is not such a table.
     """
     if not path.is_file():
-        raise InputError(f"{path} is no regular file: a table in CSV is needed")
+        raise InputError(f"{path} is not a regular file: a table in CSV is needed")
     try:
         text = path.read_text(encoding="utf-8")
         return list(csv.DictReader(text[: text.rfind("\n") + 1].splitlines()))

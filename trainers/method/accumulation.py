@@ -1,6 +1,6 @@
 """Gradient accumulation outside the closure, of which a method would see the last micro-batch alone: it is refused.
 
-Lightning's `accumulate_grad_batches` and loops of one's own add gradients up in `.grad` before the step; Accelerate's
+Lightning's `accumulate_grad_batches` and loops of your own add gradients up in `.grad` before the step; Accelerate's
 `accumulate` does not call the closure of the other micro-batches at all.
 """
 

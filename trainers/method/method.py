@@ -1,6 +1,6 @@
 """The seam between methods and everything else.
 
-A method is a frozen record of hyperparameters. In a loop of one's own::
+A method is a frozen record of hyperparameters. In a loop of your own::
 
     task = Task(model, nn.CrossEntropyLoss(reduction="none"))
     method = METHODS["sam"](rho=0.05)

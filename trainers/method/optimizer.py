@@ -1,6 +1,6 @@
 """The `torch.optim.Optimizer` interface for methods that need nothing but gradients at other weights.
 
-For a training loop of one's own::
+For a training loop of your own::
 
     base = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     optimizer = MethodOptimizer(base, METHODS["sam"](rho=0.05), model)

@@ -71,7 +71,7 @@ class Measurements:
 
         Args:
             problem: L.
-            columns: of earlier rows. With them a measure that fails is told in a warning and its columns are nan.
+            columns: of earlier rows. With them a measure that fails is reported in a warning and its columns are nan.
         """
         values: dict[str, float] = {}
         for request in self.requests:

@@ -41,11 +41,11 @@ class Monitor:
         measuring + last <= share (training + measuring + last),
 
     seconds so far, `last` those of the last measurement: after each one, measuring has had at most that share of the
-    run's time if it took as long as the one before. The first of a process is made in any case. Without both, `share`
+    run's time if it took as long as the one before. The first of a process is always made. Without both, `share`
     is 0.05 and every step is looked at.
 
     Args:
-        problem: of the very model that is trained. torch.compile and (Distributed)DataParallel are looked through.
+        problem: of the very model that is trained. torch.compile and (Distributed)DataParallel are unwrapped.
         every: steps between measurements.
         share: of the run's time that measuring may take, in (0, 1).
         measures: names of `landscape.MEASURES`, with options as on the command line ("sam_sharpness:rho=0.1"), or
@@ -53,13 +53,13 @@ class Monitor:
         optimizer: of the training, for `preconditioned_sharpness` and for measures with direction=optimizer.
         other: the loss of other data, for `relative_critical_sharpness`.
         out: writes OUT.csv, OUT.h5 and OUT.journal; of a directory DIR/monitor.*. None keeps the rows in memory.
-        resume: go on with the rows that are there. Those from the first step on that this process tells are measured
+        resume: go on with the rows that are there. Those from the first step on that this process reports are measured
             again, since training repeats them.
         log: gets every row, too; see `trainers.monitor.logs.log_of`.
 
     Attributes:
-        history: one row per measurement: step, training_seconds and measuring_seconds so far, then each measure under the
-            name that it was asked for by, see `trainers.monitor.columns`.
+        history: one row per measurement: step, training_seconds and measuring_seconds so far, then each measure under
+            the name that it was asked for by, see `trainers.monitor.columns`.
         overhead: measuring's part of the run's time so far.
 
     Where a measure fails later on (the training has diverged), its columns are nan and a warning says why; what fails
@@ -134,14 +134,14 @@ class Monitor:
         return self._overhead.part
 
     def step(self, step: int) -> dict[str, Any] | None:
-        """Tell that `step` steps are done; measures where that is due. A step that is told again is passed over.
+        """Say that `step` steps are done; measures where that is due. A step that is said again is passed over.
 
         Returns:
             The new row; None where nothing was measured.
 
         Raises:
-            InputError: a step that is no whole number, steps that run backward, a first measurement that fails, a model
-                that was moved to another device or had a layer replaced after the Problem was made, a call within
+            InputError: a step that is not a whole number, steps that run backward, a first measurement that fails, a
+                model that was moved to another device or had a layer replaced after the Problem was made, a call within
                 torch.inference_mode(), a disk that is full.
         """
         step = _whole("step", step)
@@ -207,7 +207,7 @@ class Monitor:
 
     def _take_up(self, step: int) -> None:
         if self._step is not None and step < self._step:
-            raise InputError(f"step {step} was told after step {self._step}: a Monitor watches one run, forward")
+            raise InputError(f"step {step} came after step {self._step}: a Monitor watches one run, forward")
         if self._step is None:
             settings = self._settings()
             if self.problem.distributed:

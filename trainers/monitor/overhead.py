@@ -14,7 +14,7 @@ class Overhead:
 
         measuring + last <= share (training + measuring + last)
 
-    The first of a process is always made. Everything that is no measuring (validation, checkpoints) counts as training.
+    The first of a process is always made. All that is not measuring (validation, checkpoints) counts as training.
 
     Args:
         share: of all seconds, in (0, 1); None for no budget.

@@ -1,4 +1,4 @@
-"""Muon: momentum whose matrices are orthogonalized; AdamW for everything that is no hidden matrix.
+"""Muon: momentum whose matrices are orthogonalized; AdamW for everything that is not a hidden matrix.
 
 Source: Jordan et al. 2024, kellerjordan.github.io/posts/muon (KellerJordan/Muon); the scale of the step is that of
 Liu et al. 2025, arXiv 2502.16982 (Moonlight), with which AdamW's learning rate and weight decay serve both parts.

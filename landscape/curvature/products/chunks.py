@@ -86,7 +86,7 @@ def chosen(problem: Problem, footprint: Footprint, size: int | None = None) -> P
         _require_room(problem, footprint, max(sizes))
         return problem
     _require_room(problem, footprint, target)
-    # A copy with the weight of all as it is: `rebatched` would sum anew over all processes, of which another may keep
+    # A copy with the weight of all as it is: `rebatched` would sum again over all processes, of which another may keep
     # its batches.
     other = copy.copy(problem)
     other.batches, other.weight = problem.batches.of(problem.batches.split(target)), weight

@@ -115,7 +115,7 @@ class GaussNewtonGraph:
         if self.matrix == "empirical-fisher":
             return _rank_one(curvature.score())
         if self.matrix == "mc-fisher":
-            # Drawn for all examples and cut: the targets depend neither on the chunks nor on what is built anew.
+            # Drawn for all examples and cut: the targets depend neither on the chunks nor on what is rebuilt.
             shape = (self.graphs.problem.batches.examples, self._samples, curvature.outputs[0].numel())
             drawn = torch.randn(shape, generator=random.stream(self._seed, "mc-fisher"))
             return _rank_one(curvature.sampled(drawn[start : start + batch.size].to(curvature.outputs)))

@@ -27,7 +27,7 @@ class HessianGraph:
 
     The examples are divided into chunks. The first derivative of each chunk is built once, with its graph; the graphs
     are kept as long as their measured size fits, so that a product costs only the second backward pass. The remaining
-    chunks are built anew at every product.
+    chunks are rebuilt at every product.
 
     Args:
         problem: L.

@@ -62,7 +62,7 @@ class KeptGraphs(Generic[G]):
             yield
 
     def each(self, build: Callable[[Batch, int], G]) -> Iterator[tuple[Batch, G, bool]]:
-        """(batch, graph, whether it is kept) of each chunk, within `open`; what is not kept is built anew.
+        """(batch, graph, whether it is kept) of each chunk, within `open`; what is not kept is rebuilt.
 
         `build` gets the batch and the position of its first example.
         """

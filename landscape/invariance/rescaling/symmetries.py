@@ -25,7 +25,7 @@ class Touch:
 
     Attributes:
         tensor: dotted name of the parameter or buffer.
-        axis: the axis that the index runs along; None where the part is no set of slices of one axis.
+        axis: the axis that the index runs along; None where the part is not a set of slices of one axis.
         index: places along the axis: one for an output row, a run of inputs behind a flatten.
         exponent: +1 for what enters the unit, -1 for what leaves it.
     """

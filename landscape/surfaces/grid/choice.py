@@ -1,8 +1,8 @@
 """How to evaluate many points fast: batch size, memory format and points per launch by rules of sizes and device alone.
 
 An MLP wants one big batch (up to 4x faster than batches of 128 on a CPU), a convolutional network batches of 64 to 256
-with channels last. The last bits of the values follow from the choice, so it is no stopwatch's: the same call makes the
-same numbers. It is stored with the result.
+with channels last. The last bits of the values follow from the choice, so no stopwatch decides: the same call
+gives the same numbers. The choice is stored with the result.
 """
 
 from __future__ import annotations

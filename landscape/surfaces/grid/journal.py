@@ -41,7 +41,7 @@ class PointJournal:
     Args:
         directory: of the journal; it need not exist.
         identity: what the points belong to (weights, sample, arguments); plain JSON values.
-        resume: go on with what is there; else start anew.
+        resume: go on with what is there; else start over.
         shared: with other processes.
 
     Raises:

@@ -147,7 +147,7 @@ class Tiles:
         return spent
 
     def _publish_when_due(self, publish: Callable[[], None]) -> None:
-        # Ever more rarely: the whole file is written anew, and the journal has everything.
+        # Ever more rarely: the whole file is rewritten, and the journal has everything.
         if time.monotonic() - self._published > self._interval:
             publish()
             self._published, self._interval = time.monotonic(), 2 * self._interval
