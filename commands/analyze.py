@@ -48,7 +48,7 @@ class MeasureOptions:
     radius: float = option("Half-width of the surface in multiples of the weights' norm.", type=POSITIVE, default=0.07)
 
     other_data: str | None = option(
-        "Of relative_critical_sharpness: the data along whose update the loss is followed, named as in --data; "
+        "For relative_critical_sharpness: the data along whose update the loss is followed, named as in --data; "
         "default: the split that --split does not name.",
         metavar="NAME",
     )
@@ -93,7 +93,7 @@ class MeasureOptions:
 @options.problem()
 @options.always_resumes
 @options.shard
-@click.option("--every", type=Whole(), default=None, help="Of a run: every so many of its checkpoints, and the last.")
+@click.option("--every", type=Whole(), default=None, help="For a run: measure every Nth checkpoint, and the last.")
 @options.output("Default: analysis/ beside the checkpoint, comparison/ for several, over-steps/ in a run.")
 def command(
     checkpoints: tuple[Path, ...],

@@ -39,11 +39,11 @@ class RescalingOptions:
     rho: float | None = option("Radius of the plain 2-ball; default 0.05, without CKPT 0.5.", type=POSITIVE)
     rho_inf: float = option("Radius of the plain inf-ball.", type=POSITIVE, default=0.005)
     adaptive_rho: float = option("Radius of the adaptive 2-balls.", type=POSITIVE, default=0.5)
-    adaptive_rho_inf: float = option("... of the adaptive inf-balls.", type=POSITIVE, default=0.05)
+    adaptive_rho_inf: float = option("Radius of the adaptive inf-balls.", type=POSITIVE, default=0.05)
     orders: tuple[float, ...] = option(
         "2 or inf; repeatable; default both.", "-p", "--p", type=Real(1, infinite=True), multiple=True
     )
-    steps: int = option("Of the worst-case ascents; 0: leave them out.", type=Whole(0), default=20)
+    steps: int = option("Steps of the worst-case ascents; 0 leaves them out.", type=Whole(0), default=20)
     eigenvalues: bool = option("lambda_max of H and T H T.", "--eigenvalues/--no-eigenvalues", default=True)
     hints: tuple[str, ...] = option(
         "For a model that cannot be traced: opaque (ends paths) or homogeneous; repeatable.",

@@ -34,7 +34,7 @@ _ADAPTER = {"alone": "adapter alone", "merged": "merged weights"}
 _DATA_DIR = "Where data files lie; default $LANDSCAPE_DATA."
 device = click.option("--device", default=None, help=_DEVICE)
 data_dir = click.option("--data-dir", type=click.Path(), default=None, help=_DATA_DIR)
-resume = click.option("--resume", is_flag=True, help="Go on with what is in the output directory.")
+resume = click.option("--resume", is_flag=True, help="Continue with what is in the output directory.")
 always_resumes = click.option("--resume", is_flag=True, expose_value=False, help="As always: what is done is reused.")
 
 shard = click.option(
@@ -160,18 +160,24 @@ class ProblemOptions:
         "What the model calls a part of the names in the file; repeatable.", multiple=True, metavar="OLD=NEW"
     )
     adapter: str | None = option(
-        "Of an adapter (LoRA): its own parameters, or all weights with it merged into them; default alone; analyze "
+        "For an adapter (LoRA): its own parameters, or all weights with it merged into them; default alone; analyze "
         "shows both.",
         type=click.Choice(["alone", "merged"]),
     )
-    split: str = option(None, type=click.Choice(["train", "test"]), default="train")
+    split: str = option("Which part of the data.", type=click.Choice(["train", "test"]), default="train")
     samples: int | None = option("Examples of the fixed sample; default 4096, or all.", type=Whole())
     batch_size: int | None = option("Default: by the kind of network.", type=Whole())
-    batch_norm: str = option(None, type=click.Choice(["frozen", "batch", "recalibrate"]), default="frozen")
+    batch_norm: str = option(
+        "Statistics: those of the trained network, of each batch, or estimated again at every point.",
+        type=click.Choice(["frozen", "batch", "recalibrate"]),
+        default="frozen",
+    )
     parameters: tuple[str, ...] = option(
         "Only parameters whose names match; repeatable.", multiple=True, metavar="GLOB"
     )
-    dtype: str = option(None, type=click.Choice(["float32", "float64", "bfloat16"]), default="float32")
+    dtype: str = option(
+        "Precision of the network.", type=click.Choice(["float32", "float64", "bfloat16"]), default="float32"
+    )
     data_dir: str | None = option(_DATA_DIR, type=click.Path())
     device: str | None = option(_DEVICE)
     seed: int = option("Seed of every draw.", type=SEED, default=0)

@@ -17,13 +17,19 @@ from landscape.errors import InputError
 
 @click.command("path")
 @click.argument("checkpoints", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="CKPT CKPT")
-@click.option("--curve", type=click.Choice(["linear", "bezier", "polygon"]), default="linear", show_default=True)
-@click.option("--align", "aligned", is_flag=True, help="Bring the second network into the first one's coordinates.")
-@click.option("--points", type=Whole(3, 10**6), default=25, show_default=True, help="Of the path.")
-@click.option("--epochs", type=Whole(), default=10, show_default=True, help="That train a curve's bend.")
-@click.option("--lr", type=POSITIVE, default=0.05, show_default=True, help="Of the bend.")
 @click.option(
-    "--persistence", is_flag=True, help="Minima, saddles and what noise would give; one more forward a point."
+    "--curve",
+    type=click.Choice(["linear", "bezier", "polygon"]),
+    default="linear",
+    show_default=True,
+    help="A straight line, or a curve with a trained bend.",
+)
+@click.option("--align", "aligned", is_flag=True, help="Bring the second network into the first one's coordinates.")
+@click.option("--points", type=Whole(3, 10**6), default=25, show_default=True, help="Points of the path.")
+@click.option("--epochs", type=Whole(), default=10, show_default=True, help="Epochs that train the bend of a curve.")
+@click.option("--lr", type=POSITIVE, default=0.05, show_default=True, help="Learning rate of the bend.")
+@click.option(
+    "--persistence", is_flag=True, help="Minima, saddles and what noise would give; one more forward pass per point."
 )
 @click.option("--both-splits", is_flag=True, help="Evaluate the other split at the same points.")
 @options.problem(batch_norm={"default": "recalibrate"})

@@ -41,22 +41,30 @@ class GridOptions:
     ranges: tuple[str, ...] = option(
         "Instead of the radius, once per axis.", "--range", multiple=True, metavar="LOW,HIGH"
     )
-    dimensions: int = option("1: a profile.", type=Whole(1, 2), default=2)
-    spacing: str = option(None, type=click.Choice(["linear", "log"]), default="linear")
+    dimensions: int = option("2: a plane; 1: a profile.", type=Whole(1, 2), default=2)
+    spacing: str = option(
+        "Spacing of the points: even, or geometric on either side of the center.",
+        type=click.Choice(["linear", "log"]),
+        default="linear",
+    )
     no_center: bool = option("Allow grids without the trained weights (even numbers).", default=False)
     biases: bool = option("Normalized directions move biases and norm parameters too.", default=False)
-    draws: int = option("Directions: more than 1 gives a 1-D band.", type=Whole(), default=1)
-    subsets: int = option("Parts of the data: a 1-D band.", type=Whole(), default=1)
+    draws: int = option("Random directions; more than 1: a band around a profile.", type=Whole(), default=1)
+    subsets: int = option("Disjoint parts of the data; more than 1: a band around a profile.", type=Whole(), default=1)
     both_splits: bool = option("Evaluate the other split at the same points.", default=False)
     gradient_norm: bool = option("||grad L|| at every point.", default=False)
     curvature: bool = option("lambda_min and lambda_max at every point.", default=False)
     persistence: bool = option(
         "Minima, saddles and what noise would give beside them; one more forward a point.", default=False
     )
-    absolute: bool = option("Several CKPT: move all by the first one's directions.", default=False)
+    absolute: bool = option("With several CKPT: move all along the directions of the first.", default=False)
     gif: bool = option("With --directions trajectory: figures/trajectory.gif, one frame per checkpoint.", default=False)
     mp4: bool = option("The same as figures/trajectory.mp4, where ffmpeg is installed.", default=False)
-    precision: str = option(None, type=click.Choice(["native", "tf32", "bfloat16"]), default="native")
+    precision: str = option(
+        "Precision of the forward passes on a GPU; its error is measured at the center and the corners.",
+        type=click.Choice(["native", "tf32", "bfloat16"]),
+        default="native",
+    )
 
     @property
     def band(self) -> bool:

@@ -237,7 +237,7 @@ def test_files_do_not_grow_when_groups_are_replaced(path):
 
 def test_a_pipe_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "a.h5")
-    with pytest.raises(InputError, match="no regular file"):
+    with pytest.raises(InputError, match="not a regular file"):
         hdf5.load(tmp_path / "a.h5")
 
 

@@ -113,7 +113,7 @@ def test_fields_of_another_kind_are_named(tmp_path, message):
 
 def test_a_pipe_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "ckpt.pt")
-    with pytest.raises(InputError, match="no regular file"):
+    with pytest.raises(InputError, match="not a regular file"):
         checkpoint.read(tmp_path / "ckpt.pt")
 
 

@@ -225,5 +225,5 @@ def test_every_damaged_byte_of_a_member_is_noticed(tmp_path, monkeypatch, save, 
 def test_a_device_or_a_pipe_is_not_read(tmp_path, monkeypatch, path):
     monkeypatch.chdir(tmp_path)
     os.mkfifo("pipe")
-    with pytest.raises(InputError, match="no regular file"):
+    with pytest.raises(InputError, match="not a regular file"):
         load_data(f"npz:{path}")

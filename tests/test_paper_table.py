@@ -91,7 +91,7 @@ def test_what_is_not_an_analysis_is_refused(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="run `landscape analyze CKPT` first"):
         analyses([tmp_path / "empty"])
-    with pytest.raises(InputError, match="no directory"):
+    with pytest.raises(InputError, match="not a directory"):
         analyses([tmp_path / "missing"])
     folder = kept(tmp_path / "one", analysis("a"))
     (folder / "summary.json").write_text(json.dumps({"checkpoints": [{"label": "a", "sha256": "00"}]}))
@@ -229,4 +229,4 @@ def test_the_command_writes_a_file_or_prints(tmp_path, capsys):
     assert capsys.readouterr().out.strip() == str(out)
     assert r"\toprule" in out.read_text()
     assert status(tmp_path / "nothing", "--to", "csv") == 2
-    assert "no directory" in capsys.readouterr().err
+    assert "not a directory" in capsys.readouterr().err

@@ -110,7 +110,7 @@ class AllMethods(Figure):
         return numbers
 
     def draw(self, numbers: FigureData) -> Any:
-        """A row a method, by family; columns: accuracy by noise, accuracy by budget, three measures at one noise."""
+        """A row per method, by family; columns: accuracy by noise, accuracy by budget, three measures at one noise."""
         import matplotlib.pyplot as plt
 
         names = [str(m) for m in numbers["method"]]

@@ -65,7 +65,7 @@ class AsamLoss(Figure):
         return numbers
 
     def draw(self, numbers: FigureData) -> Any:
-        """Each measure relative to its median on the left, a row a measure; spreads by treatment on the right."""
+        """Each measure relative to its median on the left, a row per measure; spreads by treatment on the right."""
         import matplotlib.pyplot as plt
 
         figure = plt.figure(figsize=(style.PAGE, 3.3), layout="constrained")

@@ -143,7 +143,7 @@ class MatchedLoss(Figure):
         return numbers
 
     def draw(self, numbers: FigureData) -> Any:
-        """A row a method, by family; columns: accuracy against SGD's, training loss, three ratios to SGD's flatness."""
+        """A row per method, by family; columns: accuracy, training loss, flatness against SGD's."""
         import matplotlib.pyplot as plt
 
         others = [str(m) for m in numbers["method"] if m != "sgd"]
