@@ -56,6 +56,7 @@ import click
 
 import landscape
 from commands.claimed import Claimed
+from landscape.allocator import keep_freed_memory
 from landscape.errors import InputError, is_out_of_memory, unknown
 
 HELPERS = {"__init__", "claimed", "minima", "options", "ranges"}
@@ -104,6 +105,7 @@ class Commands(click.Group):
 @click.version_option(landscape.__version__, prog_name="landscape")
 def program() -> None:
     """Loss landscapes: train, measure sharpness and curvature, draw surfaces; every number with its error."""
+    keep_freed_memory()
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -12,6 +12,10 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from landscape.allocator import keep_freed_memory
+
+keep_freed_memory()  # for all arms: ratios of small networks hang on the state that the allocator happens to be in
+
 
 def interleaved(
     arms: Mapping[str, Callable[[], object]], rounds: int = 7, clock: Callable[[], float] = time.perf_counter

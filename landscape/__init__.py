@@ -43,6 +43,7 @@ _HOMES = {
     "align": "surfaces.alignment",
     "compare_surfaces": "surfaces.comparison",
     "hessian_diagonal": "curvature.exact.diagonals",
+    "keep_freed_memory": "allocator",
     "load": "results.hdf5",
     "path": "surfaces.paths",
     "persistence": "surfaces.persistence",

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+from landscape import allocator as allocator
 from landscape import archive as archive
 from landscape import ball as ball
 from landscape import checkpoint as checkpoint
@@ -30,6 +31,7 @@ from landscape import shared_rows as shared_rows
 from landscape import sharpness as sharpness
 from landscape import statistics as statistics
 from landscape import surfaces as surfaces
+from landscape.allocator import keep_freed_memory
 from landscape.ball.scaling import Scaling
 from landscape.curvature.exact.diagonals import hessian_diagonal
 from landscape.errors import AsymmetryWarning, CheckpointWarning, InputError, InputWarning, NonDeterministicWarning
@@ -116,6 +118,7 @@ __all__ = [
     "geodesic_sharpness",
     "gradient_norm",
     "hessian_diagonal",
+    "keep_freed_memory",
     "keskar_sharpness",
     "layer_eigenvalues",
     "load",

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from figures.study import tasks
 from figures.study.tasks import Machine, Task, needed
+from landscape.allocator import keep_freed_memory
 from landscape.errors import InputError, is_out_of_memory
 
 Outcome = tuple["Job", "Exception | None"]
@@ -156,6 +157,7 @@ def _start_worker() -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
+    keep_freed_memory()
 
 
 def _end_with_parent() -> None:
