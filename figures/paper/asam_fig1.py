@@ -131,16 +131,17 @@ class FlatAndSharp(Figure):
                 )
             top = numbers.at("lambda_max", minimum=kind).mean()
             axes.set_title(f"{kind}: {bands.label(method)}, $\\lambda_{{max}}$ = {top:.3g}")
-            axes.set(xlabel="along the top eigenvector / ||w||", yscale="log")
+            axes.set(xlabel="along the top eigenvector (× ‖w‖)", yscale="log")
             axes.legend(loc="upper center")
         panels[0].set_ylabel("loss (nats)")
         axes = panels[2]
         levels = [0.001, 0.01, 0.03, 0.1, 0.3, 1, 3]
         surface = np.maximum(numbers["tiny_loss"], 1e-9)
-        axes.contour(numbers["w"], numbers["w2"], surface.T, levels=levels, colors="#999999", linewidths=0.5)
+        lines = axes.contour(numbers["w"], numbers["w2"], surface.T, levels=levels, colors="#999999", linewidths=0.5)
+        axes.clabel(lines, levels[3:], fontsize=5.5, inline_spacing=2)
         w1 = numbers["w1"]
         shown = axes.scatter(w1, 1 / w1, c=numbers["tiny_lambda_max"], cmap="viridis", s=9, zorder=3, lw=0)
-        figure.colorbar(shown, ax=axes, label="$\\lambda_{max}$ (squared error)")
+        figure.colorbar(shown, ax=axes, label="$\\lambda_{max}$ (squared error)", shrink=0.85)
         axes.set(xlabel="$w_1$", ylabel="$w_2$", aspect="equal")
         axes.set_title("1-1-1 network, $w_2$ relu($w_1 x$)")
         return figure

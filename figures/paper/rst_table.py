@@ -63,7 +63,10 @@ class RandomizedTable(Figure):
             # RST and G-RST make the same steps: their means stand on either side of their cost.
             side = 1 if method != "g-rst" else -1
             mean, half = bands.interval(y)
-            axes.plot(x, y, "o", color=ink, alpha=0.5, markersize=2.2, markeredgewidth=0)
+            if side > 0:
+                axes.plot(x, y, "o", color=ink, alpha=0.6, markersize=2.4, markeredgewidth=0)
+            else:  # rings around the dots of RST
+                axes.plot(x, y, "o", color=ink, markersize=4.4, markerfacecolor="none", markeredgewidth=0.7)
             axes.errorbar([x.mean() + 0.025 * side], [mean], [np.nan_to_num(half)], fmt="o", color=ink, elinewidth=1)
             axes.annotate(
                 bands.label(method),
