@@ -15,6 +15,7 @@ from landscape.random import stream
 from landscape.surfaces.alignment import align, outputs_at, permutable
 from landscape.surfaces.matching.features import FeatureGroup, polar
 from landscape.surfaces.matching.heads import HeadGroup
+from landscape.surfaces.matching.units import random_cycle
 from trainers.models.vit import VisionTransformer
 
 CASES = {
@@ -81,6 +82,45 @@ def test_single_precision_and_two_seeds():
     groups, _ = permutable(one)
     back = align(one, moved_by(one, groups))
     assert float((back.weights - one.weights).norm() / one.weights.norm()) < 1e-5
+
+
+class WrittenRMSNorm(nn.Module):
+    """As Llama's in transformers: written out, and in single precision."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+
+    def forward(self, x):
+        h = x.float()
+        return self.weight * (h * torch.rsqrt(h.pow(2).mean(-1, keepdim=True) + 1e-6)).to(x.dtype)
+
+
+def test_a_norm_that_is_written_out_in_single_precision():
+    one = problem(functools.partial(GPT, norm=WrittenRMSNorm))
+    groups, rejected = permutable(one)
+    assert rejected == []
+    assert [g.units for g in groups if isinstance(g, FeatureGroup) and g.space.orthogonal] == [8]
+    found = align(one, moved_by(one, groups))
+    assert float((found.weights - one.weights).norm() / one.weights.norm()) < 1e-9
+
+
+def test_every_trial_order_moves_everything():
+    """Of two units a random order is the old one half of the time, and would confirm what is no symmetry."""
+    for n in (2, 3, 7):
+        for seed in range(20):
+            order = random_cycle(n, stream(seed, "cycle"))
+            assert sorted(order) == list(range(n))
+            assert (order != range(n)).all()
+
+
+def test_a_cache_that_begins_empty():
+    class Caching(GPT):
+        def forward(self, tokens):
+            x = super().forward(tokens)
+            return torch.cat([torch.tensor([]).to(x), x], -1)
+
+    assert any(isinstance(g, FeatureGroup) and g.space.orthogonal for g in permutable(problem(Caching))[0])
 
 
 # -- what is allowed ---------------------------------------------------------------------------------------------------

@@ -132,7 +132,7 @@ class Spaces:
         if a is None or b is None:
             self.fix([a, b])
             return None
-        a, b = self.root(a), self.root(b)
+        a, b = sorted((self.root(a), self.root(b)))  # the older one, which the network meets first, gives the name
         one, other = self._classes[a], self._classes[b]
         if a != b:
             self._parent[b] = a

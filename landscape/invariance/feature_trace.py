@@ -32,13 +32,29 @@ def feature_spaces(model: nn.Module, example: Batch) -> list[FeatureSpace]:
 
     Cost: one forward pass.
     """
-    double = copied(model).double().eval()
+    double = _with_known_norms(copied(model).double().eval())
     batch = example.map(lambda t: t.double() if t.is_floating_point() else t)
     trace = SpaceTrace(double)
     with forked(), torch.no_grad(), trace:
         outputs = double(*batch.args, **batch.kwargs)
     trace.spaces.fix(trace.dims_of(outputs))
     return trace.spaces.collected()
+
+
+def _with_known_norms(model: nn.Module) -> nn.Module:
+    """The model with torch's own RMSNorm in place of modules that are called so: they write it out, and in float32."""
+    for module in list(model.modules()):
+        for name, child in list(module.named_children()):
+            weights = dict(child.named_parameters())
+            if (
+                type(child).__name__.endswith("RMSNorm")
+                and weights.keys() == {"weight"}
+                and weights["weight"].dim() == 1
+            ):
+                norm = nn.RMSNorm(weights["weight"].shape, dtype=torch.float64)
+                norm.weight = weights["weight"]
+                setattr(module, name, norm)
+    return model
 
 
 class SpaceTrace(TorchFunctionMode):
@@ -75,7 +91,10 @@ class SpaceTrace(TorchFunctionMode):
         outputs = tensors_of(out)
         if outputs or name == "setitem":
             rule = _RULES.get(name, _unknown)
-            result = rule(self, func, args, kwargs, out)
+            try:
+                result = rule(self, func, args, kwargs, out)
+            except (AttributeError, IndexError, KeyError, TypeError, ValueError):  # a form of the call no rule knows
+                result = _unknown(self, func, args, kwargs, out)  # type: ignore[func-returns-value]
             each = result if isinstance(result, list) else [result] * len(outputs)
             for tensor, dims in zip(outputs, each, strict=True):
                 if id(tensor) not in self._names:
@@ -230,7 +249,7 @@ def _runs_along(places: Tensor, axis: int, size: int) -> bool:
 
 def _joined(trace: SpaceTrace, func: Any, args: tuple, kwargs: dict, out: Any) -> Dims:
     a = named(func, args, kwargs, "tensors dim")
-    rows = [trace.dims(t) for t in a["tensors"]]
+    rows = [trace.dims(t) for t in a["tensors"] if t.numel()]  # a cache begins with an empty tensor of one axis
     stacked = out.dim() > len(rows[0])
     dim = a.get("dim", 0) % out.dim()
     dims: list[int | None] = []

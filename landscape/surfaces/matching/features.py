@@ -16,6 +16,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from landscape.invariance.feature_spaces import FeatureSpace, Norm
+from landscape.surfaces.matching.units import random_cycle
 
 Named = dict[str, Tensor]
 _SMALLEST_GAIN = 1e-6
@@ -52,7 +53,7 @@ class FeatureGroup:
         """The tensors with the features mapped by a random member."""
         n = self.units
         if not self.space.orthogonal:
-            order = torch.randperm(n, generator=generator)
+            order = torch.from_numpy(random_cycle(n, generator))
             signs = 2.0 * torch.randint(0, 2, (n,), generator=generator).double() - 1
             return self.mapped(tensors, torch.eye(n, dtype=torch.float64)[order] * self._allowed(signs)[:, None])
         c = torch.randn(n, n, generator=generator, dtype=torch.float64)

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from landscape.invariance.rescaling import Head
 from landscape.surfaces.matching.features import polar
+from landscape.surfaces.matching.units import random_cycle
 
 Named = dict[str, Tensor]
 
@@ -54,7 +55,7 @@ class HeadGroup:
     def random(self, tensors: Named, generator: torch.Generator) -> Named:
         """The tensors with random maps of the heads, in random order where they can trade places."""
         n = self.units
-        order = torch.randperm(n, generator=generator).tolist() if self.trade else range(n)
+        order = random_cycle(n, generator).tolist() if self.trade else range(n)
         maps = [[pair.sample(generator, 0.5, 1.5) for pair in head] for head in self.heads]
         return self.mapped(tensors, order, maps)
 

@@ -14,6 +14,14 @@ from torch import Tensor
 Named = dict[str, Tensor]
 
 
+def random_cycle(count: int, generator: torch.Generator) -> np.ndarray:
+    """A random order in which everything moves: one cycle through all (a random order of two is often the old one)."""
+    along = torch.randperm(count, generator=generator).numpy()
+    order = np.empty(count, dtype=np.int64)
+    order[along] = np.roll(along, 1)
+    return order
+
+
 @dataclass(frozen=True)
 class UnitGroup:
     """Units that can trade places.
@@ -37,7 +45,7 @@ class UnitGroup:
 
     def random(self, tensors: Named, generator: torch.Generator) -> Named:
         """The tensors with the units in random order."""
-        return self.permuted(tensors, torch.randperm(self.units, generator=generator).numpy())
+        return self.permuted(tensors, random_cycle(self.units, generator))
 
     def matched(self, first: Named, second: Named) -> tuple[Named, int]:
         """The second tensors with their units in the order nearest to the first's, and how many moved."""
