@@ -247,5 +247,5 @@ def test_command(tmp_path):
     stored = landscape.load(tmp_path / "out" / "path.h5")["path"]
     assert stored.provenance["batch_norm"] == "recalibrate"
     assert (tmp_path / "out" / "figures" / "path.png").stat().st_size > 10_000
-    with pytest.raises(InputError, match="the second network is another architecture"):
+    with pytest.raises(InputError, match="ckpt.pt is another architecture"):
         run(command, ends[0], tmp_path / "cnn" / "ckpt.pt", *options)
