@@ -58,10 +58,13 @@ def on_page_markdown(markdown, page, **_):
     return re.sub(r"\]\(((?:\.\./)*(?:notebooks/)?\w+)\.py\)", r"](\1.md)", markdown)
 
 
-def on_page_content(content, **_):
+def on_page_content(content, page, **_):
     """Formulas as MathML, which browsers draw by themselves; bars in the code of a table, as GitHub reads them."""
     content = _CELL.sub(lambda match: match[0].replace("\\|", "|"), content)
-    return _FORMULA.sub(_mathml, content)
+    content = _FORMULA.sub(_mathml, content)
+    if 'class="arithmatex"' in content:
+        raise PluginError(f"{page.file.src_uri}: a formula was not understood")
+    return content
 
 
 def on_post_page(output, page, **_):
