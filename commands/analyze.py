@@ -119,7 +119,10 @@ def command(
     elif every is None:
         _compare(checkpoints, measured, problem, output, shard)
     else:
-        raise InputError("--every thins out the checkpoints of a run: give its folder, or leave --every out")
+        raise InputError(
+            f"--every thins out the checkpoints of a run, and {', '.join(map(str, checkpoints))} is none: give a "
+            "folder of checkpoints with their step or epoch in the name, or leave --every out"
+        )
 
 
 def _analyze_run(

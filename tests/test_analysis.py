@@ -286,7 +286,7 @@ BAD = {
     "unknown device": (["--device", "gpu"], "unknown device 'gpu'"),
     "unknown parameters": (
         ["--parameters", "xyz*"],
-        r"no trainable parameter matches 'xyz\*'",
+        r"no trainable parameter matches 'xyz\*': the nearest names are [^;]*$",
     ),
     "unknown data": (["--data", "digitz"], "did you mean 'digits'"),
     "unknown option": (["--nonsense"], "No such option"),

@@ -344,5 +344,8 @@ def test_what_a_run_cannot_have_is_refused_before_any_work(options, message, run
 
 
 def test_every_is_for_runs(run, capsys):
-    assert analyze(run / "ckpt.pt", "--every", 2) == 2
-    assert "--every thins out the checkpoints of a run" in capsys.readouterr().err
+    (run.parent / "one").mkdir()
+    shutil.copy(run / "ckpt.pt", run.parent / "one")
+    for path in (run / "ckpt.pt", run.parent / "one"):
+        assert analyze(path, "--every", 2) == 2
+        assert f"--every thins out the checkpoints of a run, and {path} is none" in capsys.readouterr().err

@@ -23,6 +23,7 @@ from landscape import checkpoint
 from landscape.checkpoint import Selection, UnfitWeights
 from landscape.errors import InputError
 from landscape.problem.losses import NAMED
+from landscape.problem.parameters import Parameters
 from landscape.problem.problem import Problem
 from landscape.results import digest
 from trainers.architectures import BuiltIn
@@ -141,6 +142,7 @@ def subject(
         loss = sample.data.loss(network)
     folders = [path if path.is_dir() else path.parent, *([model.path] if isinstance(model, Folder) else [])]
     batches = batches_of(data, sample, network, whole=objective is not None, folders=folders)
+    Parameters.of(network, list(parameters) or None)  # a pattern that matches none says nothing about the loss
     with naming_the_loss() if loss is None and objective is None else contextlib.nullcontext():
         problem = Problem(
             network,
