@@ -113,7 +113,10 @@ def test_the_hash_of_large_arrays_sees_blocks_over_all_of_them(monkeypatch):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"y_test": None}, "holds x_test and lacks y_test: both are needed"),
+        (
+            {"y_test": None},
+            "holds x_test and lacks y_test: both are needed; it holds x_test, .* --data-arg y_test=NAME",
+        ),
         (
             {"x_train": None, "x_test": None, "y_train": None, "y_test": None, "images": np.zeros(3)},
             "it holds images; say which",

@@ -81,13 +81,8 @@ class Form:
         self, path: Path, held: Mapping[str, np.ndarray], part: str, first: bool
     ) -> tuple[torch.Tensor, torch.Tensor] | None:
         keys = getattr(self, f"x_{part}"), getattr(self, f"y_{part}")
-        absent = [key for key in keys if key not in held]
-        if len(absent) == 2:
+        if any(key not in held for key in keys):
             return None
-        if absent:
-            raise InputError(
-                f"{path} holds {next(k for k in keys if k in held)} and lacks {absent[0]}: both are needed"
-            )
         x, y = (held[key] for key in keys)
         for key, array in zip(keys, (x, y), strict=True):
             if array.ndim == 0:
@@ -120,12 +115,21 @@ def file_of(source: Source, kind: str = "FILE") -> Path:
 
 
 def require_parts(path: Path, form: Form, present: Mapping[str, object], names: str) -> None:
-    """Raise InputError where a file holds neither training nor test arrays; `names` are those that it holds."""
+    """Raise InputError where a file lacks both parts, or half of one; `names` are those of the arrays that it holds."""
     if not any(name in present for name in form.names):
         raise InputError(
             f"{path} lacks {', '.join(form.names)}: it holds {names or 'nothing'}; say which are which, --data-arg "
             "x_train=NAME --data-arg y_train=NAME"
         )
+    for part in PARTS:
+        pair = {option: getattr(form, option) for option in (f"x_{part}", f"y_{part}")}
+        absent = [option for option, name in pair.items() if name not in present]
+        if len(absent) == 1:
+            name = pair.pop(absent[0])
+            raise InputError(
+                f"{path} holds {', '.join(pair.values())} and lacks {name}: both are needed; it holds {names}: say "
+                f"which is meant, --data-arg {absent[0]}=NAME"
+            )
 
 
 def require_count(part: str, size: int | None) -> None:
