@@ -89,7 +89,7 @@ def follow(
             now = problem.updated()
             edge = landscape.preconditioned_sharpness(now, chosen, vectors, tol=tolerance)
             vectors = edge.vectors
-            critical, directional, forwards, known = _along_the_update(now, chosen, known)
+            critical, directional, forwards, known = along_the_update(now, chosen, known)
             rate = float(chosen.param_groups[0]["lr"])
             numbers = (edge.value, edge.edge, critical, directional, forwards, float(now.loss()))
             rows.append((step + 1, rate, *numbers))
@@ -104,7 +104,7 @@ def scheduled(progress: float) -> float:
     return max(LOWEST, 1 - (1 - LOWEST) * max(0.0, progress - (1 - DECAY)) / DECAY)
 
 
-def _along_the_update(problem: Any, optimizer: torch.optim.Optimizer, known: float | None) -> tuple[Any, ...]:
+def along_the_update(problem: Any, optimizer: torch.optim.Optimizer, known: float | None) -> tuple[Any, ...]:
     """Critical sharpness, directional sharpness, forward passes, and the step from which the next search starts."""
     import landscape
     from landscape.errors import InputError
@@ -211,7 +211,7 @@ class CriticalSharpnessOverTraining(Figure):
                 text=text,
                 quantity=quantity,
                 published=published,
-                ours=statistics.mean(_by_seed(values[..., points])),
+                ours=statistics.mean(by_seed(values[..., points])),
                 above=above,
                 below=below,
                 note=NOTES,
@@ -220,7 +220,7 @@ class CriticalSharpnessOverTraining(Figure):
         ]
 
 
-def _by_seed(values: np.ndarray) -> np.ndarray:
+def by_seed(values: np.ndarray) -> np.ndarray:
     """Mean over the points (and over the optimizers where there are several), without those that have no number."""
     over = tuple(a for a in range(values.ndim) if a != values.ndim - 2)
     counted = np.isfinite(values)
