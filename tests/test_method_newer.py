@@ -12,9 +12,11 @@ from method_cases import Run, context, flat
 from oracle_network import examples, network
 from torch import nn
 
+from landscape.ball.vectors import dot
 from landscape.errors import InputError
 from landscape.random import stream
 from trainers import METHODS, Context, MethodOptimizer, Task
+from trainers.methods.xsam import _Arc
 
 RHO = 0.3
 
@@ -134,6 +136,19 @@ def test_eigen_sam_finds_the_top_eigenvector_and_turns_towards_it():
     assert norms(run)[-1] == pytest.approx(RHO * math.sqrt(1 + 0.25 * across**2), rel=1e-10)
 
 
+def test_eigen_sam_turns_uphill_whatever_the_sign_of_the_eigenvector():
+    runs = [Run("eigen-sam", norm="layer", rho=RHO, alpha=0.5) for _ in range(2)]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(2)
+        vector = [torch.randn_like(p) for p in runs[0].model.parameters()]
+    for run, sign in zip(runs, (1, -1), strict=True):
+        run.state.update(eigenvector=[sign * v for v in vector], age=1)
+    torch.testing.assert_close(runs[0].step(), runs[1].step(), rtol=1e-12, atol=1e-14)
+    gradient, flat_vector = Run("sgd", norm="layer").step(), torch.cat([v.reshape(-1) for v in vector])
+    turned = runs[0].epsilon[-1] - RHO * gradient / gradient.norm()
+    assert (turned @ flat_vector).item() * (gradient @ flat_vector).item() > 0
+
+
 def test_eigen_sam_goes_on_from_the_eigenvector_before():
     run, passes = Run("eigen-sam", every=3, power_steps=2), []
     for _ in range(7):
@@ -162,7 +177,12 @@ def test_xsam_searches_once_an_epoch_for_the_highest_point():
 
 
 def test_xsam_of_parallel_gradients_is_finite():
-    """The cosine of a gradient with itself is rounded to above 1 for some: its arccos would be nan."""
+    """The cosine of a vector with itself is rounded to above 1 for some, and has no arccos there."""
+    generator = torch.Generator().manual_seed(0)
+    vectors = (torch.randn(50, generator=generator, dtype=torch.float64) for _ in range(1000))
+    units = ([v / v.norm()] for v in vectors)
+    unit = next(u for u in units if dot(u, u) > 1)
+    torch.testing.assert_close(_Arc(unit, unit).at(0.3, 2.0), [2.0 * unit[0]])
     run = Run("xsam", rho=0.0, alpha=0.3)
     for _ in range(4):
         assert torch.isfinite(run.step()).all()

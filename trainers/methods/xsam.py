@@ -3,8 +3,8 @@
 Paper: Chen and Zhou 2026, arXiv 2603.10048 (not X-SAM, arXiv 2601.10251). Official implementation: Cccjl219/XSAM.
 As there: the angle is searched for on the first batch of an epoch, among alpha_max / alpha_step + 1 candidates at
 distance rho_max, and kept for its other steps; the descent direction has the length of the last gradient.
-Deviations from it: the cosine is bounded by 1, which rounding exceeds (there: nan); what m-groups, or processes
-with a perturbation each, find is averaged at the end of the step.
+Deviations from it: a cosine that rounding takes above 1 is that of parallel vectors (there: nan); what m-groups, or
+processes with a perturbation each, find is averaged at the end of the step.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ class _Arc:
 
     def __init__(self, first: Sequence[Tensor], second: Sequence[Tensor]) -> None:
         self.first, self.second = first, second
-        self.theta = torch.arccos(dot(first, second).clamp(-1, 1))
+        self.theta = torch.arccos(dot(first, second))  # nan where rounding exceeds 1, and then not apart
 
     def at(self, alpha: float | Tensor, length: float | Tensor) -> list[Tensor]:
         """The point at this share of the angle, with this length; the mean where the two vectors are parallel."""
