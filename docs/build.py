@@ -39,7 +39,7 @@ def page(title: str, registry: Registry) -> str:
 
 
 def _section(entry: Entry) -> str:
-    prose = entry.doc.split("\nArgs:")[0].strip()
+    prose = re.sub(r"(?<!\n)\n(Cost|Source|Memory): ", r"\n\n\1: ", entry.doc.split("\nArgs:")[0].strip())
     lines = [f"## {entry.name}\n", prose, ""]
     lines += [f"*{key.replace('_', ' ').capitalize()}*: {value}\n" for key, value in _facts(entry).items()]
     if entry.options:

@@ -77,6 +77,12 @@ def test_a_command_is_known(line):
     command.make_context(command.name, [w for w in words if w != "--help"], parent=context.parent)
 
 
+def test_every_option_has_a_help():
+    rows = [r for r in (ROOT / "docs/reference/commands.md").read_text().splitlines() if r.startswith("| `")]
+    assert rows
+    assert [row for row in rows if row.endswith("|  |")] == []
+
+
 def test_every_measure_is_explained():
     text = (ROOT / "docs" / "concepts" / "numbers.md").read_text()
     assert [m for m in MEASURES if f"`{m}`" not in text] == []

@@ -103,7 +103,7 @@ class Surfaces(Figure):
         return numbers
 
     def draw(self, numbers: FigureData) -> Any:
-        """A column a method. Rise of the loss above the center, seed 0: in 3-D and as contours, on one scale.
+        """A column per method. Rise of the loss above the center, seed 0: in 3-D and as contours, on one scale.
 
         Below, all seeds: the profile of the rise and of the loss itself, each with its band before the other methods'.
         """
@@ -152,7 +152,7 @@ class Surfaces(Figure):
         return figure
 
     def _profiles(self, figure: Any, cells: Any, numbers: FigureData) -> None:
-        """A panel a method, as bands of four methods in one would hide each other: the rise, and the loss itself."""
+        """A panel per method, as bands of four methods in one would hide each other: the rise, and the loss itself."""
         x, loss, seeds = numbers["x"], numbers["profile"], len(numbers["seed"])
         rise = loss - loss[..., len(x) // 2, None]
         for row, (values, name) in enumerate(((rise, "rise"), (loss, "loss")), 2):

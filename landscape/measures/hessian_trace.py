@@ -94,7 +94,7 @@ def trace(
 ) -> Trace:
     """Trace of the Hessian, with standard error, or exact.
 
-    "exact" computes the trace of the generalized Gauss-Newton matrix without sampling, in about one backward pass a
+    "exact" computes the trace of the generalized Gauss-Newton matrix without sampling, in about one backward pass per
     class (see `curvature.exact_trace`). It is the Hessian's trace for piecewise-linear networks with frozen BatchNorm
     (ReLU, LeakyReLU, PReLU, max-pooling, residual connections): there no single weight has a second derivative of the
     outputs. Elsewhere (LayerNorm, tanh, GELU, attention, a layer applied twice in depth) the residual term is missing:

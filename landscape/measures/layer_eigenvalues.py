@@ -73,7 +73,7 @@ def layer_eigenvalues(
     Every block is looked at a second time for what its first process missed (a layer repeats eigenvalues where its
     outputs do not meet again, as the last layer of a regression), as `hessian_top_eigenvalues` does.
 
-    Cost: about 15 block products per layer; the blocks of a 20-layer ResNet together cost about 5 full products a step.
+    Cost: about 15 block products per layer; the blocks of a 20-layer ResNet cost about 5 full products per step.
     Source: Zhang 2024 (arXiv 2402.16788) for the spectra of the blocks H_l = d^2 L / dw_l^2.
 
     Args:

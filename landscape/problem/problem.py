@@ -53,7 +53,7 @@ class Problem(BatchPasses):
     Args:
         model: any nn.Module on one device; torch.compile, DataParallel and DistributedDataParallel are unwrapped.
         loss: called as loss(outputs, targets) with what the model returned; returns a mean-reduced scalar or one value
-            an example. One of torch's losses gets the `.logits` of an output that has them. None takes the loss that
+            per example. One of torch's losses gets the `.logits` of an output that has them. None takes the loss that
             the model returns.
         batches: any iterable of batches, or a Dataset; see `landscape.problem.batches.Reader` for what a batch may be.
         weight: called as weight(batch) with an item of `batches`: c_b.

@@ -144,7 +144,7 @@ class Step:
 
         Args:
             rows: the part of the batch; None is all of it.
-            objective: gets the `Pass` with its graph, returns what is differentiated instead of the loss: one value an
+            objective: gets the `Pass` with its graph, returns what is differentiated instead of the loss: one value per
                 example, of which the mean is taken, or a scalar mean.
             inputs: differentiate with respect to these parameters alone; the others get no gradient, and no work.
             statistics: whether BatchNorm statistics move; None: in the first pass of the step.
