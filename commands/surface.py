@@ -55,7 +55,7 @@ class GridOptions:
     gradient_norm: bool = option("||grad L|| at every point.", default=False)
     curvature: bool = option("lambda_min and lambda_max at every point.", default=False)
     persistence: bool = option(
-        "Minima, saddles and what noise would give beside them; one more forward a point.", default=False
+        "Minima, saddles and what noise would give beside them; one more forward pass per point.", default=False
     )
     absolute: bool = option("With several CKPT: move all along the directions of the first.", default=False)
     gif: bool = option("With --directions trajectory: figures/trajectory.gif, one frame per checkpoint.", default=False)

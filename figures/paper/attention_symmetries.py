@@ -39,7 +39,7 @@ VARIES = 1e-6
 """Relative spread that no rounding of float64 explains."""
 STAYING = ("Fisher-Rao", "geodesic, inv", "geodesic, mix")
 MEASURES = (SAM, ADAPTIVE, EIGENVALUE, TRACE, AVERAGE, *STAYING)
-"""Names in the picture, in the order of `WANTED`, geodesic sharpness once a metric."""
+"""Names in the picture, in the order of `WANTED`, geodesic sharpness once per metric."""
 NOTES = (
     "A small vision transformer, trained on the digits and measured in float64. Every map draws an invertible matrix "
     "for each head, singular values uniform in [0.5, 1.5), between queries and keys, and one between values and the "
@@ -138,7 +138,7 @@ class AttentionSymmetries(Figure):
         return numbers
 
     def draw(self, numbers: FigureData) -> Any:
-        """Logits of one image; each measure over its median; spreads, a dot a network."""
+        """Logits of one image; each measure over its median; spreads, a dot per network."""
         import matplotlib.pyplot as plt
 
         figure, (left, middle, right) = plt.subplots(

@@ -109,7 +109,7 @@ class CriticalSharpnessOfGPT(Figure):
         return numbers
 
     def draw(self, numbers: FigureData) -> Any:
-        """Sharpness and 2 / eta on the left, the loss and the share of 2 / eta on the right; a line a seed."""
+        """Sharpness and 2 / eta on the left, the loss on the right; a line per seed."""
         import matplotlib.pyplot as plt
 
         figure, (left, right) = plt.subplots(1, 2, figsize=(style.PAGE, 2.6), layout="constrained")
@@ -128,7 +128,7 @@ class CriticalSharpnessOfGPT(Figure):
         left.text(0.97, 0.96, note, transform=left.transAxes, ha="right", va="top", fontsize=6.5)
         for loss in numbers["loss"]:
             right.plot(steps, loss, color=style.color(2), linewidth=0.9)
-        right.set(xlabel="step", ylabel="loss (nats a token)", xlim=(0, steps[-1]))
+        right.set(xlabel="step", ylabel="loss (nats per token)", xlim=(0, steps[-1]))
         for end in (WARMUP, 1 - DECAY):
             for axes in (left, right):
                 axes.axvline(end * steps[-1], color="#bbbbbb", linewidth=0.7, zorder=0)

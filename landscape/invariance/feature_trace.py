@@ -1,6 +1,6 @@
 """Following features through one run of a network: which axis of which tensor carries which of its feature spaces.
 
-A rule a family of functions, found by the function's name, as in `landscape.invariance.rescaling`. What has no rule
+One rule per family of functions, found by the function's name, as in `landscape.invariance.rescaling`. What has no rule
 fixes the features that enter it: that is always right, it only finds fewer maps.
 """
 

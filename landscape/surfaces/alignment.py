@@ -92,8 +92,8 @@ def align(first: Problem, second: Problem, *, seed: int = 0) -> Alignment:
     Raises:
         InputError: different architectures, or nothing through which a map passes.
 
-    Cost: the trace of the network, three forward passes on 16 examples a group; for h heads of width s in n dimensions
-    O(h^2 s^2 n) a layer and sweep, for a stream of D features O(D^2) times the parameters an axis of it.
+    Cost: the trace of the network, three forward passes on 16 examples per group; for h heads of width s in n
+    dimensions O(h^2 s^2 n) per layer and sweep, for a stream of D features O(D) per parameter that it touches.
     """
     from landscape.surfaces.comparison import check_same_architecture
 

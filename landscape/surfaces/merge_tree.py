@@ -1,8 +1,8 @@
 """The merge tree of a sampled function on a line or a plane: where its sublevel sets begin and where they join.
 
-Between the points the function is linear along a line and bilinear in the cells of a plane, which is what a picture
-shows. Two neighbors are connected at the larger of their values; two opposite corners of a cell, where both lie below
-the other two, at the saddle of the cell's bilinear function.
+Between the points the function is taken as linear along a line and as bilinear in the cells of a plane. Two neighbors
+are connected at the larger of their values; two opposite corners of a cell, where both lie below the other two, at the
+saddle of the cell's bilinear function.
 """
 
 from __future__ import annotations
