@@ -30,7 +30,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 _DEVICE = "cpu, cuda, cuda:1, ...; default: cuda where there is one."
 _ADAPTER = {"alone": "adapter alone", "merged": "merged weights"}
-"""Of an adapter's network: what is analyzed, and how it is labelled."""
+"""Of an adapter's network: what is analyzed, and how it is labeled."""
 _DATA_DIR = "Where data files lie; default $LANDSCAPE_DATA."
 device = click.option("--device", default=None, help=_DEVICE)
 data_dir = click.option("--data-dir", type=click.Path(), default=None, help=_DATA_DIR)

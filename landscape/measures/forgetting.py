@@ -29,7 +29,7 @@ class Forgetting(Result):
         value: L(w_T) - L(w), w_T the weights after the last step.
         step: the steps at which the losses are known; the first is 0.
         loss: (step,) L, on what was learned first.
-        accuracy: (step,) likewise; nan where targets are no classes.
+        accuracy: (step,) likewise; nan where targets are not classes.
         other_loss: (step,) the loss that is minimized.
         distance: (step,) ||w_t - w||.
         predicted: g'e + e'He / 2 at the last step, e = w_T - w: what the landscape around w says of it.
@@ -88,7 +88,7 @@ def forgetting(
         Forgetting with `value`, and the losses at up to 6 of the steps.
 
     Raises:
-        InputError: no other data and targets that are no classes, or a single class; `other` that is no Problem of the
+        InputError: no other data and targets that are not classes, or one class; `other` is not a Problem of the
             same model and parameters; a number out of range; batches that cannot be divided; a fine-tuning that is
             not finite.
 
@@ -147,7 +147,7 @@ def _by_class(problem: Problem) -> tuple[Problem, Problem]:
     whole = problem.batches.whole() if problem.undividable is None else None
     target = None if whole is None else whole.target
     if whole is None or not isinstance(target, Tensor) or target.dim() != 1 or target.is_floating_point():
-        raise InputError("the targets are no class indices to divide the examples by: give `other`, a Problem")
+        raise InputError("the targets are not class indices to divide the examples by: give `other`, a Problem")
     classes = target[target != problem.objective.ignored].unique()
     if len(classes) < 2:
         raise InputError("all examples are of one class: give `other`, a Problem on other data")

@@ -96,7 +96,7 @@ class BatchPasses:
     def leaves(self, w: Tensor | None = None) -> list[Tensor]:
         """Views of w in the model's shapes and dtypes, each a leaf of automatic differentiation.
 
-        The flat vector itself never takes part: the backward of slicing it would cost a copy of it a slice.
+        The flat vector itself never takes part: the backward pass of slicing it would cost a copy of it per slice.
         """
         return [t.detach().requires_grad_() for t in self.parameters.typed(self.at(w))]
 
@@ -173,7 +173,7 @@ class BatchPasses:
         return value if value.dim() == 0 else value.mean()
 
     def first_derivative(self, loss: Tensor, leaves: Sequence[Tensor], batch: Batch) -> list[Tensor | None]:
-        """Gradient of the batch's share of L, with its graph: one tensor a leaf, None where the loss ignores it."""
+        """Gradient of the batch's share of L, with its graph: one tensor per leaf, None where the loss ignores it."""
         self._differentiable(loss)
         self.passes.backward += batch.size
         share = loss * self.share(batch)
@@ -189,7 +189,7 @@ class BatchPasses:
         *,
         retain_graph: bool = False,
     ) -> list[Tensor]:
-        """Derivative of <gradients, pieces>, one tensor a leaf: the batch's share of H v."""
+        """Derivative of <gradients, pieces>, one tensor per leaf: the batch's share of H v."""
         pairs = [(g, v) for g, v in zip(gradients, pieces, strict=True) if g is not None and g.requires_grad]
         if not pairs:
             return [torch.zeros_like(t) for t in leaves]

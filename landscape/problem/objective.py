@@ -119,7 +119,7 @@ class Objective:
     def weigh(self, item: Any, batch: Batch) -> float:
         """c_b as far as it is known without evaluating: by the user, by torch's denominator, else the examples.
 
-        Of an objective function it is nan: only evaluating shows it.
+        For an objective function it is nan: only an evaluation shows it.
         """
         if self.function is not None:
             return math.nan
@@ -135,7 +135,7 @@ class Objective:
         return self.torch.ignore_index if self.torch is not None else IGNORED
 
     def counted(self, batch: Batch) -> int:
-        """Number of examples whose class counts, which accuracy runs over; all where targets are no classes."""
+        """Number of examples whose class counts, which accuracy runs over; all where targets are not classes."""
         target = batch.target
         if not isinstance(target, Tensor) or target.dim() != 1 or target.is_floating_point():
             return batch.size
@@ -144,7 +144,7 @@ class Objective:
     def contributing(self, batch: Batch) -> Tensor:
         """Whether each example has a part in L: (size,) bool; none where its labels are all ignored, or weigh 0.
 
-        Of an objective function, which shows no labels, all examples of a batch have one.
+        An objective function shows no labels: all examples of a batch count as having one.
 
         Raises:
             InputError: an example whose labels are all -100, under a loss that does not show whether it ignores them.

@@ -225,7 +225,7 @@ def _kind(module: nn.Module, name: str, parameter: Tensor) -> str:
 def normalizes(module: nn.Module) -> bool:
     """Whether a module of your own is a normalization, by what it does: four times the input, the same output.
 
-    Looked at are modules of the user's that hold vectors of one length alone; a copy of the module is called.
+    Only the user's modules that hold nothing but vectors of one length are tried; a copy of the module is called.
     """
     vectors = list(module.parameters())
     if type(module).__module__.startswith("torch.") or any(True for _ in module.children()) or not vectors:

@@ -29,7 +29,7 @@ _WIDE = (torch.float32, torch.float64)
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Loss (0-dim float64 tensor on the device) and accuracy in [0, 1] (nan where targets are no class indices)."""
+    """Loss (0-dim float64 tensor on the device) and accuracy in [0, 1] (nan where targets are not class indices)."""
 
     loss: Tensor
     accuracy: Tensor
@@ -40,7 +40,7 @@ class Problem(BatchPasses):
 
     l_b is the loss of batch b and c_b its weight: what the loss of a batch divides by. For torch's losses (modules and
     functionals) that is known: the number of elements, of targets that are not ignored, the sum of their class
-    weights; for the loss that a model returns it is found out by what makes parts of batches add up (examples,
+    weights; for the loss that a model returns it is whatever makes parts of batches add up (examples,
     unignored labels, shifted or not). L, its derivatives and `losses` are then those of all examples at once, however
     they are divided into batches. For any other loss c_b is the number of examples, unless `weight` says more, and of
     an `objective` what it returns, or 1. Batches are regrouped only where parts were seen to add up in values and
@@ -167,7 +167,7 @@ class Problem(BatchPasses):
     def outputs(self, w: Tensor | None = None) -> Tensor:
         """f_w(x_i) of all examples, concatenated: shape (n, ...). Cost: one forward pass.
 
-        Of a model that returns several tensors the logits, or the first.
+        If a model returns several tensors: the logits, or the first of them.
 
         Raises:
             InputError: an objective function, which shows no outputs.

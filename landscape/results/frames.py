@@ -1,4 +1,4 @@
-"""Results as pandas' tables and xarray's labelled arrays; both libraries are imported when they are asked for."""
+"""Results as pandas' tables and xarray's labeled arrays; both libraries are imported when they are asked for."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Alignment: two networks of one function can lie far apart, and a barrier between them is an artefact.
+"""Alignment: two networks of one function can lie far apart, and a barrier between them is an artifact.
 
 What a network's parameters can be exchanged for is found from the network itself and confirmed by its outputs: units
 behind ReLU (`landscape.rescaling`) and behind any function of single entries trade places, heads of attention too,

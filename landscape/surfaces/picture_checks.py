@@ -153,7 +153,7 @@ def plateau(loss: np.ndarray) -> float:
 
 
 def chance_accuracy(problem: Problem) -> float | None:
-    """Accuracy of always naming the most frequent class; None where targets are no class indices."""
+    """Accuracy of always naming the most frequent class; None where targets are not class indices."""
     counts: torch.Tensor | None = None
     for batch in problem.batches:
         target = batch.target

@@ -22,7 +22,7 @@ class Surface(Result):
         x: coordinates along the first direction, in multiples of `unit`.
         y: along the second; None for a line.
         loss: (x, y).
-        accuracy: (x, y), in [0, 1]; nan where targets are no class indices.
+        accuracy: (x, y), in [0, 1]; nan where targets are not class indices.
         done: (x, y), bool: which points have their loss.
         other_loss: (other, x, y), the loss on further datasets, in the order of `others`.
         other_accuracy: (other, x, y).

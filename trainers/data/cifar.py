@@ -96,7 +96,7 @@ _CIFAR100 = (
     download=(("https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz", "c32a1d4ab5d03f1284b67883e8d87530"),),
 )
 def cifar10(source: Source, *, train: int | None = None, test: int | None = None) -> Arrays:
-    """CIFAR-10: 50,000 + 10,000 colour 32x32 photographs, 10 classes.
+    """CIFAR-10: 50,000 + 10,000 color 32x32 photographs, 10 classes.
 
     Source: Krizhevsky 2009, Learning Multiple Layers of Features from Tiny Images.
 
@@ -112,7 +112,7 @@ def cifar10(source: Source, *, train: int | None = None, test: int | None = None
     download=(("https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz", "03b5dce01913d631647c71ecec9e9cb8"),),
 )
 def cifar100(source: Source, *, train: int | None = None, test: int | None = None) -> Arrays:
-    """CIFAR-100: 50,000 + 10,000 colour 32x32 photographs, 100 (fine) classes.
+    """CIFAR-100: 50,000 + 10,000 color 32x32 photographs, 100 (fine) classes.
 
     Source: Krizhevsky 2009, Learning Multiple Layers of Features from Tiny Images.
 

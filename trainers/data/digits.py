@@ -16,7 +16,7 @@ SPLIT_SEED = 0
 
 @register("digits")
 def digits(source: Source) -> Arrays:
-    """1,797 grey 8x8 scans of handwritten digits, shipped with scikit-learn; 1,437 for training, 360 for testing.
+    """1,797 gray 8x8 scans of handwritten digits, shipped with scikit-learn; 1,437 for training, 360 for testing.
 
     The split is stratified and always the same, whatever the seed. Every writer may occur in both parts.
     Source: Alpaydin and Kaynak 1998, UCI Machine Learning Repository.
@@ -32,6 +32,6 @@ def _split() -> list[np.ndarray]:
     from sklearn.model_selection import train_test_split
 
     bunch = load_digits()
-    x = np.asarray(bunch.images, dtype=np.float32)[:, None] / 16  # grey values 0 to 16
+    x = np.asarray(bunch.images, dtype=np.float32)[:, None] / 16  # gray values 0 to 16
     y = np.asarray(bunch.target, dtype=np.int64)
     return train_test_split(x, y, test_size=TEST_SHARE, random_state=SPLIT_SEED, stratify=y)

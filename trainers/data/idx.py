@@ -38,7 +38,7 @@ OFFICIAL_COUNTS = {"train": 60_000, "t10k": 10_000}
     ),
 )
 def mnist(source: Source, *, train: int | None = None, test: int | None = None) -> Arrays:
-    """MNIST: 60,000 + 10,000 grey 28x28 handwritten digits.
+    """MNIST: 60,000 + 10,000 gray 28x28 handwritten digits.
 
     Source: LeCun, Bottou, Bengio, Haffner 1998.
 
@@ -72,7 +72,7 @@ def mnist(source: Source, *, train: int | None = None, test: int | None = None) 
     ),
 )
 def fashion_mnist(source: Source, *, train: int | None = None, test: int | None = None) -> Arrays:
-    """Fashion-MNIST: 60,000 + 10,000 grey 28x28 images of clothes, 10 classes.
+    """Fashion-MNIST: 60,000 + 10,000 gray 28x28 images of clothes, 10 classes.
 
     The files are shuffled: their first images are a random part.
     Source: Xiao, Rasul, Vollgraf 2017, arXiv 1708.07747.

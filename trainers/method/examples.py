@@ -26,7 +26,7 @@ def cross_entropy(outputs: Tensor, targets: Tensor, label_smoothing: float = 0.0
 def hits(outputs: Tensor, target: Any) -> Tensor | None:
     """Of each example whether its class is named, of a sequence the share of its targets that are named: (n,) float64.
 
-    None where targets are no class indices that fit the outputs.
+    None where targets are not class indices that fit the outputs.
     """
     classes = isinstance(target, Tensor) and not target.is_floating_point() and outputs.dim() >= 2
     if not classes or target.shape != outputs.shape[:1] + outputs.shape[2:]:
