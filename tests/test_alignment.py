@@ -178,6 +178,28 @@ def test_what_does_not_pass_changes_the_outputs():
     assert change(CASES["gpt, RMSNorm, tied head"], rms, random_orthogonal(8)) > 1e-2
 
 
+def test_gains_that_moved_into_the_layers_that_read_them_come_back():
+    """g n + b read by W is f (g n + b) read by W diag(1/f): of another gain, but one function, beside a rotation."""
+    one = problem(GPT)
+    groups, _ = permutable(one)
+    two = moved_by(one, groups)
+    for norms, readers in (("norm1", ("attention.query", "attention.key", "attention.value")), ("norm2", ("linear1",))):
+        for block in two.model.blocks:
+            factors = torch.rand(8, generator=torch.Generator().manual_seed(3), dtype=torch.float64) + 0.5
+            with torch.no_grad():
+                for tensor in (getattr(block, norms).weight, getattr(block, norms).bias):
+                    tensor.mul_(factors)
+                for name in readers:
+                    block.get_submodule(name).weight.div_(factors)
+    batch = next(iter(one.batches))
+    scaled = Problem(two.model, nn.CrossEntropyLoss(), [(batch.args[0], batch.target)])
+    assert_close(scaled.loss(), one.loss(), rtol=1e-11, atol=0)
+    assert float((scaled.weights - two.weights).norm()) > 1
+    found = align(one, scaled)
+    assert found.facts["turned"] == 8
+    assert float((found.weights - one.weights).norm() / one.weights.norm()) < 1e-9
+
+
 def test_a_gain_of_zero_leaves_permutations():
     one = problem(GPT)
     with torch.no_grad():
