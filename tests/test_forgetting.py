@@ -98,7 +98,7 @@ def test_wrong_input_is_refused():
         with pytest.raises(InputError, match=says):
             landscape.forgetting(problem, **arguments)
     coupled = landscape.Problem(model, lambda o, t: o.square().mean() * o.abs().max(), raw(problem))
-    with pytest.raises(InputError, match=r"batch_size=16 divides .*give None"):
+    with pytest.raises(InputError, match=r"batch_size=16 regroups .*give None"):
         landscape.forgetting(problem, coupled, batch_size=16)
     assert landscape.forgetting(problem, coupled, batch_size=None).examples == 96
     with pytest.raises(InputError, match="of one model"):
@@ -107,7 +107,7 @@ def test_wrong_input_is_refused():
     one = landscape.Problem(model, nn.functional.cross_entropy, [(x[y == 0], y[y == 0])])
     with pytest.raises(InputError, match="of one class"):
         landscape.forgetting(one)
-    with pytest.raises(InputError, match="no class indices"):
+    with pytest.raises(InputError, match="not class indices"):
         landscape.forgetting(landscape.Problem(model, nn.MSELoss(), [(x, torch.zeros(96, 3, dtype=torch.float64))]))
 
 
