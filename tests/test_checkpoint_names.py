@@ -208,6 +208,16 @@ def test_another_network_is_refused_with_shapes_and_names(tmp_path):
         loaded(lambda: nn.ModuleDict({"conv": nn.Conv2d(1, 2, 3)}), path)
 
 
+def test_the_nearest_name_is_one_of_the_same_shape(tmp_path):
+    def make(*names):
+        return nn.ModuleDict(dict(zip(names, [nn.Linear(3, 4), nn.Linear(4, 4), nn.Linear(4, 2)], strict=True)))
+
+    path = saved(make("fc", "body", "old_stem").state_dict(), tmp_path / "x.pt")
+    near = r"stem.weight \(4, 3\) \(nearest: fc.weight\), stem.bias .*, head.weight .* \(nearest: old_stem.weight\)"
+    with pytest.raises(InputError, match=near):
+        loaded(lambda: make("stem", "body", "head"), path)
+
+
 def test_former_names_of_torch_layers_fit(tmp_path):
     """Weight normalization stored weight_g and weight_v before it was a parametrization; torch's loading knows."""
     with warnings.catch_warnings():

@@ -209,7 +209,7 @@ def _unfit(
 ) -> str:
     said, options = [], []
     if lacking:
-        said.append(f"it lacks {states.shown(needed, lacking, left)}")
+        said.append(f"it lacks {states.shown(needed, lacking, {n: tensors.named[n] for n in left})}")
         options.append("--allow-missing GLOB (keeps what the model was built with)")
     if left:
         said.append(f"it holds {states.shown(tensors.named, left)}, which the model has not")

@@ -213,10 +213,19 @@ def require_numbers(path: str | Path, name: str, tensor: Tensor) -> None:
         )
 
 
-def shown(tensors: Mapping[str, Tensor], names: Sequence[str], near: Sequence[str] = (), most: int = 3) -> str:
+def shown(
+    tensors: Mapping[str, Tensor], names: Sequence[str], near: Mapping[str, Tensor] | None = None, most: int = 3
+) -> str:
     """Names with shapes, each with the nearest of `near`; the first `most` of them."""
     texts = []
     for name in names[:most]:
-        alike = difflib.get_close_matches(name, near, n=1, cutoff=0.4)
-        texts.append(f"{name} {tuple(tensors[name].shape)}" + (f" (nearest: {alike[0]})" if alike else ""))
+        alike = _nearest(name, tensors[name], near or {})
+        texts.append(f"{name} {tuple(tensors[name].shape)}" + (f" (nearest: {alike})" if alike else ""))
     return ", ".join(texts) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def _nearest(name: str, tensor: Tensor, near: Mapping[str, Tensor]) -> str:
+    """The name most like this one, of a tensor of the same shape where there is one; "" where none is alike."""
+    fitting = [n for n, t in near.items() if t.shape == tensor.shape]
+    alike = difflib.get_close_matches(name, fitting or list(near), n=1, cutoff=0.0 if fitting else 0.4)
+    return alike[0] if alike else ""
