@@ -61,10 +61,10 @@ def test_a_watched_run_goes_on(tmp_path):
     with pytest.MonkeyPatch.context() as patch:
         save = trainers.loop.trainer.Trainer._save
 
-        def die(self):
+        def die(self, *arguments):
             if self.now.epoch == 2:
                 raise Killed
-            save(self)
+            save(self, *arguments)
 
         patch.setattr(trainers.loop.trainer.Trainer, "_save", die)
         with pytest.raises(Killed):
