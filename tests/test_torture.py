@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from torture.contents import differences
-from torture.process import Ended
+from torture.process import Ended, patience
 from torture.verdict import FAILED, REFUSED, RIGHT, TOLD, Verdict, judged, table
 
 ROOT = Path(__file__).parent.parent
@@ -49,6 +49,14 @@ def test_a_case_is_replayed(tmp_path):
     again = torture(tmp_path, "--replay", tmp_path / "case.json")
     assert again.returncode == 0
     assert json.loads(again.stdout)["outcome"] == REFUSED
+
+
+def test_a_busy_machine_gets_more_time(monkeypatch):
+    """Three chains of kills were stopped at 120 s beside a load of 15 to 20; all ended right when tried again."""
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    for load, seconds in ((0.3, 120), (2.0, 120), (20.0, 1200)):
+        monkeypatch.setattr(os, "getloadavg", lambda load=load: (load, 1.0, 1.0))
+        assert patience() == seconds
 
 
 def ended(status=0, err="", seconds=1.0, after=None):

@@ -24,6 +24,7 @@ from typing import Any
 ROOT = Path(__file__).parent.parent
 CHANGES = ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "os.link", "os.symlink", "os.chmod")
 _POLL = 0.002
+_PATIENCE = 120.0
 _GRACE = 15.0
 """Seconds in which the processes that a killed one had started must be gone."""
 
@@ -89,12 +90,14 @@ class Process:
                 _become(arguments, folder, self._streams, before)
 
     def end(
-        self, after: float | None = None, number: int = signal.SIGKILL, limit: float = 120.0, grace: float = 20.0
+        self, after: float | None = None, number: int = signal.SIGKILL, limit: float | None = None, grace: float = 20.0
     ) -> Ended:
         """Wait for the end, send the signal after so many seconds if it still runs, and stop it at the limit.
 
+        The limit is `patience()` by default.
         A process that was sent an interrupt has `grace` seconds to end.
         """
+        limit = patience() if limit is None else limit
         sent, status, usage = None, None, None
         while status is None:
             pid, code, usage = os.wait4(self.pid, os.WNOHANG)
@@ -144,6 +147,11 @@ class Process:
         while not self.listens() and time.monotonic() - self._start < 60:
             time.sleep(_POLL)
         self._start = time.monotonic()
+
+
+def patience() -> float:
+    """Seconds after which a command counts as one that hangs: the more, the more the machine has to do."""
+    return _PATIENCE * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
 
 
 def run(arguments: Sequence[str], folder: Path, **options: Any) -> Ended:
