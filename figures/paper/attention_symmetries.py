@@ -163,7 +163,13 @@ class AttentionSymmetries(Figure):
             right.plot(spreads[:, i], np.full(len(spreads), i), "o", color=inks[name], markersize=3.5, alpha=0.8)
         right.axvline(1e-9, color="#bbbbbb", linewidth=0.7, zorder=0)
         right.set_yticks(range(len(MEASURES)), list(MEASURES))
-        right.set(xscale="log", xlabel="(max - min) / median", xlim=(1e-17, 10), ylim=(len(MEASURES) - 0.5, -0.5))
+        right.set(
+            xscale="log",
+            xlabel="(max - min) / median",
+            ylabel="measure",
+            xlim=(1e-17, 10),
+            ylim=(len(MEASURES) - 0.5, -0.5),
+        )
         right.set_title(f"{len(spreads)} networks, {len(x)} maps each")
         return figure
 
