@@ -4,6 +4,7 @@ import functools
 
 import pytest
 import torch
+from attention_cases import Attention
 from torch import nn
 from torch.testing import assert_close
 from transformer_cases import GPT, Llama, problem, vit
@@ -34,9 +35,9 @@ def tensors_of(one):
 
 
 def moved_by(one, groups, seed=3):
-    """The network after a random member of every group, twice over, as a Problem of its own."""
+    """The network after a random member of every group, three times over, as a Problem of its own."""
     tensors = {n: t.detach().clone() for n, t in tensors_of(one).items()}
-    for turn in range(2):
+    for turn in range(3):  # an odd number: two of two would be the identity
         for i, group in enumerate(groups):
             tensors = group.random(tensors, stream(seed, f"member {i} {turn}"))
     weights = one.parameters.flatten([tensors[n] for n in one.parameters.names])
@@ -208,6 +209,67 @@ def test_a_gain_of_zero_leaves_permutations():
     stream_group = next(g for g in groups if isinstance(g, FeatureGroup) and "norm.weight" in g.tensors())
     assert not stream_group.space.orthogonal
     assert stream_group.space.signs == "common"
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_queries_that_share_their_keys_move_together(seed):
+    """Every trial member moves what it tries: of two units half of all orders are the identity."""
+    torch.manual_seed(0)
+    model = Attention(size=2, heads=4, key_heads=1, width=8).double()
+    inputs = torch.randn(6, 4, 3).double()
+    one = Problem(model, nn.MSELoss(), [(inputs, torch.randn(6, 2).double())])
+    for group in permutable(one, seed)[0]:
+        moved = moved_by(one, [group], seed + 1)
+        assert float((moved.weights - one.weights).norm()) > 0.1
+        assert_close(moved.loss(), one.loss(), rtol=1e-11, atol=0)
+
+
+def test_heads_of_different_rank_do_not_trade_places():
+    """Whatever the seed: with two heads half of all orders are the identity."""
+
+    class Sloped(GPT):
+        def forward(self, tokens):
+            for block in self.blocks:
+                block.attention.forward = functools.partial(sloped, block.attention)
+            return super().forward(tokens)
+
+    def sloped(attention, x, *_):
+        q, k, v = (
+            f(x).unflatten(2, (2, -1)).transpose(1, 2) for f in (attention.query, attention.key, attention.value)
+        )
+        distances = torch.arange(x.shape[1])[:, None] - torch.arange(x.shape[1])
+        scores = q @ k.mT - distances.abs() * torch.tensor([0.5, 2.0], dtype=x.dtype)[:, None, None]
+        return attention.out((torch.softmax(scores, -1) @ v).transpose(1, 2).flatten(2))
+
+    one = problem(Sloped)
+    for seed in range(4):
+        assert [g.trade for g in permutable(one, seed)[0] if isinstance(g, HeadGroup)] == [False, False]
+
+
+def test_a_norm_that_is_called_twice():
+    """Its gain is mapped once."""
+
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed, self.layer, self.head = nn.Linear(3, 6), nn.Linear(6, 6), nn.Linear(6, 2)
+            self.norm = nn.LayerNorm(6)
+
+        def forward(self, x):
+            x = self.embed(x)
+            for _ in range(2):
+                x = self.norm(x + self.layer(x))
+            return self.head(x)
+
+    torch.manual_seed(0)
+    model = Twice().double()
+    nn.init.uniform_(model.norm.weight, 0.5, 1.5)
+    one = Problem(model, nn.MSELoss(), [(torch.randn(6, 3).double(), torch.randn(6, 2).double())])
+    groups, rejected = permutable(one)
+    assert [g.units for g in groups] == [6]
+    assert rejected == []
+    found = align(one, moved_by(one, groups))
+    assert float((found.weights - one.weights).norm()) < 1e-9
 
 
 def test_post_norm_and_packed_attention_of_torch():

@@ -8,7 +8,7 @@ from torch import nn
 
 from landscape.errors import InputError
 from trainers import train
-from trainers.loop.base import base_optimizer, in_model_order
+from trainers.loop.base import base_optimizer, hidden_matrices, in_model_order
 from trainers.loop.settings import Settings
 from trainers.models import build_model
 from trainers.optimizers.lion import Lion
@@ -117,6 +117,12 @@ def test_muon_leaves_embeddings_to_adamw():
     model = nn.Sequential(nn.Embedding(7, 4), nn.Linear(4, 4), nn.Linear(4, 7))
     optimizer = base_optimizer(Settings(base="muon").resolved(None), model)
     assert [p is model[1].weight for g in optimizer.param_groups if g["orthogonal"] for p in g["params"]] == [True]
+
+
+def test_muon_takes_the_last_block_below_a_tied_head():
+    model = build_model("gpt-small", classes=11, input_shape=(4,), dim=8, depth=1, heads=2)
+    hidden = {n for n, p in model.named_parameters() if any(p is m for m in hidden_matrices(model))}
+    assert hidden == {n for n, p in model.blocks.named_parameters(prefix="blocks") if p.dim() == 2}
 
 
 def test_muon_without_a_hidden_layer_is_refused():

@@ -84,6 +84,22 @@ def test_functional_sam_takes_a_mean_reduced_loss():
     torch.testing.assert_close(*gradients, rtol=1e-10, atol=1e-13)
 
 
+def test_functional_sam_takes_one_output_an_example():
+    """(n,) instead of (n, 1), as binary losses have it."""
+    x, y = torch.randn(8, 3), torch.rand(8)
+    gradients = []
+    for flattened in (True, False):
+        torch.manual_seed(0)
+        layers = [nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1), *([nn.Flatten(0)] if flattened else [])]
+        targets = y if flattened else y[:, None]
+        task = Task(
+            nn.Sequential(*layers), lambda z, t: F.binary_cross_entropy_with_logits(z, t, reduction="none").view(-1)
+        )
+        METHODS["functional-sam"](rho=RHO).gradient(task.step((x, targets), Context()), {})
+        gradients.append(torch.cat([p.grad.flatten() for p in task.parameters]))
+    torch.testing.assert_close(*gradients)
+
+
 def test_functional_sam_needs_a_loss_of_the_outputs():
     class Own(nn.Module):
         def __init__(self):

@@ -171,6 +171,10 @@ class Spaces:
         """Whether linear layers alone read what the norm writes, each of them nothing else."""
         written, root = self.of(call.written), self.root(call.written)
         alone = sum(self.root(other.written) == root for other in self.norms) == 1
+        # A gain that another call reads too cannot pass into the readers of this one.
+        alone &= not any(
+            other is not call and {call.gain, call.bias} & {other.gain, other.bias} - {None} for other in self.norms
+        )
         plain = not (written.rigid or written.bent or written.summed)
         return alone and plain and all(self.root(other.read) != root for other in self.norms) and bool(written.members)
 
@@ -186,7 +190,7 @@ class Spaces:
             for call, reader in zip(norms, readers, strict=True)
         )
         biases = tuple((call.bias, 0) for call in tied if call.bias)
-        gains = tuple(call.gain for call in tied if call.gain)
+        gains = tuple(dict.fromkeys(call.gain for call in tied if call.gain))  # once, also of a norm called twice
         centered = any(call.centered for call in (*norms, *tied))
         members = tuple(dict.fromkeys((*here.members, *biases)))
         if not (here.bent or tied):

@@ -61,13 +61,16 @@ def parameter_groups(model: nn.Module, base: str, decay_all: bool) -> list[tuple
 def hidden_matrices(model: nn.Module) -> list[nn.Parameter]:
     """The weights of two and more dimensions but for embeddings and the last of them, the output layer's.
 
+    An output layer that is tied to the embedding is the last of them, too: no hidden layer is left out in its place.
+
     Raises:
         InputError: there is none.
     """
     named = dict(model.named_parameters())
     embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding | nn.EmbeddingBag)}
-    weights = [named[s.name] for s in Parameters.of(model) if s.kind == "weight"]
-    matrices = [p for p in weights[:-1] if id(p) not in embeddings]
+    weights = {id(p): p for p in (named[s.name] for s in Parameters.of(model) if s.kind == "weight")}
+    uses = [id(p) for _, p in model.named_parameters(remove_duplicate=False) if id(p) in weights]
+    matrices = [p for number, p in weights.items() if number not in {*embeddings, *uses[-1:]}]
     if not matrices:
         raise InputError(
             "muon orthogonalizes the weights of hidden layers and the network has none that is trained: choose adamw"

@@ -58,7 +58,9 @@ class FunctionalSAM(Method):
 
         def function(result: Pass) -> Tensor:
             products = slopes[0] * result.logits
-            return products.sum() if result.example_losses is None else products.flatten(1).sum(1)
+            if result.example_losses is None:
+                return products.sum()
+            return products.flatten(1).sum(1) if products.dim() > 1 else products
 
         clean = step.backward(objective=loss)
         with step.perturbed(ascent(step.gradients(), self.rho)):

@@ -50,13 +50,15 @@ class FeatureGroup:
         return self.space.tensors()
 
     def random(self, tensors: Named, generator: torch.Generator) -> Named:
-        """The tensors with the features mapped by a random member."""
+        """The tensors with the features mapped by a random member that moves them all, and turns the sign it may."""
         n = self.units
         if not self.space.orthogonal:
             order = torch.from_numpy(random_cycle(n, generator))
             signs = 2.0 * torch.randint(0, 2, (n,), generator=generator).double() - 1
+            signs[0] = -1.0
             return self.mapped(tensors, torch.eye(n, dtype=torch.float64)[order] * self._allowed(signs)[:, None])
         c = torch.randn(n, n, generator=generator, dtype=torch.float64)
+        c = -c if c.sum() > 0 else c  # the sign of the vector of ones
         return self.mapped(tensors, self._procrustes(c, complete=False))
 
     def matched(self, first: Named, second: Named, *, without: Collection[str] = ()) -> tuple[Named, int]:

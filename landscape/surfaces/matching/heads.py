@@ -53,7 +53,7 @@ class HeadGroup:
         return {part.tensor for head in self.heads for pair in head for part in pair.parts}
 
     def random(self, tensors: Named, generator: torch.Generator) -> Named:
-        """The tensors with random maps of the heads, in random order where they can trade places."""
+        """The tensors with random maps of the heads, each in another's place where they can trade places."""
         n = self.units
         order = random_cycle(n, generator).tolist() if self.trade else range(n)
         maps = [[pair.sample(generator, 0.5, 1.5) for pair in head] for head in self.heads]

@@ -84,7 +84,10 @@ def unit_groups(units: Sequence[Any]) -> list[UnitGroup]:
     blocks: dict[str, list[dict[tuple[str, int], tuple[int, ...]]]] = {}
     for unit in units:
         if all(t.axis is not None for t in unit.touches):
-            blocks.setdefault(unit.block, []).append({(t.tensor, t.axis): t.index for t in unit.touches})
+            parts: dict[tuple[str, int], tuple[int, ...]] = {}
+            for t in unit.touches:  # a tensor may hold several parts of a unit: queries that share their keys
+                parts[t.tensor, t.axis] = (*parts.get((t.tensor, t.axis), ()), *t.index)
+            blocks.setdefault(unit.block, []).append(parts)
     groups = []
     for name, members in blocks.items():
         alike = {k: len(v) for k, v in members[0].items()}
