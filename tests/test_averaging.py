@@ -64,7 +64,7 @@ def test_the_average_of_kept_epochs_is_that_of_the_run(tmp_path):
             torch.testing.assert_close(value, torch.stack([k[name] for k in kept]).mean(0), rtol=1e-5, atol=1e-6)
         for a, b in zip(plain.model.parameters(), run.model.parameters(), strict=True):
             assert torch.equal(a, b)
-        assert run.averaged.count == len(epochs) if kind == "swa" else 4
+        assert run.averaged.count == len(epochs)
 
 
 def test_batch_norm_statistics_are_those_of_the_averaged_weights():

@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 from figure_cases import drawn
 from matplotlib import pyplot as plt
+from matplotlib.text import Text
 
 from figures import FIGURES
-from figures.drawing import style
+from figures.drawing import contours, style
+from figures.page.grids import Grid
 from figures.study.figure_data import FigureData
 from figures.study.study import Study
 
@@ -282,3 +284,18 @@ def test_the_gallery_shows_what_was_made(made, tmp_path):
     assert set(FIGURES) <= {line[3:] for line in text.splitlines() if line.startswith("## ")}
     with Image.open(tmp_path / "docs" / "gallery" / "asam-fig6.png") as picture:
         assert picture.width == gallery.WIDTH
+
+
+def test_dollar_signs_in_names_are_no_formula():
+    """Two in a line were read as one: the loss beside the name lost its first digits, or the drawing failed."""
+    axis = np.linspace(-1, 1, 3)
+    loss = axis[:, None] ** 2 + axis**2 + 0.5
+    planes = [Grid(name, (axis, axis), loss, ("x", "y"), "", 0.5, "") for name in ("$a_b$", "$c_")]
+    for _, figure in contours.pictures(planes, ["$_ of $"]):
+        figure.canvas.draw()
+        texts = [
+            t for t in figure.findobj(Text) if "$" in t.get_text() and not t.get_text().startswith("$\\mathdefault")
+        ]
+        assert len(texts) >= 2
+        assert not any(t.get_parse_math() for t in texts)
+        plt.close(figure)

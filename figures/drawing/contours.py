@@ -59,7 +59,7 @@ def contours(view: View) -> Figure:
         )
         for panel, grid in zip(panels.flat, drawn, strict=False):
             mappable = draw_contours(panel, grid, view.scale, log=view.log)
-            panel.set_title(grid.label)
+            panel.set_title(grid.label, parse_math=False)
         for panel in panels.flat[len(drawn) :]:
             panel.set_axis_off()
         _outer_labels(panels, drawn)
@@ -86,7 +86,7 @@ def surfaces(view: View) -> Figure:
             draw_surface(panel, grid, view.scale, log=view.log)
             figure.text(
                 (column + 0.5) / columns, 1 - row / rows - 0.08 / figure.get_figheight(), grid.label,
-                ha="center", va="top", weight="bold",
+                ha="center", va="top", weight="bold", parse_math=False,
             )  # fmt: skip
     return figure
 

@@ -153,6 +153,7 @@ def footnote(figure: Figure, *notes: str) -> Figure:
     for text in figure.texts:
         text.set_y(share + text.get_position()[1] * (1 - share))
     look: dict[str, Any] = {"ha": "left", "va": "bottom", "fontsize": size, "color": "#555555", "linespacing": 1.1}
+    look["parse_math"] = False  # names of files may hold dollar signs
     figure.text(0.03 / width, 0.02 / (height + room), "\n".join(lines), **look).set_gid("footnote")
     return figure
 

@@ -50,7 +50,7 @@ class WeightAverage:
         parameters: of the network, in place.
 
     Attributes:
-        count: how many weights went into it.
+        count: how many weights were taken in.
         sets: sets of tensors whose mean it is: one of EMA and SWA, a ring of `average_window` of LAWA.
     """
 
@@ -74,6 +74,11 @@ class WeightAverage:
             assert self.settings.average_start is not None
             if progress >= self.settings.average_start:
                 self._move(1 / (self.count + 1))
+
+    @property
+    def members(self) -> int:
+        """How many weights are in the mean now: of LAWA, those in the ring."""
+        return len(self.sets) if self.settings.average == "lawa" else self.count
 
     def weights(self) -> list[Tensor]:
         """The mean, one tensor a parameter."""

@@ -299,7 +299,7 @@ class Trainer:
     def _average(self) -> Averaged:
         assert self.now.average is not None
         network = averaged_network(self.model, self.now.average, self.data, self.network.channels_last)
-        return Averaged(network, self.now.average.count, *evaluate(network, self.data, self.settings.precision))
+        return Averaged(network, self.now.average.members, *evaluate(network, self.data, self.settings.precision))
 
     def _of_average(self, averaged: Averaged) -> dict[str, Any]:
         """What is another in the checkpoint of the averaged weights, which no optimizer and no method has moved."""
