@@ -11,8 +11,10 @@ from transformer_cases import GPT, Llama, problem, vit
 
 import landscape
 from landscape import Problem
+from landscape.errors import InputError
 from landscape.invariance.feature_trace import feature_spaces
 from landscape.random import stream
+from landscape.surfaces import alignment
 from landscape.surfaces.alignment import align, outputs_at, permutable
 from landscape.surfaces.matching.features import FeatureGroup, polar
 from landscape.surfaces.matching.heads import HeadGroup
@@ -329,3 +331,18 @@ def test_heads_are_matched_by_the_invertible_map_between_them():
         ]
         assert gaps[0] < gaps[1]
         assert float((outputs_at(two, matched) - outputs_at(two, tensors[1])).abs().max()) < 1e-11
+
+
+def test_a_map_that_changes_the_function_is_refused(monkeypatch):
+    """The nearest weights of all are the first network's own, and no symmetry: the outputs have the last word."""
+
+    class Swap:
+        units = 1
+
+        def matched(self, target, moving):
+            return {**moving, **target}, 1
+
+    one, two = problem(vit, 0), problem(vit, 1)
+    monkeypatch.setattr(alignment, "permutable", lambda *_: ([Swap()], []))
+    with pytest.raises(InputError, match="did not keep what the network computes"):
+        align(one, two)

@@ -35,6 +35,8 @@ _ROUNDING = 1e-28
 """Squared distance, in multiples of that from the origin, that is 0 but for rounding."""
 _TRIALS = 2
 """Random members of a group that must leave the outputs."""
+_SLACK = 10
+"""What all groups together may change of the outputs, in multiples of what one may."""
 _EXAMPLES = 16
 
 
@@ -90,7 +92,7 @@ def align(first: Problem, second: Problem, *, seed: int = 0) -> Alignment:
         seed: of the order of the groups.
 
     Raises:
-        InputError: different architectures, or nothing through which a map passes.
+        InputError: different architectures, nothing through which a map passes, or outputs that change in the end.
 
     Cost: the trace of the network, three forward passes on 16 examples per group; for h heads of width s in n
     dimensions O(h^2 s^2 n) per layer and sweep, for a stream of D features O(D) per parameter that it touches.
@@ -108,6 +110,12 @@ def align(first: Problem, second: Problem, *, seed: int = 0) -> Alignment:
     start = _double({**_named(second), **_buffers(second)})
     ends = [_descended(groups, target, s, seed) for s in _starts(groups, target, start)]
     moving, facts = min(ends, key=lambda end: _gap(target, end[0]))
+    change = _output_change(second, moving)
+    if not change <= _SLACK * _tolerance(second):
+        raise InputError(
+            f"alignment did not keep what the network computes (outputs change by {change:.1g}, relative): a part is "
+            "mapped wrongly, or weights are too ill-conditioned for this precision; compare without alignment"
+        )
     weights = second.parameters.flatten([moving[n].to(t.dtype) for n, t in _named(second).items()])
     before = float(cosine(first.weights, second.weights))
     scale = float(first.weights.double().norm()) or 1.0
@@ -119,7 +127,7 @@ def align(first: Problem, second: Problem, *, seed: int = 0) -> Alignment:
         "turned": sum(g.units for g in groups if isinstance(g, FeatureGroup) and g.space.orthogonal),
         "cosine": [before, float(cosine(first.weights, weights))],
         "distance": [_gap(target, t) ** 0.5 / scale for t in (start, moving)],
-        "output_change": _output_change(second, moving),
+        "output_change": change,
         "rejected": rejected,
     }
     return Alignment(weights, {n: moving[n].to(b.dtype) for n, b in _buffers(second).items()}, facts)
@@ -170,8 +178,7 @@ def permutable(problem: Problem, seed: int = 0, first: Problem | None = None) ->
     def confirmed(group: Group) -> bool:
         generator = random.stream(seed, "trial permutation")
         trials = (group.random(_double(tensors), generator) for _ in range(_TRIALS))
-        tolerance = 1e-9 if problem.computed_in == torch.float64 else 1e-4
-        return all(_output_change(problem, moved) <= tolerance for moved in trials)
+        return all(_output_change(problem, moved) <= _tolerance(problem) for moved in trials)
 
     for group in unit_groups(symmetries.units):
         (kept if confirmed(group) else doubtful).append(group)
@@ -208,6 +215,11 @@ def _double(tensors: Named) -> Named:
 def _gap(first: Named, second: Named) -> float:
     """Squared distance of the parameters."""
     return float(sum((first[n] - second[n]).square().sum() for n in first))
+
+
+def _tolerance(problem: Problem) -> float:
+    """Relative change of the outputs that one group may make by rounding."""
+    return 1e-9 if problem.computed_in == torch.float64 else 1e-4
 
 
 def _output_change(problem: Problem, tensors: Named) -> float:

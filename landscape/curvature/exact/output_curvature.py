@@ -38,8 +38,8 @@ class OutputCurvature:
         if outputs.dim() not in (1, 2) or outputs.shape[0] != batch.size:
             raise InputError(
                 f"outputs of shape {tuple(outputs.shape)} for {batch.size} examples: a matrix that is built from the "
-                "loss's Hessian at the outputs needs shape (examples, outputs); estimate the trace instead: "
-                'method="hutch++"'
+                "loss's Hessian at the outputs needs shape (examples, outputs), which a language model's are not; only "
+                'an estimate of the trace does without (method="hutch++")'
             )
         self.outputs = outputs.detach().requires_grad_()
         with torch.enable_grad():
