@@ -58,7 +58,7 @@ def _fit(context: click.Context, parameter: click.Parameter, name: str | None) -
     if name is not None and not context.resilient_parsing:
         from figures.drawing import style
 
-        style.fit(name)
+        context.with_resource(style.fitted(name))
 
 
 venue = click.option(

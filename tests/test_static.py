@@ -7,6 +7,7 @@ import math
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+from matplotlib.text import Text
 from report_cases import analysis, eigenvalues
 
 from commands import options
@@ -100,16 +101,16 @@ def test_widths_are_those_of_a_paper(two, one):
     plt.close("all")
 
 
-def test_a_venue_sets_both_widths(two, one, monkeypatch):
-    monkeypatch.setattr(style, "COLUMN", style.COLUMN)
-    monkeypatch.setattr(style, "PAGE", style.PAGE)
+def test_a_venue_sets_both_widths(two, one):
+    before = style.COLUMN, style.PAGE
     assert tuple(options.venue(lambda: None).__click_params__[0].type.choices) == tuple(style.VENUES)
-    style.fit("neurips")
-    single, page = static.eigenvalues([one]), contours.surfaces(view(grids.grids(two), "rise"))
+    with style.fitted("neurips"):
+        single, page = static.eigenvalues([one]), contours.surfaces(view(grids.grids(two), "rise"))
+    assert before == (style.COLUMN, style.PAGE)
     assert (single.get_figwidth(), page.get_figwidth()) == (2.7, 5.5)
     plt.close("all")
-    with pytest.raises(InputError, match="unknown venue 'nips'"):
-        style.fit("nips")
+    with pytest.raises(InputError, match="unknown venue 'nips'"), style.fitted("nips"):
+        pass
 
 
 def test_palette_is_okabe_ito_and_distinct():
@@ -141,12 +142,12 @@ def test_many_names_stand_outside_the_drawing():
     figure = static.cuts(many)
     figure.draw_without_rendering()
     panel = figure.axes[-1]
-    boxes = sorted((t.get_window_extent() for t in panel.texts), key=lambda b: b.y0)
+    boxes = sorted((Text.get_window_extent(t) for t in panel.texts), key=lambda b: b.y0)
     assert len(boxes) == 10
     assert boxes[0].y0 > panel.bbox.y0 - 1
     assert all(low.y1 < high.y1 - 1 for low, high in itertools.pairwise(boxes)), "one covers another"
     last = next(t for t in panel.texts if t.get_text() == "run9")
     end = panel.transData.transform((0, panel.lines[-1].get_ydata()[-1]))[1]
-    middle = last.get_window_extent()
+    middle = Text.get_window_extent(last)
     assert (middle.y0 + middle.y1) / 2 == pytest.approx(end, abs=3), "a lonely label stays at its line"
     plt.close(figure)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,15 +30,16 @@ VENUES = {
 }
 """Widths in inches of a column and of the text; where the text is one column, half of it stands for the column."""
 COLUMN, PAGE = 3.3, 6.9
-"""Widths in inches of one column and of the page; see `fit`."""
+"""Widths in inches of one column and of the page; see `fitted`."""
 
 # Okabe and Ito (2008): told apart with every common color-vision deficiency. Yellow comes last: it is faint on white.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
 LINES = ("-", "--", "-.", ":", (0, (3, 1, 1, 1, 1, 1)))
 
 
-def fit(venue: str) -> None:
-    """Draw at a venue's widths from here on, so that LaTeX need not scale: fonts keep their 7 points.
+@contextlib.contextmanager
+def fitted(venue: str) -> Iterator[None]:
+    """Context in which figures have a venue's widths, so that LaTeX need not scale: fonts keep their 7 points.
 
     Raises:
         InputError: no such venue.
@@ -45,7 +47,12 @@ def fit(venue: str) -> None:
     global COLUMN, PAGE
     if venue not in VENUES:
         raise unknown("venue", venue, VENUES)
+    before = COLUMN, PAGE
     COLUMN, PAGE = VENUES[venue]
+    try:
+        yield
+    finally:
+        COLUMN, PAGE = before
 
 
 def color(index: int) -> str:

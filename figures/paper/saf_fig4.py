@@ -135,7 +135,7 @@ class Surfaces(Figure):
             flat.append(axes)
         flat[0].set_ylabel(view.drawn[0].names[1])
         values, words = view.scale.ticks(False)
-        bar = figure.colorbar(shown, cax=figure.add_subplot(cells[1, methods]), label="rise (nats)")
+        bar = figure.colorbar(shown, cax=figure.add_subplot(cells[1, methods], label="<colorbar>"), label="rise (nats)")
         bar.set_ticks(values, labels=words)
         bar.outline.set_visible(False)
         self._profiles(figure, cells, numbers)
@@ -155,12 +155,16 @@ class Surfaces(Figure):
         """A panel per method, as bands of four methods in one would hide each other: the rise, and the loss itself."""
         x, loss, seeds = numbers["x"], numbers["profile"], len(numbers["seed"])
         rise = loss - loss[..., len(x) // 2, None]
+        above: list[Any] = []
         for row, (values, name) in enumerate(((rise, "rise"), (loss, "loss")), 2):
             log, panels = name == "loss", list[Any]()
             mean = np.exp(np.log(values).mean(axis=1)) if log else values.mean(axis=1)
             for i, method in enumerate(map(str, numbers["method"])):
                 axes = figure.add_subplot(
-                    cells[row, i], label=f"profile of the {name}", sharey=panels[0] if panels else None
+                    cells[row, i],
+                    label=f"profile of the {name}",
+                    sharex=above[i] if above else None,
+                    sharey=panels[0] if panels else None,
                 )
                 for j in range(len(values)):
                     if j != i:
@@ -172,6 +176,7 @@ class Surfaces(Figure):
                 if log:
                     axes.set_xlabel("distance (× ‖w‖)")
                 panels.append(axes)
+            above = panels
             panels[0].set_ylabel(f"{name} (nats),\n{seeds} seeds")
             if log:
                 style.few_log_ticks(panels[0], "y")
