@@ -128,10 +128,10 @@ class Text(Figure):
                 axes.annotate(
                     name,
                     (times[i], mean[i] + reach * above),
-                    xytext=(0, 3 + 6 * (chosen.index(i) % 2)) if above else (-4, 0),
+                    xytext=(-1, 3 + 6 * (chosen.index(i) % 2)) if above else (-4, 0),
                     textcoords="offset points",
                     color=ink,
-                    ha="center" if above else "right",
+                    ha="left" if above else "right",
                     va="bottom" if above else "center",
                     fontsize=6,
                 )
