@@ -14,9 +14,11 @@ from landscape.errors import InputError
 from landscape.formatting import number
 from landscape.measure import measure
 from landscape.problem.problem import Problem
+from landscape.problem.widened import is_half, widened
 from landscape.results.result import Result
-from landscape.sharpness.checks import check_loss, resolution
-from landscape.sharpness.crossing import first_crossing
+from landscape.sharpness.checks import check_loss, displacement_error, resolution
+from landscape.sharpness.crossing import Crossing, first_crossing
+from landscape.sharpness.half_precision import gradient_error, start_loss
 from landscape.sharpness.updates import Direction, described, slope_of, update_direction
 
 
@@ -35,6 +37,9 @@ class CriticalSharpness(Result):
         forwards: evaluations of the loss, the one at w included.
         slope: d'g.
         loss: L(w).
+        error_bound: estimate of what half precision has moved the value by; None where nothing is computed in it, and
+            where no step raises the loss.
+        evaluated_in: dtype that the losses were computed in; that of the gradient may be narrower.
     """
 
     value: float
@@ -46,6 +51,8 @@ class CriticalSharpness(Result):
     forwards: int
     slope: float
     loss: float
+    error_bound: float | None = None
+    evaluated_in: str = ""
 
     @property
     def neighboring_start(self) -> float | None:
@@ -108,7 +115,11 @@ def critical_sharpness(
             optimizer of other parameters or of sparse gradients, an effect below rounding, `bound` or `tol` out of
             range.
 
-    Cost: 5 to 7 forward passes with a `start` within a factor of two, 9 to 18 without, and 1 backward pass.
+    In bfloat16 and float16 (weights, or autocast) losses are computed in float32 where that is possible, as
+    `evaluated_in` says, and the gradient as the network does; `error_bound` says what its rounding may change.
+
+    Cost: 5 to 7 forward passes with a `start` within a factor of two, 9 to 18 without, and 1 backward pass; in half
+    precision one forward pass and two gradients over up to 64 examples more.
     Source: Kalra 2026 (arXiv 2601.16979), definition 1. Differs from the official code: there a nan compares as no
     crossing, and the search ends at any crossing, not at the first.
 
@@ -125,12 +136,16 @@ def critical_sharpness(
     check_loss(loss)
     d = update_direction(problem, direction, gradient)
     slope = slope_of(problem, d, gradient)
-    return crossing_along(problem, d, float(loss), slope, start, bound, tol, described(direction))
+    with widened(problem) as wide:
+        turned = 0.0 if isinstance(direction, Tensor) else gradient_error(problem, wide, gradient)
+        at_w = float(start_loss(problem, wide, loss))
+        crossing = crossing_along(wide, d, at_w, slope, start, bound, tol)
+        return critical_sharpness_of(crossing, problem, wide, d, at_w, slope, turned, described(direction))
 
 
 def crossing_along(
-    problem: Problem, d: Tensor, loss: float, slope: float, start: float | None, bound: float, tol: float, whose: str
-) -> CriticalSharpness:
+    problem: Problem, d: Tensor, loss: float, slope: float, start: float | None, bound: float, tol: float
+) -> Crossing:
     """The first crossing of L along w - eta d, from L(w) and d'g > 0; `start`, `bound`, `tol` as of the measure."""
     if not (bound > 0 and math.isfinite(bound)):
         raise InputError(f"bound={bound:g}: a positive multiple of the weights' norm is needed")
@@ -138,24 +153,58 @@ def crossing_along(
         raise InputError(f"tol={tol:g}: the width of the bracket relative to the step is between 0 and 1")
     if start is not None and not (start > 0 and math.isfinite(start)):
         raise InputError(f"start={start:g}: a positive step is needed, or None")
-    crossing = first_crossing(
-        lambda eta: float(problem.loss(problem.weights - eta * d)),
+    w, d = problem.weights, d.to(problem.weights)
+    return first_crossing(
+        lambda eta: float(problem.loss(w - eta * d)),
         loss,
         slope,
         rounding=resolution(problem, loss),
         guess=start,
-        bound=bound * max(float(norm(problem.weights)), 1.0) / float(norm(d)),
+        bound=bound * max(float(norm(w)), 1.0) / float(norm(d)),
         tol=tol,
     )
+
+
+def critical_sharpness_of(
+    crossing: Crossing,
+    problem: Problem,
+    wide: Problem,
+    d: Tensor,
+    loss: float,
+    slope: float,
+    turned: float,
+    whose: str,
+) -> CriticalSharpness:
+    """The result of a crossing that was found by losses of `wide` along the d of `problem`.
+
+    Args:
+        crossing: of L along w - eta d.
+        problem: L as it is computed.
+        wide: what `widened` made of it.
+        d: the direction (d,).
+        loss: L(w).
+        slope: d'g.
+        turned: relative error of d.
+        whose: d in words.
+    """
+    crossed = math.isfinite(crossing.step)
+    error = None
+    if is_half(problem) and crossed:
+        lost = float(displacement_error(wide.weights, -crossing.step * d.to(wide.weights)))
+        # On a parabola L rises at the crossing as fast as it falls at w.
+        rounding = resolution(wide, loss) / (slope * crossing.step)
+        error = 2 * (turned + lost + rounding) * 2 / crossing.step
     return CriticalSharpness(
         value=2 / crossing.step,
         step=crossing.step,
-        crossed=math.isfinite(crossing.step),
+        crossed=crossed,
         below=crossing.below,
         above=crossing.above,
         first=crossing.first,
         forwards=crossing.forwards,
         slope=slope,
         loss=loss,
+        error_bound=error,
+        evaluated_in=str(wide.computed_in).removeprefix("torch."),
         arguments={"direction": whose},
     )

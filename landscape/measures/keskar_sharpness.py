@@ -53,9 +53,9 @@ def keskar_sharpness(
     """Largest relative rise of the loss, in percent, within the box |epsilon_i| <= rho (|w_i| + 1).
 
     S = 100 (max L(w + epsilon) - L(w)) / (1 + L(w)): the worst case for p = inf, element-wise T with eta = 1, biases
-    scaled, through the same ascent as `worst_case_sharpness`. `value`, `groups`, `subsets` and `interval` are percents;
-    `worst_case`, `one_step` and `restarts` are the rises of the loss themselves. The 1 in the box spoils the invariance
-    under rescaling.
+    scaled, through the same ascent as `worst_case_sharpness`. `value`, `groups`, `subsets`, `interval` and
+    `error_bound` are percents; `worst_case`, `one_step` and `restarts` are the rises of the loss themselves. The 1 in
+    the box spoils the invariance under rescaling.
 
     Args:
         rho: Keskar's epsilon, one or several; 1e-3 and 5e-4 in the paper.
@@ -94,6 +94,6 @@ def keskar_sharpness(
         raise InputError(f"the loss is {rises.loss:g}: relative sharpness needs 1 + loss > 0; use worst_case_sharpness")
     percent = 100 / (1 + rises.loss)
     fields = {f.name: getattr(rises, f.name) for f in dataclasses.fields(rises)}
-    for name in ("sharpness", "groups", "subsets", "interval"):
+    for name in ("sharpness", "groups", "subsets", "interval", "error_bound"):
         fields[name] = None if fields[name] is None else percent * fields[name]
     return KeskarSharpness(**fields)

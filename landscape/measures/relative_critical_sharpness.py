@@ -4,10 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 
+from torch import Tensor
+
 from landscape.measure import measure
-from landscape.measures.critical_sharpness import CriticalSharpness, crossing_along, crossing_says
+from landscape.measures.critical_sharpness import (
+    CriticalSharpness,
+    critical_sharpness_of,
+    crossing_along,
+    crossing_says,
+)
 from landscape.problem.problem import Problem
+from landscape.problem.widened import widened
 from landscape.sharpness.checks import check_loss, check_other
+from landscape.sharpness.half_precision import gradient_error, start_loss
 from landscape.sharpness.updates import Direction, described, slope_of, update_direction
 
 
@@ -53,7 +62,7 @@ def relative_critical_sharpness(
             Problem of the same model and parameters, and as `critical_sharpness`.
 
     Cost: 1 forward and 1 backward pass of `other`; of `problem` 5 to 7 forward passes with a `start` within a factor of
-    two, 9 to 18 without, and 1 backward pass.
+    two, 9 to 18 without, and 1 backward pass; in half precision what `critical_sharpness` takes besides.
     Source: Kalra 2026 (arXiv 2601.16979), definition of relative critical sharpness.
 
     Example:
@@ -72,6 +81,13 @@ def relative_critical_sharpness(
     check_loss(theirs, "other loss' gradient")
     d = update_direction(problem, direction, theirs)
     slope = slope_of(problem, d, gradient, "the loss of `problem`")
-    result = crossing_along(problem, d, float(loss), slope, start, bound, tol, described(direction))
+    turned = 0.0
+    if not isinstance(direction, Tensor):
+        with widened(other) as wide:
+            turned = gradient_error(other, wide, theirs)
+    with widened(problem) as wide:
+        at_w = float(start_loss(problem, wide, loss))
+        crossing = crossing_along(wide, d, at_w, slope, start, bound, tol)
+        result = critical_sharpness_of(crossing, problem, wide, d, at_w, slope, turned, described(direction))
     facts = {"other_sample_sha256": other.batches.fingerprint(), "other_loss": other.loss_name}
     return dataclasses.replace(result, provenance=facts)

@@ -21,6 +21,7 @@ from landscape.ball.vectors import norm
 from landscape.errors import InputError
 from landscape.problem.batches import TARGET_KEYS, Batch
 from landscape.problem.objective import IGNORED, telling
+from landscape.problem.widened import is_half, widened
 from landscape.random import normal, stream
 
 if TYPE_CHECKING:
@@ -35,7 +36,6 @@ COUPLED = (NOT_ADDITIVE, BATCH_STATISTICS, NO_STATISTICS, TOO_COARSE)
 _PROBE = 32
 _LOOKED_AT = 16
 _CLASSES = 16
-_COARSE = (torch.bfloat16, torch.float16)
 
 
 def obstacle(problem: Problem) -> str | None:
@@ -65,9 +65,10 @@ def obstacle(problem: Problem) -> str | None:
     if alone or (max(problem.batches.sizes) == 1 and problem.batches.whole() is None):
         return None  # a single example, or several that cannot be joined: there is nothing to divide
     try:
-        if problem.computed_in in _COARSE:
-            return TOO_COARSE
-        adds_up = _adds_up(problem)
+        with widened(problem) as wide:  # half precision hides it
+            if is_half(wide):
+                return TOO_COARSE
+            adds_up = _adds_up(wide)
     except InputError:
         return "the model or the loss cannot take a part of a batch"
     return None if adds_up else NOT_ADDITIVE
@@ -260,7 +261,7 @@ def own_denominator(problem: Problem) -> tuple[str, Callable[[Batch], float]] | 
     if len(fitting) > 1:
         with contextlib.suppress(InputError):  # a model that knows no ignored labels
             fitting = _fitting(problem, fitting, [_masked(b) for b in real]) or fitting
-    if len(fitting) > 1 and problem.computed_in in _COARSE:
+    if len(fitting) > 1 and is_half(problem):
         return None  # rounding hides which
     return next(iter(fitting.items()), None)
 

@@ -38,6 +38,31 @@ def coarsest(problem: Problem) -> torch.dtype:
     return _seen(problem, batch, graph=False)
 
 
+@contextlib.contextmanager
+def tf32(allowed: bool) -> Iterator[None]:
+    """Within the context products and convolutions in float32 may, or may not, take TF32 on a GPU."""
+    switches = list(_switches())
+    before = [getattr(holder, name) for holder, name, _ in switches]
+    try:
+        for holder, name, values in switches:
+            setattr(holder, name, values[allowed])
+        yield
+    finally:
+        for (holder, name, _), value in zip(switches, before, strict=True):
+            setattr(holder, name, value)
+
+
+def _switches() -> Iterator[tuple[Any, str, tuple[Any, Any]]]:
+    """(holder, attribute, (values that forbid and allow TF32)) of products and of convolutions.
+
+    torch 2.9 renamed them, and refuses to read the former name once the new one was written.
+    """
+    convolution = getattr(torch.backends.cudnn, "conv", None)
+    for holder in (torch.backends.cuda.matmul, torch.backends.cudnn if convolution is None else convolution):
+        former = convolution is None
+        yield (holder, "allow_tf32", (False, True)) if former else (holder, "fp32_precision", ("ieee", "tf32"))
+
+
 def _seen(problem: Problem, few: Batch, graph: bool = True) -> torch.dtype:
     dtypes, leaves = {s.dtype for s in problem.parameters}, problem.leaves()
     with contextlib.ExitStack() as stack:

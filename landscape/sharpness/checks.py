@@ -9,6 +9,7 @@ from torch import Tensor
 
 from landscape.ball.ascent import Ball
 from landscape.ball.scaling import Scaling
+from landscape.ball.vectors import norm
 from landscape.errors import InputError
 from landscape.problem.problem import Problem
 
@@ -89,3 +90,9 @@ def resolution(problem: Problem, loss: float) -> float:
     the errors of small networks, trained and not, in float32 were 2 to 15 times smaller.
     """
     return 4 * torch.finfo(problem.computed_in).eps * (abs(loss) + 0.1)
+
+
+def displacement_error(w: Tensor, epsilon: Tensor) -> Tensor:
+    """||(w + epsilon) - w - epsilon|| / ||epsilon||: what the dtype of w cannot hold of a step; 0 for none."""
+    lost, size = (norm(t) for t in ((w + epsilon).to(w) - w.to(epsilon) - epsilon, epsilon))
+    return torch.where(size > 0, lost / size, 0.0)

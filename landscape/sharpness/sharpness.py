@@ -16,16 +16,17 @@ import torch
 from torch import Tensor
 
 from landscape.ball.ascent import Ball, maximize
-from landscape.ball.vectors import norm
 from landscape.formatting import number
 from landscape.problem.problem import Problem
+from landscape.problem.widened import is_half, widened
 from landscape.progress import Bar
 from landscape.random import stream
 from landscape.results.result import Result, array
-from landscape.sharpness.checks import check_loss, check_weights, resolution, scaled_ball
+from landscape.sharpness.checks import check_loss, check_weights, displacement_error, resolution, scaled_ball
+from landscape.sharpness.half_precision import error_of_rise, gradient_error, start_loss
 from landscape.sharpness.options import BallOptions
 from landscape.sharpness.starts import best_outputs, starts
-from landscape.sharpness.subsets import check_division, disjoint_subsets, in_groups, positive
+from landscape.sharpness.subsets import both, check_division, disjoint_subsets, in_groups, positive
 from landscape.statistics import interval_around
 
 
@@ -52,8 +53,13 @@ class Sharpness(Result):
         non_finite: number of points of the ascents at each radius whose loss or gradient was nan or inf. They are never
             taken for the maximum: the value is then a lower bound, and nan where no point was finite.
         displacement_error: ||(w + epsilon) - w - epsilon|| / ||epsilon|| of the one-step perturbation, what the dtype
-            of the weights cannot hold of it. Near 1 in bfloat16 at small radii: the value then means nothing.
-        resolution: estimate of the rounding of a rise in the model's dtype; rises below it are not known.
+            of the weights cannot hold of it. Near 1 in bfloat16 at small radii: training in it does not move. The value
+            is that of the perturbation itself where `evaluated_in` is float32, else it means nothing.
+        resolution: estimate of the rounding of a rise in the dtype that the losses were computed in; rises below it are
+            not known.
+        error_bound: (rho,) estimate of what half precision has moved the measure by; None for a network that computes
+            in float32 or wider, where `resolution` is all.
+        evaluated_in: dtype that the losses were computed in; that of the gradients may be narrower.
     """
 
     rho: np.ndarray = array("rho")
@@ -70,6 +76,8 @@ class Sharpness(Result):
     non_finite: np.ndarray = array("rho")
     displacement_error: np.ndarray | None = array("rho", default=None)
     resolution: float = 0.0
+    error_bound: np.ndarray | None = array("rho", default=None)
+    evaluated_in: str = ""
 
     @property
     def value(self) -> float:
@@ -94,13 +102,13 @@ class Sharpness(Result):
         columns = {"value": self.sharpness, "first_order": self.first_order, "one_step": self.one_step}
         columns |= {"worst_case": self.worst_case, "late_gain": self.late_gain, "restart_spread": self.restart_spread}
         columns |= {"low": low, "high": high, "non_finite": self.non_finite}
-        return columns | {"displacement_error": self.displacement_error}
+        return columns | {"displacement_error": self.displacement_error, "error_bound": self.error_bound}
 
     def summary(self) -> dict[str, Any]:
         """Arguments, the value at the first radius with all that is known of it, and the curve over the radii."""
         present = {k: v for k, v in self.columns().items() if v is not None}
         rows = [{"rho": r, **{k: v[i] for k, v in present.items()}} for i, r in enumerate(self.rho)]
-        values = {**rows[0], "loss": self.loss, "resolution": self.resolution}
+        values = {**rows[0], "loss": self.loss, "resolution": self.resolution, "evaluated_in": self.evaluated_in}
         return self.summary_of(values | ({"curve": rows} if len(rows) > 1 else {}))
 
 
@@ -130,17 +138,20 @@ def ball_sharpness(problem: Problem, setting: BallOptions, *, value: str, ball: 
 
     Cost: one forward and one backward pass for the gradient at w; then a forward pass for every radius (one step) or,
     for every ascent, `steps` forward and `steps` - 1 backward passes, and with restarts a forward and a backward pass
-    for each of up to ten outputs and a forward pass for each at every radius; as much again for the subsets.
+    for each of up to ten outputs and a forward pass for each at every radius; as much again for the subsets. In half
+    precision losses are computed in float32 where that is possible: one forward pass more for L(w), one for every
+    ascent and radius, and two gradients over up to 64 examples.
     """
     check_division(problem, setting.m, setting.subsets)
     check_weights(problem)
-    ball = ball or scaled_ball(problem, setting.p, setting.scaling)
-    with Bar(f"{value} sharpness", setting.work(problem.examples)) as bar:
-        full = _over_groups(problem, ball, setting, bar)
+    with widened(problem) as wide, Bar(f"{value} sharpness", setting.work(problem.examples)) as bar:
+        ball = ball or scaled_ball(wide, setting.p, setting.scaling)
+        full = _over_groups(problem, wide, ball, setting, bar)
         parts = None
         if setting.subsets:
-            subsets = disjoint_subsets(problem, setting.subsets, setting.seed)
-            parts = np.stack([_over_groups(s, ball, setting, bar).mean(value) for s in subsets])
+            subsets = both(problem, wide, lambda p: disjoint_subsets(p, setting.subsets, setting.seed))
+            parts = np.stack([_over_groups(*pair, ball, setting, bar).mean(value) for pair in subsets])
+        known = resolution(wide, float(full.mean("loss")[0]))
     center, interval = full.mean(value), None
     if parts is not None:
         interval = interval_around(center, parts)
@@ -160,7 +171,9 @@ def ball_sharpness(problem: Problem, setting: BallOptions, *, value: str, ball: 
         interval=interval,
         non_finite=full.values["non_finite"].sum(axis=0).astype(int),
         displacement_error=full.mean("displacement_error"),
-        resolution=resolution(problem, float(full.mean("loss")[0])),
+        resolution=known,
+        error_bound=full.mean(f"{value}_error") if is_half(problem) else None,
+        evaluated_in=str(wide.computed_in).removeprefix("torch."),
         provenance={"logit_normalization": problem.logit_normalization},
     )
 
@@ -177,90 +190,105 @@ class _Groups:
         return np.tensordot(self.sizes / self.sizes.sum(), self.values[name], axes=1)
 
 
-def _over_groups(problem: Problem, ball: Ball, setting: BallOptions, bar: Bar) -> _Groups:
+def _over_groups(problem: Problem, wide: Problem, ball: Ball, setting: BallOptions, bar: Bar) -> _Groups:
     sizes, values = [], []
-    for index, group in enumerate(in_groups(problem, setting.m)):
+    for index, (group, exact) in enumerate(both(problem, wide, lambda p: in_groups(p, setting.m))):
         sizes.append(group.weight)
-        values.append(_in_group(group, ball, setting, f"restart of group {index}", bar))
+        values.append(_Group(group, exact, ball, setting, bar, f"restart of group {index}").values())
     columns = {name: torch.stack([f[name] for f in values]) for name in values[0]}
     return _Groups(np.array(sizes, dtype=float), {k: v.double().cpu().numpy() for k, v in columns.items()})
 
 
-def _in_group(problem: Problem, ball: Ball, setting: BallOptions, purpose: str, bar: Bar) -> dict[str, Tensor]:
-    """Every value of one group: name -> (rho,) on the device."""
-    loss, g = problem.loss_and_gradient()
-    check_loss(loss)
-    center = ball.gradient(g)
-    slope = ball.dual_norm(center)
-    check_loss(slope, "gradient")
-    radii = torch.tensor(setting.radii, dtype=torch.float64, device=loss.device)
-    values = {"loss": loss.expand(len(radii)), "first_order": radii * slope}
-    if setting.steps is None:
-        return values | _one_step(problem, ball, setting, center, loss, bar)
-    return values | _worst_case(problem, ball, setting, center, loss, purpose, bar)
+class _Group:
+    """One group of examples: gradients and ascents by `problem`, rises by `wide` (see `half_precision`)."""
 
+    def __init__(
+        self, problem: Problem, wide: Problem, ball: Ball, setting: BallOptions, bar: Bar, purpose: str
+    ) -> None:
+        self.problem, self.wide, self.ball, self.setting, self.bar = problem, wide, ball, setting, bar
+        self.purpose = purpose
+        loss, g = problem.loss_and_gradient()
+        self.loss = start_loss(problem, wide, loss)
+        self.center = ball.gradient(g.to(wide.weights))
+        self.slope = ball.dual_norm(self.center)
+        check_loss(self.slope, "gradient")
+        self.turned = gradient_error(problem, wide, g)
 
-def _displacement_error(w: Tensor, epsilon: Tensor) -> Tensor:
-    lost, size = (norm(t) for t in ((w + epsilon) - w - epsilon, epsilon))
-    return torch.where(size > 0, lost / size, 0.0)
+    def values(self) -> dict[str, Tensor]:
+        """Every value: name -> (rho,) on the device."""
+        radii = torch.tensor(self.setting.radii, dtype=torch.float64, device=self.loss.device)
+        values = {"loss": self.loss.expand(len(radii)), "first_order": radii * self.slope}
+        values |= self._one_step() if self.setting.steps is None else self._worst_case()
+        lost = values["displacement_error"] if self.wide is self.problem else torch.zeros_like(radii)
+        rises, known = values["one_step"], resolution(self.wide, float(self.loss))
+        values["one_step_error"] = known + error_of_rise(rises, values["first_order"], self.turned, lost)
+        if self.setting.steps is not None:  # a point that was found, wherever the gradients have led the ascent
+            values["worst_case_error"] = known + error_of_rise(values["worst_case"], values["first_order"], 0.0, lost)
+        return values
 
+    def _reached(self, u: Tensor, loss: Tensor) -> Tensor:
+        """The loss at u, which the ascent computed as `loss`; where that was not finite it stays so."""
+        if self.wide is self.problem:
+            return loss
+        return torch.where(loss.isfinite(), self.wide.loss(self.wide.weights + self.ball.epsilon(u)), loss)
 
-def _one_step(
-    problem: Problem, ball: Ball, setting: BallOptions, center: Tensor, loss: Tensor, bar: Bar
-) -> dict[str, Tensor]:
-    reached, lost = [], []
-    for rho in setting.radii:
-        epsilon = ball.epsilon(ball.steepest(center, rho))
-        reached.append(problem.loss(problem.weights + epsilon))
-        lost.append(_displacement_error(problem.weights, epsilon))
-        bar.advance()
-    rises = torch.stack(reached) - loss
-    return {
-        "one_step": rises,
-        "displacement_error": torch.stack(lost),
-        "non_finite": (~torch.isfinite(rises)).double(),
-    }
+    def _one_step(self) -> dict[str, Tensor]:
+        reached, lost = [], []
+        for rho in self.setting.radii:
+            epsilon = self.ball.epsilon(self.ball.steepest(self.center, rho))
+            reached.append(self.wide.loss(self.wide.weights + epsilon))
+            lost.append(displacement_error(self.problem.weights, epsilon))
+            self.bar.advance()
+        rises = torch.stack(reached) - self.loss
+        return {
+            "one_step": rises,
+            "displacement_error": torch.stack(lost),
+            "non_finite": (~torch.isfinite(rises)).double(),
+        }
 
+    def _worst_case(self) -> dict[str, Tensor]:
+        """Ascents at every radius, the smallest first: its maximizer lies in the larger balls too.
 
-def _worst_case(
-    problem: Problem, ball: Ball, setting: BallOptions, center: Tensor, loss: Tensor, purpose: str, bar: Bar
-) -> dict[str, Tensor]:
-    """Ascents at every radius, the smallest first: its maximizer lies in the larger balls too.
-
-    The largest loss of the smaller radius is thus a lower bound of the next, and its point, moved out to the larger
-    radius, starts one more ascent.
-    """
-    steps, stationary = positive("steps", setting.steps or 0), not bool(center.any())
-    columns: dict[str, list[Tensor]] = {
-        name: [] for name in ("one_step", "worst_case", "late_gain", "restarts", "non_finite", "displacement_error")
-    }
-    best, best_u, smaller = loss, torch.zeros_like(center), 0.0
-    known = torch.zeros_like(loss, dtype=torch.bool)
-    ascending = np.argsort(setting.radii, kind="stable")
-    drawn = stream(setting.seed, f"outputs of {purpose}")
-    outputs = best_outputs(problem, ball, setting.radii, setting.restarts - 1, drawn, bar)
-    for i in ascending:
-        rho = setting.radii[i]
-        points = starts(ball, rho, center, outputs[i], setting.restarts, stream(setting.seed, purpose))
-        warm = [best_u * (rho / smaller)] if smaller else []
-        reached: list[Tensor] = []
-        failed: list[Tensor] = []
-        before = best
-        for start in itertools.chain(points, warm):
-            one = maximize(problem, ball, rho, start, center, steps, bar=bar)
-            if not reached:
-                columns["one_step"].append(torch.zeros_like(loss) if stationary else one.first - loss)
-            reached.append(one.loss)
-            failed.append(one.non_finite)
-            better, known = one.loss > best, known | one.loss.isfinite()
-            best, best_u = torch.where(better, one.loss, best), torch.where(better, one.u, best_u)
-            before = torch.where(better, one.before, before)
-        smaller, restarts = rho, torch.stack(reached[: setting.restarts]) - loss
-        columns["restarts"].append(torch.where(restarts.isfinite(), restarts.clamp(min=0), torch.nan))
-        columns["late_gain"].append(torch.where(best > loss, (best - before) / (best - loss), 0.0).clamp(max=1.0))
-        columns["worst_case"].append(torch.where(known, best - loss, torch.nan))
-        columns["non_finite"].append(torch.stack(failed).sum())
-        first = ball.epsilon(ball.steepest(center, rho))
-        columns["displacement_error"].append(_displacement_error(problem.weights, first))
-    back = torch.from_numpy(np.argsort(ascending, kind="stable")).to(loss.device)
-    return {name: torch.stack(column, dim=-1)[..., back] for name, column in columns.items()}
+        The largest loss of the smaller radius is thus a lower bound of the next, and its point, moved out to the larger
+        radius, starts one more ascent.
+        """
+        setting, ball, loss, center = self.setting, self.ball, self.loss, self.center
+        steps, stationary = positive("steps", setting.steps or 0), not bool(center.any())
+        columns: dict[str, list[Tensor]] = {
+            name: [] for name in ("one_step", "worst_case", "late_gain", "restarts", "non_finite", "displacement_error")
+        }
+        best, best_u, smaller = loss, torch.zeros_like(center), 0.0
+        known = torch.zeros_like(loss, dtype=torch.bool)
+        ascending = np.argsort(setting.radii, kind="stable")
+        drawn = stream(setting.seed, f"outputs of {self.purpose}")
+        outputs = best_outputs(self.problem, ball, setting.radii, setting.restarts - 1, drawn, self.bar)
+        for i in ascending:
+            rho = setting.radii[i]
+            points = starts(ball, rho, center, outputs[i], setting.restarts, stream(setting.seed, self.purpose))
+            warm = [best_u * (rho / smaller)] if smaller else []
+            reached: list[Tensor] = []
+            failed: list[Tensor] = []
+            before = best
+            for start in itertools.chain(points, warm):
+                one = maximize(self.problem, ball, rho, start, center, steps, bar=self.bar)
+                top, u = self._reached(one.u, one.loss), one.u
+                if not reached:
+                    first = self._reached(start, one.first)
+                    columns["one_step"].append(torch.zeros_like(loss) if stationary else first - loss)
+                    ahead = first.isfinite() & (first > top)  # in float32; the ascent took another for higher
+                    top, u = torch.where(ahead, first, top), torch.where(ahead, start, u)
+                reached.append(top)
+                failed.append(one.non_finite)
+                better, known = top > best, known | top.isfinite()
+                best, best_u = torch.where(better, top, best), torch.where(better, u, best_u)
+                before = torch.where(better, one.before + (top - one.loss), before)
+            smaller, restarts = rho, torch.stack(reached[: setting.restarts]) - loss
+            columns["restarts"].append(torch.where(restarts.isfinite(), restarts.clamp(min=0), torch.nan))
+            columns["late_gain"].append(torch.where(best > loss, (best - before) / (best - loss), 0.0).clamp(max=1.0))
+            columns["worst_case"].append(torch.where(known, best - loss, torch.nan))
+            columns["non_finite"].append(torch.stack(failed).sum())
+            columns["displacement_error"].append(
+                displacement_error(self.problem.weights, ball.epsilon(ball.steepest(center, rho)))
+            )
+        back = torch.from_numpy(np.argsort(ascending, kind="stable")).to(loss.device)
+        return {name: torch.stack(column, dim=-1)[..., back] for name, column in columns.items()}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from numbers import Integral
 
 import torch
@@ -40,6 +40,15 @@ def check_division(problem: Problem, m: int | None, subsets: int) -> None:
     if problem.undividable is not None or problem.batches.whole() is None:
         reason = problem.undividable or "the batches differ in shape"
         raise InputError(f"m and subsets regroup the examples, and {reason}: give neither")
+
+
+def both(
+    problem: Problem, wide: Problem, divide: Callable[[Problem], Iterator[Problem]]
+) -> Iterator[tuple[Problem, Problem]]:
+    """The parts of a problem beside those of the same one in float32, which may be itself (see `widened`)."""
+    if wide is problem:
+        return ((part, part) for part in divide(problem))
+    return zip(divide(problem), divide(wide), strict=True)
 
 
 def in_groups(problem: Problem, m: int | None) -> Iterator[Problem]:

@@ -54,7 +54,7 @@ def update_direction(problem: Problem, direction: Direction, gradient: Tensor) -
             raise InputError(
                 f"direction must be a flat vector of shape ({problem.dimension},), received {tuple(d.shape)}"
             )
-        d = d.to(problem.weights)
+        d = d.to(_at_least_float32(problem))
     else:
         d = optimizer_direction(problem, direction, gradient)
     if not bool(finite(d)):
@@ -119,7 +119,13 @@ def optimizer_direction(problem: Problem, optimizers: Optimizer | Sequence[Optim
         for optimizer in several:
             _step(_shadow(optimizer, dict(stand_ins)), unit=rate == 0)
     moved = [(w - stand_ins[id(p)]) / (rate or 1.0) for w, p in zip(before, tensors, strict=True)]
-    return problem.parameters.flatten(moved).to(problem.weights)
+    return problem.parameters.flatten(moved).to(_at_least_float32(problem))
+
+
+def _at_least_float32(problem: Problem) -> Tensor:
+    """A tensor on the device of the weights whose dtype holds an update: theirs, not half precision."""
+    dtype = torch.promote_types(problem.weights.dtype, torch.float32)
+    return torch.empty(0, dtype=dtype, device=problem.weights.device)
 
 
 def _several(optimizers: Any) -> list[Optimizer]:

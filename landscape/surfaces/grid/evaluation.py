@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +19,7 @@ from landscape.errors import InputError
 from landscape.problem.batches import Batch
 from landscape.problem.outputs import count_hits
 from landscape.problem.parameters import Parameters, Slot, aligned
+from landscape.problem.precision import tf32
 from landscape.problem.problem import Problem
 
 Point = Sequence[float]
@@ -231,30 +231,7 @@ def _channels_last(slot: Slot) -> tuple[int, ...] | None:
     return (0, 2, 3, 1) if len(slot.shape) == 4 else None
 
 
-@contextlib.contextmanager
-def _precision(precision: str, device: torch.device) -> Iterator[None]:
+def _precision(precision: str, device: torch.device) -> contextlib.AbstractContextManager[None]:
     if precision == "bfloat16":
-        with torch.autocast(device.type, torch.bfloat16):
-            yield
-    elif precision == "tf32" and device.type == "cuda":
-        switches = list(_tf32_switches())
-        before = [getattr(holder, name) for holder, name, _ in switches]
-        try:
-            for holder, name, value in switches:
-                setattr(holder, name, value)
-            yield
-        finally:
-            for (holder, name, _), value in zip(switches, before, strict=True):
-                setattr(holder, name, value)
-    else:
-        yield
-
-
-def _tf32_switches() -> Iterator[tuple[Any, str, Any]]:
-    """(holder, attribute, value) that let products and convolutions take TF32.
-
-    torch 2.9 renamed them, and refuses to read the former name once the new one was written.
-    """
-    convolution = getattr(torch.backends.cudnn, "conv", None)
-    for holder in (torch.backends.cuda.matmul, torch.backends.cudnn if convolution is None else convolution):
-        yield (holder, "allow_tf32", True) if convolution is None else (holder, "fp32_precision", "tf32")
+        return torch.autocast(device.type, torch.bfloat16)
+    return tf32(True) if precision == "tf32" and device.type == "cuda" else contextlib.nullcontext()
