@@ -114,8 +114,9 @@ def adapted(rank=None, synchronized=True, group_size=None):
     return torch.cat([p.detach().flatten() for p in model.parameters()])
 
 
-def torchrun(*arguments):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", *arguments]
+def torchrun(*arguments, processes=2):
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    command = [*launcher, *arguments]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
         command,
@@ -245,26 +246,3 @@ def test_the_command_under_torchrun_trains_and_reports_once(tmp_path):
     printed = torchrun("-m", "cli", "train", "sam", *options)
     assert printed.count("test accuracy") == 1
     assert torch.load(out / "ckpt.pt", weights_only=True)["provenance"]["processes"] == 2
-
-
-SHARDED = """
-import os, torch
-from torch import nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
-from landscape.errors import InputError
-from trainers import Task
-torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
-model = fully_shard(nn.Sequential(nn.Linear(4, 4)), mesh=init_device_mesh("cpu", (1,)))
-try:
-    Task(model, nn.CrossEntropyLoss())
-except InputError as error:
-    print(error, flush=True)
-os._exit(0)  # the mesh keeps its group's threads, which the interpreter's end does not always survive
-"""
-
-
-def test_sharded_parameters_are_refused():
-    ran = subprocess.run([sys.executable, "-c", SHARDED], cwd=ROOT, capture_output=True, text=True, timeout=240)
-    assert "sharded (FSDP)" in ran.stdout, ran.stderr[-3000:]
-    assert "use DistributedDataParallel instead" in ran.stdout

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from landscape.ball import shards
 from landscape.ball.vectors import norm, ratio
 
 
@@ -66,11 +67,12 @@ def perturbed(tensors: Sequence[Tensor], epsilon: Sequence[Tensor]) -> Iterator[
 
     The weights are restored by copying: subtracting epsilon again would drift, rebinding storage breaks DDP views.
     """
+    tensors = shards.local(tensors)
     with torch.no_grad():
         saved = [t.detach().clone() for t in tensors]
-        torch._foreach_add_(list(tensors), list(epsilon))
+        torch._foreach_add_(tensors, shards.local(epsilon))
     try:
         yield
     finally:
         with torch.no_grad():
-            torch._foreach_copy_(list(tensors), saved)
+            torch._foreach_copy_(tensors, saved)

@@ -1,8 +1,8 @@
 """Vectors of weights: every sum over their entries, and the steps that are built from such sums.
 
-A vector is flat, (d,), or a list of tensors that stands for one, as in training. Norms and dots accumulate in float64
-and stay on the device as 0-dim float64 tensors: a float32 norm of 10 million entries on a CPU is off by 3.6e-4. What
-works entry by entry keeps the vector's dtype.
+A vector is flat, (d,), or a list of tensors that stands for one, as in training (DTensors, where the parameters are
+sharded). Norms and dots accumulate in float64 and stay on the device as 0-dim float64 tensors: a float32 norm of 10
+million entries on a CPU is off by 3.6e-4. What works entry by entry keeps the vector's dtype.
 
 This is the one seam for vectors that are spread over processes: whatever needs all entries at once is here and in
 `landscape.random`, where they are drawn; products and sums of entries work on a part as they work on the whole.
@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from landscape.ball import shards
 from landscape.errors import InputError
 
 Vector = Tensor | Sequence[Tensor]
@@ -26,8 +27,23 @@ def norm(a: Vector, order: float = 2.0) -> Tensor:
     """||a|| of any order; of a list the Euclidean norm over all tensors."""
     if isinstance(a, Tensor):
         return torch.linalg.vector_norm(a, order, dtype=torch.float64)
-    norms = torch._foreach_norm(list(a), order, torch.float64)
-    return torch.linalg.vector_norm(torch.stack([n.to(norms[0].device) for n in norms]), order)
+    here = torch.linalg.vector_norm(_norms_here(a, order), order)
+    everywhere = shards.gathered(here, a)
+    return here if everywhere is None else torch.linalg.vector_norm(everywhere, order)
+
+
+def norms(tensors: Sequence[Tensor], order: float = 2.0) -> Tensor:
+    """The norm of each tensor, (n,)."""
+    here = _norms_here(tensors, order)
+    everywhere = shards.gathered(here, tensors)
+    return here if everywhere is None else torch.linalg.vector_norm(everywhere, order, dim=0)
+
+
+def _norms_here(tensors: Sequence[Tensor], order: float) -> Tensor:
+    """Norms of the parts that this process holds; of none, which has no largest entry, 0."""
+    parts = [t if t.numel() else t.new_zeros(1) for t in shards.local(tensors)]
+    each = torch._foreach_norm(parts, order, torch.float64)
+    return torch.stack([n.to(each[0].device) for n in each])
 
 
 def dot(a: Vector, b: Vector) -> Tensor:
@@ -35,8 +51,11 @@ def dot(a: Vector, b: Vector) -> Tensor:
     if isinstance(a, Tensor) and isinstance(b, Tensor):
         pairs = zip(a.split(_PIECE), b.split(_PIECE), strict=True)
         return torch.stack([torch.dot(x.double(), y.double()) for x, y in pairs]).sum()
-    sums = [p.sum(dtype=torch.float64) for p in torch._foreach_mul(list(a), list(b))]
-    return torch.stack([s.to(sums[0].device) for s in sums]).sum()
+    products = torch._foreach_mul(shards.local(list(a)), shards.local(list(b)))
+    sums = [p.sum(dtype=torch.float64) for p in products]
+    here = torch.stack([s.to(sums[0].device) for s in sums]).sum()
+    everywhere = shards.gathered(here, list(a))
+    return here if everywhere is None else everywhere.sum()
 
 
 def dots(rows: Tensor, vector: Tensor, piece: int = _PIECE) -> Tensor:

@@ -12,6 +12,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from landscape.ball.shards import local
+from landscape.ball.vectors import norm, norms
 from landscape.errors import InputError
 
 _INSTEAD = (
@@ -29,7 +31,8 @@ class Leftovers:
     def keep(self, parameters: Sequence[Tensor], *, stepped: bool) -> None:
         """Remember what `.grad` holds. Before the optimizer's step it may still be clipped or unscaled in place."""
         gradients = [p.grad for p in parameters if p.grad is not None]
-        self._left = [(g, g._version if stepped else None) for g in gradients]
+        # What adds to a sharded gradient adds to its shard, and counts there.
+        self._left = [(g, h._version if stepped else None) for g, h in zip(gradients, local(gradients), strict=True)]
 
     def forget(self) -> None:
         """Let the gradients go: they are cleared."""
@@ -41,26 +44,26 @@ class Leftovers:
         The device is waited for, once, only where `.grad` holds what this optimizer has not left there.
         """
         known = {id(g): version for g, version in self._left}
+        dense = [(p, p.grad) for p in parameters if p.grad is not None and p.grad.layout == torch.strided]
+        parts = local([g for _, g in dense])
         others = [
-            p
-            for p in parameters
-            if p.grad is not None and p.grad.layout == torch.strided
-            if id(p.grad) not in known or known[id(p.grad)] not in (None, p.grad._version)
+            (p, g)
+            for (p, g), part in zip(dense, parts, strict=True)
+            if id(g) not in known or known[id(g)] not in (None, part._version)
         ]
         if not others:
             return None
-        largest = torch._foreach_norm([p.grad for p in others if p.grad is not None], torch.inf)
-        sizes = torch.stack([n.to("cpu", torch.float64, non_blocking=True) for n in largest]).tolist()
-        nonzero = [p for p, size in zip(others, sizes, strict=True) if size]
+        sizes = norms([g for _, g in others], torch.inf).tolist()
+        nonzero = [p for (p, _), size in zip(others, sizes, strict=True) if size]
         return min(nonzero, key=Tensor.numel) if nonzero else None
 
 
 def require_cleared(probe: Tensor, parameters: Sequence[Tensor]) -> None:
     """Raise InputError if the nan that was put into the probe's `.grad` before the closure's pass is still there."""
-    if probe.grad is None or not bool(probe.grad.isnan().all()):
+    if probe.grad is None or bool(norm([(~probe.grad.isnan()).double()])):
         return
     rest = [p.grad for p in parameters if p is not probe and p.grad is not None]
-    if all(bool(g.isfinite().all()) for g in rest):  # else the closure's own gradient has diverged
+    if not rest or bool(norm(rest, torch.inf).isfinite()):  # else the closure's own gradient has diverged
         raise InputError(
             "the gradients of earlier backward passes are in .grad and the closure does not clear them (gradient "
             f"accumulation, accumulate_grad_batches): the method would see the last micro-batch alone: {_INSTEAD}"

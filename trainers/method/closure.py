@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from landscape.errors import InputError
 from landscape.problem.batches import Batch
-from trainers.method import network
+from trainers.method import network, sharded
 from trainers.method.accumulation import require_cleared
 from trainers.method.context import Context, Pass
 from trainers.method.step import Step
@@ -37,7 +37,7 @@ class ClosureStep(Step):
     ) -> None:
         super().__init__(task, Batch((), {}, None, 1), context, None, (1,) * task.world)
         self._closure, self._probe = closure, probe
-        self._averaged = isinstance(model, nn.parallel.DistributedDataParallel)
+        self._averaged = task.sharded or isinstance(model, nn.parallel.DistributedDataParallel)
         local = self._averaged and not task.synchronized
         self._communication: Any = model.no_sync if local else contextlib.nullcontext
 
@@ -62,9 +62,17 @@ class ClosureStep(Step):
         probe, self._probe = self._probe, None
         if probe is not None:
             probe.grad = torch.full_like(probe, torch.nan)
+        if self.task.sharded:
+            sharded.require_reduced(self.task.model, "before the closure")
         frozen = network.frozen_statistics(() if moves else self.task.norms)
         with frozen, self._communication(), torch.enable_grad():
-            loss = self._closure()
+            try:
+                loss = self._closure()
+            finally:
+                if self.task.sharded:
+                    sharded.reshard(self.task.model)
+        if self.task.sharded:
+            sharded.require_reduced(self.task.model, "after the closure")
         if probe is not None:
             require_cleared(probe, self.parameters)
         if not isinstance(loss, Tensor):

@@ -63,6 +63,9 @@ class Method(abc.ABC):
     needs_progress: ClassVar[bool] = False
     """Whether `compute` follows a schedule over the run (`context.progress`, `epoch`)."""
 
+    needs_whole_tensors: ClassVar[str | None] = None
+    """Why `compute` needs more of the weights than their shards and sums over them; None where these are enough."""
+
     def init(self, task: Task, context: Context) -> State:
         """The state before the first step. It is kept in the checkpoint; on resuming, the kept one replaces it."""
         return {}

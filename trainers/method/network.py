@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from landscape.errors import InputError
 from landscape.problem import outputs as outputs_module
 from landscape.processes import in_group
 
@@ -31,17 +30,6 @@ def equal_on_all_processes(model: nn.Module) -> None:
     if in_group():
         for tensor in (*model.parameters(), *model.buffers()):
             torch.distributed.broadcast(tensor.detach(), 0)
-
-
-def require_whole(model: nn.Module) -> None:
-    """Raise InputError for a network whose parameters are divided among processes."""
-    kinds = {kind.__name__ for module in model.modules() for kind in type(module).__mro__}
-    kinds |= {type(parameter).__name__ for parameter in model.parameters()}
-    if kinds & {"FullyShardedDataParallel", "FSDPModule", "DTensor"}:
-        raise InputError(
-            "the model's parameters are sharded (FSDP) and a perturbation's norm would be that of one shard: "
-            "use DistributedDataParallel instead"
-        )
 
 
 def statistics_of(model: nn.Module) -> list[nn.Module]:

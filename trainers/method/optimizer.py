@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from landscape.errors import InputError
+from trainers.method import sharded
 from trainers.method.accumulation import Leftovers, refuse_accelerate
 from trainers.method.averages import mean
 from trainers.method.closure import Closure, ClosureStep
@@ -63,8 +64,12 @@ class MethodOptimizer(torch.optim.Optimizer):
     A step that the scaler skips leaves weights, momentum and the method's state as they were.
 
     DistributedDataParallel: give the wrapped model. Gradients of every pass are averaged (one perturbation for the
-    global batch), or with synchronized=False only the result. Sharded parameters (FSDP) are not supported: norms would
-    run over the local shard.
+    global batch), or with synchronized=False only the result.
+
+    FSDP2: give the model after `fully_shard`, and a base optimizer of its sharded parameters. Norms run over all
+    shards, so that the processes compute what one would; the closure's last backward pass sums the gradients
+    (`set_requires_gradient_sync(True)`, the default). `torch.distributed.checkpoint` gets `base`, beside which
+    ``state_dict()["method"]`` is kept.
 
     Args:
         base: a torch optimizer over the model's parameters.
@@ -82,7 +87,9 @@ class MethodOptimizer(torch.optim.Optimizer):
 
     Raises:
         InputError: the method needs the batch or a schedule's length; the base optimizer calls the closure itself
-            (LBFGS), does not hold all trainable parameters, or has hyperparameters of the method in its groups.
+            (LBFGS), does not hold all trainable parameters, or has hyperparameters of the method in its groups; the
+            parameters are sharded otherwise than by `fully_shard` over all processes, or the method or the base
+            optimizer needs them whole.
     """
 
     _COPIED = (
@@ -105,6 +112,17 @@ class MethodOptimizer(torch.optim.Optimizer):
         synchronized: bool = True,
         same_masks: bool = True,
     ) -> None:
+        self.task = Task(
+            model,
+            None,
+            optimizer=base,
+            scaler=scaler,
+            synchronized=synchronized,
+            same_masks=same_masks,
+            closures=True,
+        )
+        if self.task.sharded:
+            sharded.require_method(method, base, synchronized=synchronized)
         if method.needs_batch:
             raise InputError(
                 f"{method.name} looks at the batch itself, which a closure hides: drive it with "
@@ -114,7 +132,6 @@ class MethodOptimizer(torch.optim.Optimizer):
             raise InputError(f"{method.name} follows a schedule over the run: give total_steps")
         _require_plain_step(base)
         self.base, self.method, self.model = base, method, model
-        self.task = Task(model, None, optimizer=base, scaler=scaler, synchronized=synchronized, same_masks=same_masks)
         self._require_all_parameters()
         self._require_one_setting(base.param_groups)
         super().__init__(base.param_groups, base.defaults)
@@ -240,7 +257,8 @@ class MethodOptimizer(torch.optim.Optimizer):
         stored = state_dict.get("method")
         if stored is None or stored["name"] != self.method.name:
             raise InputError(
-                f"this state is of {stored['name'] if stored else 'a bare optimizer'}, not of {self.method.name}"
+                f"this state is of {stored['name'] if stored else 'a bare optimizer'}, not of {self.method.name} "
+                "(torch.distributed.checkpoint leaves the method's out: give it optimizer.base)"
             )
         self.base.load_state_dict({k: v for k, v in state_dict.items() if k != "method"})
         self.method_state, self.steps = dict(stored["state"]), stored["steps"]
@@ -285,8 +303,9 @@ class MethodOptimizer(torch.optim.Optimizer):
         held = {id(p) for g in self.base.param_groups for p in g["params"]}
         absent = [s.name for s, p in zip(self.task.layout, self.task.parameters, strict=True) if id(p) not in held]
         if absent:
+            when = " before the first pass, which leaves gathered ones behind" if self.task.sharded else ""
             raise InputError(
-                f"the base optimizer does not hold {absent[0]}: build it from model.parameters(), or set "
+                f"the base optimizer does not hold {absent[0]}: build it from model.parameters(){when}, or set "
                 "requires_grad=False on what is not trained"
             )
 

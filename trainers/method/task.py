@@ -19,7 +19,7 @@ from landscape.errors import InputError
 from landscape.problem.batch_passes import Passes
 from landscape.problem.batches import Batch, as_batch
 from landscape.problem.parameters import Parameters
-from trainers.method import network
+from trainers.method import network, sharded
 from trainers.method.batch_norm import SynchronizedBatchNorm
 from trainers.method.context import Context
 from trainers.method.step import Step
@@ -44,6 +44,7 @@ class Task:
         group_size: m of m-sharpness: the batch is divided into groups of m examples, each with its own perturbation.
         synchronized: with several processes, one perturbation for the global batch (True) or one per process.
         same_masks: dropout draws the same masks in every pass of a step, as the authors' JAX code of SAM does.
+        closures: the passes are a user's closures, for which `fully_shard` may have divided the parameters.
     """
 
     def __init__(
@@ -58,12 +59,18 @@ class Task:
         group_size: int | None = None,
         synchronized: bool = True,
         same_masks: bool = True,
+        closures: bool = False,
     ) -> None:
         if precision not in PRECISIONS:
             raise InputError(f"precision must be one of {', '.join(PRECISIONS)}, received {precision!r}")
         if group_size is not None and group_size < 1:
             raise InputError(f"m must be at least 1 example per group, received {group_size}")
-        network.require_whole(model)
+        self.sharded = sharded.is_sharded(model)
+        if self.sharded and not closures:
+            raise InputError(
+                "the model's parameters are sharded (fully_shard): train it in a loop of your own by "
+                "trainers.MethodOptimizer with a closure, or use DistributedDataParallel instead"
+            )
         self.model, self.loss, self.optimizer = network.unwrapped(model), loss, optimizer
         self.find_parameters()
         self.device = self.parameters[0].device
@@ -81,6 +88,7 @@ class Task:
 
     def find_parameters(self) -> None:
         """Take up the model's trainable parameters as they are now: `layout` and `parameters`."""
+        sharded.reshard(self.model)
         self.layout = Parameters.of(self.model)
         named = dict(self.model.named_parameters())
         self.parameters = [named[slot.name] for slot in self.layout]

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from landscape.ball.vectors import norm, ratio
+from landscape.ball.vectors import norm, norms, ratio
 from landscape.registry import register
 from trainers.method.method import Method, Pass, State, Step, require
 
@@ -66,8 +66,7 @@ class AMP(Method):
         return list(torch._foreach_mul(list(gradients), factor))
 
     def _projected(self, tensors: Sequence[Tensor]) -> list[Tensor]:
-        norms = torch.stack(torch._foreach_norm(list(tensors), 2, torch.float64))
-        factors = _shrinking(self.radius, norms).unbind()
+        factors = _shrinking(self.radius, norms(tensors)).unbind()
         return [t * f.to(t.dtype) for t, f in zip(tensors, factors, strict=True)]
 
 

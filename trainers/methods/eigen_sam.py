@@ -20,6 +20,7 @@ from landscape.ball.perturbation import ascent
 from landscape.ball.vectors import dot, norm, rejection
 from landscape.registry import register
 from trainers.method.method import Context, Method, Pass, State, Step, Task, require
+from trainers.method.sharded import normal_like
 
 DISTANCE = 0.01
 """Of the difference of gradients along a unit vector: small beside the radii, large beside float32's rounding."""
@@ -82,12 +83,7 @@ class EigenSAM(Method):
         A parameter without a gradient has no part in it.
         """
         generator = step.generator("eigen-sam", step.task.device)
-        vector = [
-            torch.randn(p.shape, generator=generator, device=p.device, dtype=p.dtype)
-            if id(p) in step.reached
-            else torch.zeros_like(p)
-            for p in step.parameters
-        ]
+        vector = [normal_like(p, generator) if id(p) in step.reached else torch.zeros_like(p) for p in step.parameters]
         if before is not None:
             there = norm(before) > 0  # without curvature the last one was zero
             vector = [torch.where(there, b, v) for b, v in zip(before, vector, strict=True)]

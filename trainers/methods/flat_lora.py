@@ -43,6 +43,7 @@ class FlatLoRA(Method):
     rho: float = 0.05
 
     needs_progress = True
+    needs_whole_tensors = "it draws noise by the rows of merged weights"
 
     def __post_init__(self) -> None:
         require(self.rho >= 0, f"rho must be >= 0, received {self.rho}: the authors' value is 0.05")

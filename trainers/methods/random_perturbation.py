@@ -18,6 +18,7 @@ from landscape.ball.scaling import Scaling
 from landscape.registry import register
 from trainers.method.method import Method, Pass, State, Step, require
 from trainers.method.mixing import leave_mixture
+from trainers.method.sharded import normal_like
 
 
 @register(
@@ -62,9 +63,6 @@ class RandomPerturbation(Method):
 
     def _noise(self, step: Step) -> list[Tensor]:
         generator = step.generator("random-perturbation", step.task.device)
-        noise = [
-            torch.randn(p.shape, generator=generator, device=p.device, dtype=p.dtype).mul_(self.sigma)
-            for p in step.parameters
-        ]
+        noise = [normal_like(p, generator).mul_(self.sigma) for p in step.parameters]
         scales = Scaling.of(self.scaling).tensors(step.layout, step.parameters)
         return noise if scales is None else list(torch._foreach_mul(noise, scales))

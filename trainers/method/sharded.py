@@ -1,0 +1,126 @@
+"""Networks whose parameters `fully_shard` (FSDP2) has divided among the processes.
+
+Parameters and gradients are DTensors, and so is what a method makes of them entry by entry; norms and dots run over all
+shards (`landscape.ball.vectors`). What is left is here: who may be trained so, and when the gathered copies go.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from landscape import processes
+from landscape.ball import shards
+from landscape.errors import InputError
+
+if TYPE_CHECKING:
+    from trainers.method.method import Method
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether the model's parameters are divided among processes.
+
+    Raises:
+        InputError: in FSDP1's flat tensors, or in part, or otherwise than `fully_shard` does it.
+    """
+    if any(type(m).__name__ == "FullyShardedDataParallel" for m in model.modules()):
+        raise InputError(
+            "the model is in FullyShardedDataParallel (FSDP1), whose flat parameters no method knows: use "
+            "torch.distributed.fsdp.fully_shard instead"
+        )
+    reshard(model)
+    named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
+    first: Any = next((p for _, p in named if hasattr(p, "placements")), None)
+    if first is None:
+        return False
+    if not any(True for _ in _wrapped(model)):
+        raise InputError("the parameters are DTensors that fully_shard has not made: methods train those alone")
+    for name, parameter in named:
+        _require_supported(name, parameter, first)
+    return True
+
+
+def require_method(method: Method, base: torch.optim.Optimizer, *, synchronized: bool) -> None:
+    """Raise InputError for what needs more than the shards and sums over them."""
+    why = "it looks at the batch itself" if method.needs_batch else method.needs_whole_tensors
+    if why is not None:
+        raise InputError(
+            f"{method.name} does not train a sharded model (fully_shard), {why}: use DistributedDataParallel, or a "
+            "method that needs gradients alone (sam, asam, gsam, ...)"
+        )
+    if type(base).__name__ == "Muon":
+        raise InputError(
+            "Muon orthogonalizes whole matrices and the model's are sharded (fully_shard): choose a base optimizer "
+            "that works entry by entry (SGD, AdamW, Lion, ...)"
+        )
+    if not synchronized:
+        raise InputError(
+            "synchronized=False is one perturbation a process, and the processes of a sharded model (fully_shard) hold "
+            "one set of weights together: leave it out"
+        )
+
+
+def reshard(model: nn.Module) -> None:
+    """Let go of the gathered parameters, which a pass may leave behind.
+
+    A forward pass without a backward pass leaves the root's, `set_reshard_after_backward(False)` all of them: the next
+    pass would compute with these and not see what has been written to the shards.
+    """
+    for module in _wrapped(model):
+        module.reshard()
+
+
+def require_reduced(model: nn.Module, when: str) -> None:
+    """Raise InputError if gradients have not been given to their shards.
+
+    They wait after `set_requires_gradient_sync(False)`, and the next pass that does reduce would take them in.
+    """
+    for module in _wrapped(model):
+        state = module._get_fsdp_state()
+        groups = getattr(state, "_fsdp_param_groups", None) or [getattr(state, "_fsdp_param_group", None)]
+        for group in groups:
+            waiting = getattr(group, "_partial_reduce_output", None) is not None
+            if waiting or any(_waits(p) for p in getattr(group, "fsdp_params", ())):
+                raise InputError(
+                    f"gradients of fully_shard wait to be summed over the processes {when}: the last backward pass "
+                    "of each closure needs set_requires_gradient_sync(True), and none may come before the closure"
+                )
+        if not getattr(getattr(state, "_state_ctx", None), "is_last_backward", True):
+            raise InputError(
+                "set_is_last_backward(False) is in force: the last backward pass of each closure needs "
+                "set_is_last_backward(True)"
+            )
+
+
+def normal_like(parameter: Tensor, generator: torch.Generator) -> Tensor:
+    """Standard normal noise in the shape of a parameter; each process draws all of it and keeps its shard."""
+    whole = torch.randn(parameter.shape, generator=generator, device=parameter.device, dtype=parameter.dtype)
+    return shards.part_of(whole, parameter)
+
+
+def _wrapped(model: nn.Module) -> Iterator[Any]:
+    """The modules that `fully_shard` was applied to."""
+    return (m for m in model.modules() if any(kind.__name__ == "FSDPModule" for kind in type(m).__mro__))
+
+
+def _waits(parameter: Any) -> bool:
+    whole = getattr(parameter, "_unsharded_param", None)
+    return parameter.unsharded_accumulated_grad is not None or (whole is not None and whole.grad is not None)
+
+
+def _require_supported(name: str, parameter: Any, first: Any) -> None:
+    if not hasattr(parameter, "placements"):
+        raise InputError(
+            f"the parameter {name} is whole and others are sharded: apply fully_shard to the model itself, after its "
+            "layers, without ignored_params"
+        )
+    mesh, divided = parameter.device_mesh, [p for p in parameter.placements if not p.is_replicate()]
+    one = len(divided) == 1 and type(divided[0]).__name__ == "Shard"
+    if not one or mesh != first.device_mesh or mesh.size() != processes.world():
+        raise InputError(
+            f"the parameter {name} is placed as {parameter.placements} on {mesh} among {processes.world()} processes: "
+            "methods train what fully_shard divides along one dimension of one mesh of all processes (FSDP, HSDP)"
+        )
