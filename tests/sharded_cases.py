@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from landscape.errors import InputError
-from trainers import METHODS, MethodOptimizer, Task
+from trainers import METHODS, MethodOptimizer, Task, train
 from trainers.optimizers.lion import Lion
 
 LR, STEPS, EXAMPLES = 0.1, 3, 24
@@ -55,7 +56,10 @@ BASES = {
 }
 RESUMED = ("sam with adamw", "looksam", "friendly-sam")
 # Ways in which a pass may leave gathered parameters behind, or gradients be summed.
-VARIANTS = ("gathered", "evaluated", "accumulated", "groups", "clipped", "replicas", "one replica", "columns", "scaled")
+VARIANTS = (
+    *("gathered", "evaluated", "interrupted", "accumulated", "groups", "clipped", "scaled"),
+    *("replicas", "one replica", "columns", "frozen", "unused"),
+)
 FOUR = ("two by two", "nodes")  # replicas of two shards each; parameters that stay gathered within pairs
 
 
@@ -64,6 +68,7 @@ class Network(nn.Module):
 
     def __init__(self, seed=3, dtype=torch.float64):
         super().__init__()
+        self.skips = False
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.scale = nn.Parameter(torch.ones(1))
@@ -75,6 +80,8 @@ class Network(nn.Module):
         self.to(dtype)
 
     def forward(self, tokens):
+        if self.skips:
+            return self.head(self.embedding(tokens))
         turned = self.turned(self.body(self.embedding(tokens)).unsqueeze(2)).squeeze(2)
         return self.head(turned * self.scale)
 
@@ -158,11 +165,30 @@ def take(optimizer, model, step, rank, variant):
             optimizer.gradient(closure)
             scaler.step(optimizer)
             scaler.update()
+    elif variant == "interrupted":
+        interrupted(optimizer, model, closure)
+        optimizer.step(closure)
     else:
         optimizer.step(closure)
     if variant == "evaluated":
         with torch.no_grad():
             model(parts[0][0])
+
+
+def interrupted(optimizer, model, closure):
+    """A step that ends with an error in its second pass."""
+    passes = []
+
+    def hook(*_):
+        passes.append(None)
+        if len(passes) == 2:
+            raise FloatingPointError
+
+    handle = model.head.register_forward_pre_hook(hook)
+    with contextlib.suppress(FloatingPointError):
+        optimizer.step(closure)
+    handle.remove()
+    assert len(passes) == 2
 
 
 def trained(training, rank=None, variant=None, seed=3, steps=STEPS):
@@ -177,7 +203,10 @@ def trained(training, rank=None, variant=None, seed=3, steps=STEPS):
             model(batch(0, rank)[0][0])
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10) if variant == "scaled" else None
     optimizer = MethodOptimizer(inner, METHODS[name](**options), model, scaler=scaler, total_steps=6)
+    model.skips = variant == "unused"
     for step in range(steps):
+        if variant == "frozen" and step == 1:
+            model.body[0].weight.requires_grad_(False)
         take(optimizer, model, step, rank, variant)
     return model, optimizer
 
@@ -307,7 +336,7 @@ def refused(rank):
 
         return optimizer(FullyShardedDataParallel(nn.Linear(2, 2)))
 
-    def step(gradients_before=0, sync=True, last=True, clears=True):
+    def step(gradients_before=0, sync=True, last=True, clears=True, taken=0):
         model = sharded(Network())
         made = optimizer(model)
         (tokens, targets), *_ = batch(0, rank)
@@ -322,6 +351,10 @@ def refused(rank):
             value.backward()
             return value
 
+        for _ in range(taken):
+            clears = True
+            made.step(closure)
+            clears = False
         if gradients_before:
             model.set_requires_gradient_sync(gradients_before == 2)
             loss().backward()
@@ -342,6 +375,8 @@ def refused(rank):
     attempt("not last", lambda: step(last=False))
     attempt("not cleared", lambda: step(gradients_before=2, clears=False))
     bare = sharded(Network())
+    attempt("not cleared later", lambda: step(taken=1, gradients_before=2))
+    attempt("train", lambda: train("sam", model=sharded(Network()), data="digits", epochs=1))
     attempt("bare state", lambda: optimizer(bare).load_state_dict(BASES["sgd"](bare.parameters()).state_dict()))
     model = sharded(Network())
     with torch.no_grad():

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from sharded_cases import BASES, FOUR, RESUMED, STEPS, TRAININGS, VARIANTS, Network, by_hand, trained, whole
 from test_distributed import torchrun
 
+from landscape.errors import InputError
 from trainers import METHODS
+from trainers.method.sharded import _require_supported
 
 EXACT = {"rtol": 1e-12, "atol": 1e-14}  # float64 sums in another order, over some steps
 
@@ -105,6 +109,8 @@ REFUSED = {
     "not summed before": "wait to be summed over the processes before the closure",
     "not last": "set_is_last_backward(False) is in force",
     "not cleared": "the closure does not clear them",
+    "not cleared later": "the closure does not clear them",
+    "train": "train it in a loop of your own by trainers.MethodOptimizer with a closure",
     "bare state": "this state is of a bare optimizer, not of sam (torch.distributed.checkpoint leaves the method's out",
     "too late": "build it from model.parameters() before the first pass, which leaves gathered ones behind",
 }
@@ -114,6 +120,14 @@ REFUSED = {
 def test_refused(name, by):
     assert REFUSED[name] in by(2)["said"][name]
     assert "\n" not in by(2)["said"][name]
+
+
+def test_offloaded_parameters_are_refused():
+    """A machine without an accelerator has none: a stand-in for the parameter of one."""
+    mesh = SimpleNamespace(device_type="cuda", size=lambda: 1)
+    parameter = SimpleNamespace(device_mesh=mesh, device=torch.device("cpu"), placements=())
+    with pytest.raises(InputError, match="the parameter w is offloaded to the cpu: call fully_shard without offload"):
+        _require_supported("w", parameter, parameter)
 
 
 def test_all_methods_are_trained_or_refused(by):

@@ -33,10 +33,9 @@ def gathered(here: Tensor, tensors: Sequence[Tensor]) -> Tensor | None:
     group = next((mesh.get_group(i) for i, p in enumerate(first.placements) if p.is_shard()), None)
     if group is None:
         return None
-    value = here.to(mesh.device_type).contiguous()  # shards that are offloaded to the CPU lie elsewhere than the mesh
-    values = [torch.empty_like(value) for _ in range(torch.distributed.get_world_size(group))]
-    torch.distributed.all_gather(values, value, group)
-    return torch.stack(values).to(here.device)
+    values = [torch.empty_like(here) for _ in range(torch.distributed.get_world_size(group))]
+    torch.distributed.all_gather(values, here.contiguous(), group)
+    return torch.stack(values)
 
 
 def part_of(whole: Tensor, like: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from trainers.datasets import Data
 from trainers.loop.settings import Settings
 from trainers.method.batch_norm import synchronize_batch_norm
 from trainers.method.network import equal_on_all_processes
+from trainers.method.sharded import require_whole
 from trainers.models import arguments_for, build_model
 from trainers.names import parse_name
 from trainers.storable import without_tuples
@@ -45,6 +46,7 @@ class Network:
             network = build_model(name, seed=settings.seed, copies=copies, **arguments).to(device)
             described = {"name": name, "arguments": without_tuples(arguments)}
         else:
+            require_whole(model)
             network, described = model.to(device), {"name": "", "arguments": {}}
         # Convolutions are 1.2 to 1.5 times faster so, on a CPU too; there a caller's own network is left as it is.
         left_alone = model is not None and device.type == "cpu"

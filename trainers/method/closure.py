@@ -68,10 +68,11 @@ class ClosureStep(Step):
         with frozen, self._communication(), torch.enable_grad():
             try:
                 loss = self._closure()
-            finally:
-                if self.task.sharded:
-                    sharded.reshard(self.task.model)
+            except BaseException:
+                sharded.abandon_pass(self.task.model)
+                raise
         if self.task.sharded:
+            sharded.reshard(self.task.model)
             sharded.require_reduced(self.task.model, "after the closure")
         if probe is not None:
             require_cleared(probe, self.parameters)

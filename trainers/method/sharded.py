@@ -6,6 +6,7 @@ shards (`landscape.ball.vectors`). What is left is here: who may be trained so, 
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -43,6 +44,15 @@ def is_sharded(model: nn.Module) -> bool:
     return True
 
 
+def require_whole(model: nn.Module) -> None:
+    """Raise InputError for a sharded model, of which batches cannot be passed in parts."""
+    if is_sharded(model):
+        raise InputError(
+            "the model's parameters are sharded (fully_shard): train it in a loop of your own by "
+            "trainers.MethodOptimizer with a closure, or use DistributedDataParallel instead"
+        )
+
+
 def require_method(method: Method, base: torch.optim.Optimizer, *, synchronized: bool) -> None:
     """Raise InputError for what needs more than the shards and sums over them."""
     why = "it looks at the batch itself" if method.needs_batch else method.needs_whole_tensors
@@ -71,6 +81,13 @@ def reshard(model: nn.Module) -> None:
     """
     for module in _wrapped(model):
         module.reshard()
+
+
+def abandon_pass(model: nn.Module) -> None:
+    """Let go of what a pass that an exception has ended left behind: gathered parameters, gradients on their way."""
+    for module in _wrapped(model):
+        with contextlib.suppress(RuntimeError):  # not the outermost, which takes the others along
+            getattr(module, "reset_iter_state", module.reshard)()  # torch before 2.13 has no other
 
 
 def require_reduced(model: nn.Module, when: str) -> None:
@@ -116,6 +133,10 @@ def _require_supported(name: str, parameter: Any, first: Any) -> None:
         raise InputError(
             f"the parameter {name} is whole and others are sharded: apply fully_shard to the model itself, after its "
             "layers, without ignored_params"
+        )
+    if parameter.device.type != parameter.device_mesh.device_type:
+        raise InputError(
+            f"the parameter {name} is offloaded to the {parameter.device.type}: call fully_shard without offload_policy"
         )
     mesh, divided = parameter.device_mesh, [p for p in parameter.placements if not p.is_replicate()]
     one = len(divided) == 1 and type(divided[0]).__name__ == "Shard"

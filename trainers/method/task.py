@@ -65,12 +65,9 @@ class Task:
             raise InputError(f"precision must be one of {', '.join(PRECISIONS)}, received {precision!r}")
         if group_size is not None and group_size < 1:
             raise InputError(f"m must be at least 1 example per group, received {group_size}")
-        self.sharded = sharded.is_sharded(model)
-        if self.sharded and not closures:
-            raise InputError(
-                "the model's parameters are sharded (fully_shard): train it in a loop of your own by "
-                "trainers.MethodOptimizer with a closure, or use DistributedDataParallel instead"
-            )
+        if not closures:
+            sharded.require_whole(model)
+        self.sharded = closures and sharded.is_sharded(model)
         self.model, self.loss, self.optimizer = network.unwrapped(model), loss, optimizer
         self.find_parameters()
         self.device = self.parameters[0].device
