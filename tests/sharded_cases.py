@@ -63,6 +63,17 @@ VARIANTS = (
 FOUR = ("two by two", "nodes")  # replicas of two shards each; parameters that stay gathered within pairs
 
 
+class RootMeanSquare(nn.Module):
+    """A normalization that is known by what it does."""
+
+    def __init__(self, size):
+        super().__init__()
+        self.gain = nn.Parameter(torch.ones(size))
+
+    def forward(self, x):
+        return self.gain * x / x.square().mean(-1, keepdim=True).sqrt()
+
+
 class Network(nn.Module):
     """Tied weights, rows that no number of processes divides, and parameters of one entry."""
 
@@ -73,7 +84,7 @@ class Network(nn.Module):
             torch.manual_seed(seed)
             self.scale = nn.Parameter(torch.ones(1))
             self.embedding = nn.Embedding(11, 6)
-            self.body = nn.Sequential(nn.Linear(6, 7), nn.LayerNorm(7), nn.Tanh())
+            self.body = nn.Sequential(nn.Linear(6, 7), nn.LayerNorm(7), nn.Tanh(), RootMeanSquare(7))
             self.turned = nn.ConvTranspose1d(7, 6, 1)
             self.head = nn.Linear(6, 11)
         self.head.weight = self.embedding.weight

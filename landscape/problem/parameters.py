@@ -237,8 +237,8 @@ def normalizes(module: nn.Module) -> bool:
     try:
         with torch.no_grad(), forked():
             clone = copy.deepcopy(module).eval()
-            for p in clone.parameters():
-                p.fill_(1.0)
+            for name, p in module.named_parameters():  # one that is sharded would not multiply with x
+                setattr(clone, name, nn.Parameter(torch.ones(p.shape, dtype=p.dtype, device=p.device)))
             once, again = clone(x), clone(4 * x)
     except Exception:  # another signature, another shape: no normalization of one vector
         return False

@@ -53,6 +53,8 @@ class ClosureStep(Step):
         """Call the closure; parts of the batch and other objectives are refused."""
         if rows is not None or objective is not None:
             raise self._unseen()
+        if self.task.sharded:
+            sharded.require_reduced(self.task.model, "before the closure")
         for parameter in self.parameters:
             parameter.grad = None
         moves = not self._statistics_moved if statistics is None else statistics
@@ -62,8 +64,6 @@ class ClosureStep(Step):
         probe, self._probe = self._probe, None
         if probe is not None:
             probe.grad = torch.full_like(probe, torch.nan)
-        if self.task.sharded:
-            sharded.require_reduced(self.task.model, "before the closure")
         frozen = network.frozen_statistics(() if moves else self.task.norms)
         with frozen, self._communication(), torch.enable_grad():
             try:
@@ -73,6 +73,7 @@ class ClosureStep(Step):
                 raise
         if self.task.sharded:
             sharded.reshard(self.task.model)
+            sharded.require_last_backward(self.task.model)
             sharded.require_reduced(self.task.model, "after the closure")
         if probe is not None:
             require_cleared(probe, self.parameters)

@@ -105,9 +105,14 @@ def require_reduced(model: nn.Module, when: str) -> None:
                     f"gradients of fully_shard wait to be summed over the processes {when}: the last backward pass "
                     "of each closure needs set_requires_gradient_sync(True), and none may come before the closure"
                 )
-        if not getattr(getattr(state, "_state_ctx", None), "is_last_backward", True):
+
+
+def require_last_backward(model: nn.Module) -> None:
+    """Raise InputError if no backward pass has waited for the gradients to come."""
+    for module in _wrapped(model):
+        if not getattr(getattr(module._get_fsdp_state(), "_state_ctx", None), "is_last_backward", True):
             raise InputError(
-                "set_is_last_backward(False) is in force: the last backward pass of each closure needs "
+                "set_is_last_backward(False) is in force after the closure: its last backward pass needs "
                 "set_is_last_backward(True)"
             )
 
