@@ -48,6 +48,7 @@ TRAININGS = {
     "random-perturbation": ("random-perturbation", {"alpha": 0.5, "sigma": 0.1}, "sgd"),
     "random-perturbation by layers": ("random-perturbation", {"scaling": "layerwise"}, "sgd"),
 }
+ONE_EACH = list({method: name for name, (method, *_) in reversed(TRAININGS.items())}.values())
 BASES = {
     "sgd": lambda p: torch.optim.SGD(p, lr=LR, momentum=0.9, weight_decay=0.01),
     "adam": lambda p: torch.optim.Adam(p, lr=0.01),
@@ -404,7 +405,8 @@ def main(folder):
         variants = FOUR if world() == 4 else VARIANTS
         results = {variant: whole(trained("sam", rank, variant)[0]) for variant in variants}
         if world() < 4:
-            results |= {name: whole(trained(name, rank)[0]) for name in TRAININGS}
+            trainings = TRAININGS if world() == 2 else ONE_EACH
+            results |= {name: whole(trained(name, rank)[0]) for name in trainings}
         if world() == 2:
             results["half precision"] = in_half_precision(rank)
             results["said"] = refused(rank)

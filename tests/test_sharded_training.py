@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from sharded_cases import BASES, FOUR, RESUMED, STEPS, TRAININGS, VARIANTS, Network, by_hand, trained, whole
+from sharded_cases import BASES, FOUR, ONE_EACH, RESUMED, STEPS, TRAININGS, VARIANTS, Network, by_hand, trained, whole
 from test_distributed import torchrun
 
 from landscape.errors import InputError
@@ -45,8 +45,9 @@ def one():
     return make
 
 
-@pytest.mark.parametrize("training", TRAININGS)
-@pytest.mark.parametrize("processes", [2, 3])
+@pytest.mark.parametrize(
+    ("processes", "training"), [*((2, name) for name in TRAININGS), *((3, name) for name in ONE_EACH)]
+)
 def test_processes_equal_one(processes, training, by, one):
     torch.testing.assert_close(by(processes)[training], one(training), **EXACT)
 
