@@ -13,6 +13,7 @@ from torch import nn
 
 from landscape.errors import InputError
 from trainers import METHODS, MethodOptimizer, Task, train
+from trainers.method.batch_norm import synchronize_batch_norm
 from trainers.optimizers.lion import Lion
 
 LR, STEPS, EXAMPLES = 0.1, 3, 24
@@ -59,7 +60,7 @@ RESUMED = ("sam with adamw", "looksam", "friendly-sam")
 # Ways in which a pass may leave gathered parameters behind, or gradients be summed.
 VARIANTS = (
     *("gathered", "evaluated", "interrupted", "accumulated", "groups", "clipped", "scaled"),
-    *("replicas", "one replica", "columns", "frozen", "unused"),
+    *("replicas", "one replica", "columns", "frozen", "unused", "batch norm"),
 )
 FOUR = ("two by two", "nodes")  # replicas of two shards each; parameters that stay gathered within pairs
 
@@ -207,6 +208,9 @@ def trained(training, rank=None, variant=None, seed=3, steps=STEPS):
     """Model and optimizer after some steps; with a rank on its share of the batch and of the parameters."""
     name, options, base = TRAININGS[training]
     model = Network(seed)
+    if variant == "batch norm":
+        model.body.append(nn.BatchNorm1d(7, dtype=torch.float64))
+        model = model if rank is None else synchronize_batch_norm(model)
     if rank is not None:
         sharded(model, variant)
     inner = BASES[base](model.parameters())
@@ -224,12 +228,12 @@ def trained(training, rank=None, variant=None, seed=3, steps=STEPS):
 
 
 def whole(model):
-    """Its parameters by name, gathered."""
+    """Its parameters, gathered, and buffers by name."""
     if hasattr(model, "reshard"):
         for module in model.modules():
             if hasattr(module, "reshard"):
                 module.reshard()
-    named = {n: p.detach() for n, p in model.named_parameters()}
+    named = {n: t.detach() for n, t in [*model.named_parameters(), *model.named_buffers()]}
     return {n: p.full_tensor() if hasattr(p, "full_tensor") else p.clone() for n, p in named.items()}
 
 
