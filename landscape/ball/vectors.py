@@ -26,7 +26,11 @@ _PIECE = 1 << 22
 def norm(a: Vector, order: float = 2.0) -> Tensor:
     """||a|| of any order; of a list the Euclidean norm over all tensors."""
     if isinstance(a, Tensor):
-        return torch.linalg.vector_norm(a, order, dtype=torch.float64)
+        if a.numel() <= _PIECE:
+            return torch.linalg.vector_norm(a, order, dtype=torch.float64)
+        # In pieces: torch makes a float64 copy of what it gets.
+        parts = [torch.linalg.vector_norm(x, order, dtype=torch.float64) for x in a.reshape(-1).split(_PIECE)]
+        return torch.linalg.vector_norm(torch.stack(parts), order)
     here = torch.linalg.vector_norm(_norms_here(a, order), order)
     everywhere = shards.gathered(here, a)
     return here if everywhere is None else torch.linalg.vector_norm(everywhere, order)

@@ -33,6 +33,19 @@ def wrong_derivative() -> str:
     )
 
 
+def symmetric(asymmetry: float, scale: float, cause: Callable[[], str]) -> bool:
+    """Whether products are those of a symmetric matrix of norm `scale`; warns where they are not."""
+    relative = asymmetry / max(scale, 1e-300)
+    if relative > _SYMMETRIC:
+        warnings.warn(
+            f"the products are not those of a symmetric matrix (relative asymmetry {relative:.2g}), "
+            f"{cause()}; neither values nor bounds can be trusted",
+            AsymmetryWarning,
+            stacklevel=2,
+        )
+    return bool(relative <= _SYMMETRIC)
+
+
 class _Chapter(NamedTuple):
     """Steps from one start vector (`ended`) or up to a restart: T, beta, and the index of their first vector."""
 
@@ -126,15 +139,7 @@ class Factorization:
 
     def symmetric(self) -> bool:
         """Whether A is symmetric, as far as the products tell; warns where it is not (AsymmetryWarning)."""
-        relative = self.asymmetry / max(self.scale, 1e-300)
-        if relative > _SYMMETRIC:
-            warnings.warn(
-                f"the products are not those of a symmetric matrix (relative asymmetry {relative:.2g}), "
-                f"{self._cause()}; neither values nor bounds can be trusted",
-                AsymmetryWarning,
-                stacklevel=2,
-            )
-        return bool(relative <= _SYMMETRIC)
+        return symmetric(self.asymmetry, self.scale, self._cause)
 
     def ritz(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Eigenvalues of T ascending, their eigenvectors (columns) and residual bounds |beta s_last|."""

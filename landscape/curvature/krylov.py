@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from landscape import random
 from landscape.curvature.factorization import Factorization
 from landscape.curvature.missed import Search, mixed
+from landscape.curvature.two_pass import BESIDE, TwoPass
 from landscape.curvature.wanted import ENDS, Eigenpairs, Request
 from landscape.errors import InputError
 from landscape.problem.memory import free_memory
@@ -63,36 +65,56 @@ def lanczos(
             two or three products; the random half keeps every eigenvector in play.
         generator: draws the start vector.
         max_products: products allowed, the look included; then the pairs are returned with converged=False.
-        capacity: basis vectors allowed; None is what fits in a quarter of the free memory.
+        capacity: basis vectors allowed; None is what fits in a quarter of the free memory, or 0 where fewer than
+            3 (k + 8) vectors fit in all of it. 0 keeps none: two passes for each pair (see
+            `landscape.curvature.two_pass`), k + 3 vectors in all, 4 for the largest eigenvalue alone.
         verify: keep looking for missed eigenvalues until the probability of one is below 1e-5.
 
     Raises:
         InputError: an argument out of range, or a product that is not finite.
     """
     like, d = operator.like, operator.dimension
+    if capacity is None:
+        capacity = _room(like, min(2 * k if which == "BE" else k, d))
     _check(k, d, which, tol, relative_to, max_products, capacity)
-    room = min(capacity or _room(like, k, which), d)
+    room = min(capacity, d)
     request = Request(k, which, tol, relative_to, torch.finfo(like.dtype).eps, max_products, room)
-    if start is not None:
-        start = mixed(start, like, generator, 0.01)
-    elif hint is not None:
-        start = mixed(hint, like, generator, 1.0)
+
+    def draw() -> Tensor:
+        if start is not None:
+            return mixed(start, like, generator, 0.01)
+        return random.normal(like, generator) if hint is None else mixed(hint, like, generator, 1.0)
+
     with Bar("Lanczos", None) as bar:
-        state = Factorization(operator.matvec, like, generator, start, cause=operator.cause)
+        if not room:
+            return TwoPass(request, operator, generator, bar).pairs(draw, verify)
+        state = Factorization(operator.matvec, like, generator, draw(), cause=operator.cause)
         pairs, others = request.first(state, bar)
         search = Search(request, operator, generator, state.scale, bar)
         return search.completed(pairs, others, verify or state.exhausted)
 
 
-def _room(like: Tensor, k: int, which: str) -> int:
-    least = (2 * k if which == "BE" else k) + LEAST_BEYOND
+def held(pairs: int, fitting: float) -> int:
+    """Vectors that Lanczos holds beside model and gradient where so many fit; without a basis where 3 (k + 8) do not.
+
+    The basis of the look, what it locks and what is returned come beside the first one: 3 (k + 8) was measured.
+    """
+    least = 3 * (pairs + LEAST_BEYOND)
+    return least if least <= fitting else pairs + BESIDE
+
+
+def _room(like: Tensor, pairs: int) -> int:
+    """Rows of the basis; 0: none is kept."""
     fitting = free_memory(like.device) / (like.numel() * like.element_size())
-    if least > fitting:
+    if held(pairs, fitting) > fitting:
+        smaller = f"give k={int(fitting) - BESIDE} at most, or " if fitting > BESIDE + 1 else ""
         raise InputError(
-            f"k={k} needs a basis of {least} vectors of {like.numel():,} numbers, {int(fitting)} fit in what is free: "
-            "give a smaller k, or restrict parameters"
+            f"{pairs} eigenpairs need {pairs + BESIDE} vectors of {like.numel():,} numbers even without a basis, "
+            f"{int(fitting)} fit in what is free: {smaller}restrict parameters"
         )
-    return max(int(_SHARE_OF_FREE * fitting), least)
+    if held(pairs, fitting) == pairs + BESIDE:
+        return 0
+    return max(int(_SHARE_OF_FREE * fitting), pairs + LEAST_BEYOND)
 
 
 def check_request(k: int, d: int, tol: float) -> None:
@@ -111,6 +133,12 @@ def _check(k: int, d: int, which: str, tol: float, relative_to: str, max_product
         raise InputError(f"relative_to must be 'value' or 'spectrum', received {relative_to!r}")
     if max_products < 1:
         raise InputError(f"at least one Hessian-vector product is needed, received {max_products}")
-    least = (2 * k if which == "BE" else k) + 3
-    if capacity is not None and capacity < min(least, d):
-        raise InputError(f"a basis of {capacity} vectors cannot hold {k} pairs: at least {least} are needed")
+    pairs = 2 * k if which == "BE" else k
+    if capacity == 0 and max_products < 2 * min(pairs, d):
+        raise InputError(
+            f"{pairs} eigenpairs take at least {2 * pairs} products where no basis is kept, received {max_products}"
+        )
+    if capacity is not None and capacity != 0 and capacity < min(pairs + 3, d):
+        raise InputError(
+            f"a basis of {capacity} vectors cannot hold {k} pairs: at least {pairs + 3} are needed, or 0 for none"
+        )

@@ -188,9 +188,9 @@ def mixed(vectors: Tensor, like: Tensor, generator: torch.Generator, share: floa
     rows = vectors.reshape(-1, vectors.shape[-1]).to(like)
     if rows.shape[1] != like.numel():
         raise InputError(f"start vectors must have length d = {like.numel()}, received shape {tuple(vectors.shape)}")
-    total = rows.sum(dim=0)
+    total = rows[0] if len(rows) == 1 else rows.sum(dim=0)
     noise = random.normal(like, generator)
     norms = [norm(x) for x in (total, noise)]
     if not bool(norms[0] > 0):
         return noise
-    return (total / norms[0]).to(like) + (noise * (share / norms[1])).to(like)
+    return noise.mul_(share / norms[1]).add_(total, alpha=float(1 / norms[0]))

@@ -33,6 +33,7 @@ class Operator:
         hint: a vector that is known at little cost and lies near the dominant eigenvectors (the gradient); None if
             none is.
         cause: why its products may not be those of a symmetric matrix, in words.
+        add: (total, v): adds A v to `total` in place, without a vector for the product; None where it needs one.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Operator:
     facts: Callable[[], dict[str, Any]] = field(default=dict, repr=False)
     hint: Callable[[], Tensor | None] = field(default=lambda: None, repr=False)
     cause: Callable[[], str] = field(default=wrong_derivative, repr=False)
+    add: Callable[[Tensor, Tensor], None] | None = field(default=None, repr=False)
 
     @property
     def dimension(self) -> int:
@@ -55,6 +57,13 @@ class Operator:
             )
         v = v.to(self.like)
         return self.matvec(v) if v.dim() == 1 else torch.stack([self.matvec(c) for c in v.mT.contiguous()], dim=1)
+
+    def accumulate(self, total: Tensor, v: Tensor) -> None:
+        """Add A v to `total`, in place."""
+        if self.add is None:
+            total += self.matvec(v)
+        else:
+            self.add(total, v)
 
     def dense(self) -> Tensor:
         """The matrix itself, (d, d), by d products."""
@@ -104,7 +113,9 @@ def hessian(
     graph = HessianGraph(problem, w, chunk_size=chunk_size, memory=memory)
     if parameters is not None:
         return block(graph, positions(problem, parameters))
-    return Operator("hessian", graph.product, problem.weights, graph.facts, lambda: graph.gradient)
+    return Operator(
+        "hessian", graph.product, problem.weights, graph.facts, lambda: graph.gradient, add=graph.add_product
+    )
 
 
 def gauss_newton(
@@ -125,7 +136,7 @@ def gauss_newton(
     graph = GaussNewtonGraph(
         problem, w, matrix=matrix, samples=samples, seed=seed, chunk_size=chunk_size, memory=memory
     )
-    return Operator(matrix, graph.product, problem.weights, graph.facts)
+    return Operator(matrix, graph.product, problem.weights, graph.facts, add=graph.add_product)
 
 
 def build(
@@ -176,7 +187,14 @@ def block(graph: HessianGraph, tensors: Sequence[int]) -> Operator:
         pieces = graph.graphs.problem.parameters.unflatten(graph.gradient)
         return torch.cat([pieces[i].reshape(-1) for i in tensors])
 
-    return Operator("hessian", lambda v: graph.product(v, tensors), like, graph.facts, hint)
+    return Operator(
+        "hessian",
+        lambda v: graph.product(v, tensors),
+        like,
+        graph.facts,
+        hint,
+        add=lambda total, v: graph.add_product(total, v, tensors),
+    )
 
 
 def layers(problem: Problem) -> dict[str, list[int]]:

@@ -32,6 +32,7 @@ class Eigenpairs:
         missed_probability: of a random start vector to hide an eigenvalue further out than the wanted ones by more than
             the tolerance, or by sqrt(d) / 20 `rounding` where that is more, if there is one; 0 where the whole space
             was seen, None where nothing was looked for.
+        basis: whether a basis was kept.
     """
 
     values: np.ndarray
@@ -41,6 +42,7 @@ class Eigenpairs:
     converged: bool
     rounding: float = 0.0
     missed_probability: float | None = None
+    basis: bool = True
 
 
 class Fence(NamedTuple):

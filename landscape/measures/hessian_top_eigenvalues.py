@@ -120,7 +120,9 @@ def top_eigenvalues(
         hvp: "double-backward", or "differences" for models without second derivative; their relative error is
             estimated and kept in the provenance, the bounds do not cover it. Above 1% they are refused.
         max_hvps: products allowed, the look included; then converged is False.
-        basis: vectors kept at once; None is as many as fit in a quarter of the free memory (then thick restart).
+        basis: vectors kept at once; None is as many as fit in a quarter of the free memory (then thick restart). 0
+            keeps none: each eigenvalue takes two passes, k + 3 vectors in all and about 2 k times the products. None
+            becomes 0, and the provenance says so, where fewer than 3 (k + 8) vectors fit in what is free.
         chunk_size: examples differentiated at once; None chooses.
         seed: draws the start vectors.
 
@@ -159,5 +161,5 @@ def extreme_pairs(operator: operators.Operator, k: int, seed: int, **lanczos: An
         rounding=pairs.rounding,
         missed_probability=missed,
         verified=missed is not None and missed <= CHANCE if lanczos.get("verify") else None,
-        provenance=operator.facts(),
+        provenance=operator.facts() if pairs.basis else {**operator.facts(), "basis": 0},
     )

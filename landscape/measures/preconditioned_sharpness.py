@@ -147,7 +147,7 @@ def preconditioned_sharpness(
         decayed += float(step.decay[0])
     else:
         matrix = dataclasses.replace(
-            operator, name="decayed hessian", matvec=lambda v: operator.matvec(v) + step.decay * v
+            operator, name="decayed hessian", matvec=lambda v: operator.matvec(v) + step.decay * v, add=None
         )
         other = extreme_pairs(matrix, 1, seed, start=plain.vectors, **lanczos)
         decayed, hvps, converged = float(other.values[0]), hvps + other.hvps, converged and other.converged

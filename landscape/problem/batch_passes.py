@@ -180,23 +180,22 @@ class BatchPasses:
         with telling("the backward pass", batch):
             return list(torch.autograd.grad(share, leaves, create_graph=True, allow_unused=True))
 
-    def second_derivative(
+    def add_second_derivative(
         self,
+        total: Tensor,
         gradients: Sequence[Tensor | None],
         leaves: Sequence[Tensor],
         pieces: Sequence[Tensor],
         batch: Batch,
         *,
         retain_graph: bool = False,
-    ) -> list[Tensor]:
-        """Derivative of <gradients, pieces>, one tensor per leaf: the batch's share of H v."""
+    ) -> None:
+        """Add the derivative of <gradients, pieces>, the batch's share of H v, to `total`, flat over the leaves."""
         pairs = [(g, v) for g, v in zip(gradients, pieces, strict=True) if g is not None and g.requires_grad]
         if not pairs:
-            return [torch.zeros_like(t) for t in leaves]
+            return
         self.passes.hvp += batch.size
-        outputs, vectors = zip(*pairs, strict=True)
-        parts = torch.autograd.grad(outputs, leaves, vectors, retain_graph=retain_graph, allow_unused=True)
-        return [torch.zeros_like(t) if p is None else p for p, t in zip(parts, leaves, strict=True)]
+        add_gradient(total, leaves, *zip(*pairs, strict=True), retain_graph=retain_graph)
 
     @contextlib.contextmanager
     def counting(self) -> Iterator[dict[str, float]]:
@@ -260,3 +259,28 @@ class BatchPasses:
                 f"the objective returned the weight {outputs.number(batch):g} for {batch} and {batch.weight:g} before: "
                 "c_b must be the same at every w"
             )
+
+
+def add_gradient(
+    total: Tensor,
+    leaves: Sequence[Tensor],
+    outputs: Sequence[Tensor],
+    vectors: Sequence[Tensor],
+    *,
+    retain_graph: bool = False,
+) -> None:
+    """Add the derivative of <outputs, vectors> by the leaves to `total`, flat over them.
+
+    The backward pass adds tensor by tensor as it goes: no list of all gradients and no copy of it is made.
+    """
+    parts = [p.view(x.shape) for p, x in zip(total.split([x.numel() for x in leaves]), leaves, strict=True)]
+    try:
+        for leaf, part in zip(leaves, parts, strict=True):
+            leaf.grad = part if part.dtype == leaf.dtype else torch.zeros_like(leaf)
+        torch.autograd.backward(outputs, vectors, retain_graph=retain_graph, inputs=list(leaves))
+        for leaf, part in zip(leaves, parts, strict=True):
+            if part.dtype != leaf.dtype:
+                part += leaf.grad
+    finally:
+        for leaf in leaves:
+            leaf.grad = None

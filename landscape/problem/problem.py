@@ -241,7 +241,7 @@ class Problem(BatchPasses):
                 loss = self.batch_loss(self.forward(batch), batch)
                 second_derivative.require(loss)
                 gradients = self.first_derivative(loss, leaves, batch)
-                result += self.parameters.flatten(self.second_derivative(gradients, leaves, pieces, batch))
+                self.add_second_derivative(result, gradients, leaves, pieces, batch)
         return self.summed(result)
 
     def plan(self, *, vectors: int = 0) -> Plan:

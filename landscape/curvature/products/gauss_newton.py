@@ -15,6 +15,7 @@ from landscape.curvature.exact.output_curvature import OutputCurvature, Root, ou
 from landscape.curvature.products import second_derivative
 from landscape.curvature.products.kept_graphs import KeptGraphs
 from landscape.errors import InputError
+from landscape.problem.batch_passes import add_gradient
 from landscape.problem.batches import Batch
 from landscape.problem.problem import Problem
 
@@ -67,22 +68,27 @@ class GaussNewtonGraph:
 
     def product(self, v: Tensor) -> Tensor:
         """J' B J v: (d,)."""
+        result = torch.zeros_like(self.graphs.problem.weights)
+        self._add(result, v)
+        return self.graphs.problem.summed(result)
+
+    def add_product(self, total: Tensor, v: Tensor) -> None:
+        """Add J' B J v to `total`, in place."""
+        if self.graphs.problem.distributed:
+            total += self.product(v)
+        else:
+            self._add(total, v)
+
+    def _add(self, total: Tensor, v: Tensor) -> None:
         problem = self.graphs.problem
         pieces = problem.parameters.typed(v.to(problem.weights))
-        result = torch.zeros_like(problem.weights)
         with self.graphs.open():
-            for batch, (outputs, u, pulled, middle), _ in self.graphs.each(self._build):
-                parts = second_derivative.named(
-                    functools.partial(self._pulled_back, outputs, u, pulled, pieces, middle)
-                )
+            for batch, graph, _ in self.graphs.each(self._build):
+                second_derivative.named(functools.partial(self._add_pulled_back, total, graph, pieces))
                 problem.passes.hvp += batch.size
-                zeros = [torch.zeros_like(x) if g is None else g for g, x in zip(parts, self.leaves, strict=True)]
-                result += problem.parameters.flatten(zeros)
-        return problem.summed(result)
 
-    def _pulled_back(
-        self, outputs: Tensor, u: Tensor, pulled: list[Tensor | None], pieces: list[Tensor], middle: Middle
-    ) -> tuple[Tensor | None, ...]:
+    def _add_pulled_back(self, total: Tensor, graph: Graph, pieces: list[Tensor]) -> None:
+        outputs, u, pulled, middle = graph
         pairs = [(g, p) for g, p in zip(pulled, pieces, strict=True) if g is not None and g.requires_grad]
         if not pairs:
             raise InputError(
@@ -91,7 +97,7 @@ class GaussNewtonGraph:
         rows, vectors = zip(*pairs, strict=True)
         forward = torch.autograd.grad(rows, u, vectors, retain_graph=True, allow_unused=True)[0]
         forward = torch.zeros_like(u) if forward is None else forward
-        return torch.autograd.grad(outputs, self.leaves, middle(forward), retain_graph=True, allow_unused=True)
+        add_gradient(total, self.leaves, [outputs], [middle(forward)], retain_graph=True)
 
     def facts(self) -> dict[str, Any]:
         """What was chosen and measured."""

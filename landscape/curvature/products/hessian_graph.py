@@ -69,23 +69,31 @@ class HessianGraph:
         Returns:
             Same shape as v. Cost: one Hessian-vector product (less for a block near the output).
         """
+        result = torch.zeros_like(v, dtype=self.graphs.problem.weights.dtype)
+        self._add(result, v, block)
+        return self.graphs.problem.summed(result)
+
+    def add_product(self, total: Tensor, v: Tensor, block: Sequence[int] | None = None) -> None:
+        """Add H v, or H_BB v, to `total`, in place: beside both only the backward pass's own buffers are held."""
+        if self.graphs.problem.distributed:
+            total += self.product(v, block)
+        else:
+            self._add(total, v, block)
+
+    def _add(self, total: Tensor, v: Tensor, block: Sequence[int] | None) -> None:
         self._built()
         problem = self.graphs.problem
         chosen = list(range(len(self.leaves))) if block is None else list(block)
         leaves = [self.leaves[i] for i in chosen]
-        parts = v.to(self.graphs.problem.weights).split([x.numel() for x in leaves])
+        parts = v.to(problem.weights).split([x.numel() for x in leaves])
         pieces = [aligned(p.view(leaf.shape)).to(leaf.dtype) for p, leaf in zip(parts, leaves, strict=True)]
-        result: Tensor | None = None
         with self.graphs.open():
             for batch, (_, gradients), kept in self.graphs.each(self._differentiate):
                 slopes = [gradients[i] for i in chosen]
-                products = second_derivative.named(
-                    functools.partial(problem.second_derivative, slopes, leaves, pieces, batch, retain_graph=kept)
+                add = functools.partial(
+                    problem.add_second_derivative, total, slopes, leaves, pieces, batch, retain_graph=kept
                 )
-                flat = torch.cat([p.reshape(-1) for p in products]).to(problem.weights)
-                result = flat if result is None else result.add_(flat)
-        assert result is not None
-        return problem.summed(result)
+                second_derivative.named(add)
 
     def facts(self) -> dict[str, Any]:
         """What was chosen and measured."""
