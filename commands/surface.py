@@ -61,7 +61,7 @@ class GridOptions:
     gif: bool = option("With --directions trajectory: figures/trajectory.gif, one frame per checkpoint.", default=False)
     mp4: bool = option("The same as figures/trajectory.mp4, where ffmpeg is installed.", default=False)
     precision: str = option(
-        "Precision of the forward passes on a GPU; its error is measured at the center and the corners.",
+        "Precision of the forward passes (tf32: on a GPU); its error is measured, and no check claims less than it.",
         type=click.Choice(["native", "tf32", "bfloat16"]),
         default="native",
     )

@@ -339,3 +339,40 @@ def test_options_out_of_range_are_told(options, message):
 def test_a_loss_that_is_not_finite_at_the_weights_is_told():
     with pytest.raises(InputError, match="the loss at the weights themselves is not finite"):
         landscape.critical_sharpness(along(lambda o: o + torch.nan))
+
+
+# -- curvature from losses ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_on_a_quadratic_second_differences_are_exact(seed):
+    _, problem, _, _ = quadratic(seed, indefinite=seed == 2)
+    right = landscape.directional_sharpness(problem)
+    found = landscape.directional_sharpness(problem, hvp="losses")
+    assert abs(found.value - right.value) <= found.error_bound < 1e-9 * (1 + abs(right.value))
+    assert found.cost["hvp"] == 0 < right.cost["hvp"]
+    assert (right.error_bound, right.forwards, right.neighboring_start) == (None, 0, None)
+    assert found.provenance["kinks"] == []
+
+
+@pytest.mark.parametrize("start", [None, 1e-6, 1e-2, 10.0, 1e4])
+def test_second_differences_of_a_network_are_right_from_any_start(start):
+    model, batches = network()
+    problem = landscape.Problem(model, nn.functional.cross_entropy, batches)
+    right = landscape.directional_sharpness(problem)
+    found = landscape.directional_sharpness(problem, start, hvp="losses")
+    assert abs(found.value - right.value) <= found.error_bound < 0.05 * right.value
+    assert found.forwards == found.cost["forward"] <= 14
+    assert abs(found.curvature - right.curvature) * found.length**2 / found.slope <= found.error_bound
+
+
+def test_second_differences_meet_walls_lines_and_wrong_starts():
+    wall = along(lambda o: torch.where(o < 0.3, 1 - o + o * o, math.nan * torch.ones_like(o)))
+    found = landscape.directional_sharpness(wall, hvp="losses")
+    assert abs(found.value - 2) <= found.error_bound < 1e-6
+    line = landscape.directional_sharpness(along(lambda o: 1 - o), hvp="losses")
+    assert abs(line.value) <= line.error_bound < 1e-9
+    kinked = landscape.directional_sharpness(along(lambda o: 1 - o + o * o + torch.relu(o - 0.7)), hvp="losses")
+    assert kinked.provenance["kinks"] == ["relu"]
+    with pytest.raises(InputError, match="start=-1: a positive step is needed"):
+        landscape.directional_sharpness(wall, -1.0, hvp="losses")

@@ -227,3 +227,41 @@ def test_a_loss_that_is_not_a_number_is_no_crossing_and_no_start():
     lost = landscape.Problem(model, lambda o, _: (o * math.nan).mean(), batches, check=False)
     with pytest.raises(InputError, match="not finite"):
         landscape.critical_sharpness(lost)
+
+
+# -- average sharpness -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_average_sharpness_is_right_within_its_error(kind):
+    low, exact = pair("cnn", kind)
+    for options in ({}, {"p": math.inf, "m": 32}, {"scaling": "filterwise"}):
+        found, right = (landscape.average_sharpness(p, rho=(1e-3, 1e-2), draws=6, **options) for p in (low, exact))
+        assert (np.abs(found.sharpness - right.sharpness) <= found.error_bound).all()
+        assert (found.error_bound < 0.01 * right.sharpness).all()
+        assert found.evaluated_in == "float32"
+        np.testing.assert_allclose(found.interval, right.interval, rtol=2e-3, atol=1e-6)  # 7 digits of the loss
+
+
+# -- directional sharpness ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_directional_sharpness_from_losses_and_from_products_is_right_within_its_error(kind):
+    low, exact = pair("gpt", kind)
+    right = landscape.directional_sharpness(exact)
+    for hvp in ("losses", "double-backward"):
+        found = landscape.directional_sharpness(low, hvp=hvp)
+        assert abs(found.value - right.value) <= found.error_bound < 0.25 * right.value, hvp
+    assert found.evaluated_in != "float32"
+    assert landscape.directional_sharpness(low, hvp="losses").evaluated_in == "float32"
+
+
+def test_directional_sharpness_from_losses_takes_5_to_7_forward_passes():
+    low, _ = pair("gpt", "bfloat16 autocast")
+    cold = landscape.directional_sharpness(low, hvp="losses")
+    warm = landscape.directional_sharpness(low, cold.neighboring_start, hvp="losses")
+    assert 5 <= warm.forwards <= 7
+    assert warm.cost["hvp"] == 0
+    assert warm.forwards < warm.cost["forward"] <= warm.forwards + 1 + 2 * 64 / low.examples
+    assert_close(warm.value, cold.value, rtol=0.02, atol=0)

@@ -170,12 +170,12 @@ def test_tiles_are_resumed_whole(tmp_path):
     np.testing.assert_array_equal(resumed.loss, whole.loss)
 
 
-def test_bfloat16_error_is_measured_at_center_and_corners():
+def test_bfloat16_error_is_measured_at_center_ends_and_corners():
     native = landscape.surface(mlp(), grid=3)
     low = landscape.surface(mlp(), grid=3, precision="bfloat16")
     errors = low.facts["precision_error"]
     assert errors[0]["point"] == [0, 0]
-    assert len(errors) == 5
+    assert len(errors) == 9  # the corners, the ends of the axes, which are beside the center of three points, and it
     for error in errors:
         i, j = (int(np.flatnonzero(a == c)[0]) for a, c in zip(low.axes, error["point"], strict=True))
         assert error["loss"] == low.loss[i, j]

@@ -53,6 +53,7 @@ class Grid:
         joined: whether they are stations of one way (a trajectory).
         maps: what else was computed at every point, by its title.
         quantity: what `loss` holds: the loss, or its rise above the center's.
+        rounding: what differences owe to rounding, where that was measured.
     """
 
     label: str
@@ -67,6 +68,7 @@ class Grid:
     joined: bool = False
     maps: dict[str, np.ndarray] = field(default_factory=dict)
     quantity: str = "loss"
+    rounding: float = 0.0
 
     def cuts(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """(coordinates, loss) along each axis through the grid point nearest to the center."""
@@ -84,6 +86,7 @@ class Scale:
     low: float
     high: float
     center: float = field(default=math.nan)
+    rounding: float = 0.0
 
     @property
     def wide_range(self) -> bool:
@@ -103,9 +106,10 @@ class Scale:
         return [low - margin, high + margin]
 
     def levels(self, log: bool) -> np.ndarray:
-        """Contour levels, evenly spaced on the scale (log10 of the loss where `log`)."""
+        """Contour levels, evenly spaced on the scale (log10 of the loss where `log`), no closer than rounding."""
         low, high = self.limits(log)
-        step = nice_step((high - low) / LEVELS, (1, 1.25, 1.5, 2, 2.5, 3, 4, 5, 7.5))
+        least = self.rounding / (self.low * math.log(10)) if log else self.rounding
+        step = nice_step(max((high - low) / LEVELS, least), (1, 1.25, 1.5, 2, 2.5, 3, 4, 5, 7.5))
         first = math.floor(low / step) + 1
         return step * np.arange(first, math.ceil(high / step))
 
@@ -222,6 +226,7 @@ def grid(surface: Surface | Profiles, label: str = "") -> Grid:
         marks=None if marks is None or len(marks) == 0 else np.asarray(marks, dtype=float),
         joined=getattr(surface, "directions", "") == "trajectory",
         maps=_maps(surface) if isinstance(surface, Surface) else {},
+        rounding=getattr(surface, "rounding", None) or 0.0,
     )
 
 
@@ -243,11 +248,12 @@ def shared_scale(drawn: Sequence[Grid]) -> Scale:
     finite = np.concatenate([g.loss[np.isfinite(g.loss)] for g in drawn])
     if not finite.size:
         return Scale(0.0, 1.0)
+    rounding = max(g.rounding for g in drawn)
     low, high = float(finite.min()), float(finite.max())
     if not high - low > 1e-12 * max(abs(low), abs(high), 1e-300):
         low, high = low - 0.5 * abs(low or 1.0), high + 0.5 * abs(high or 1.0)
     centers = [g.center for g in drawn if math.isfinite(g.center)]
-    return Scale(low, high, float(np.median(centers)) if centers else math.nan)
+    return Scale(low, high, float(np.median(centers)) if centers else math.nan, rounding)
 
 
 def _checks(surface: Surface | Profiles) -> Iterator[Remark]:

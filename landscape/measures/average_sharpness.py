@@ -10,9 +10,17 @@ from landscape.ball.noise import Noise
 from landscape.ball.scaling import Scaling
 from landscape.measure import measure
 from landscape.problem.problem import Problem
+from landscape.problem.widened import is_half, widened
 from landscape.progress import Bar
 from landscape.results.result import array
-from landscape.sharpness.checks import check_loss, check_weights, normalized, resolution, scaled_ball
+from landscape.sharpness.checks import (
+    check_loss,
+    check_weights,
+    displacement_error,
+    normalized,
+    resolution,
+    scaled_ball,
+)
 from landscape.sharpness.options import BallOptions
 from landscape.sharpness.sharpness import Sharpness, rise
 from landscape.sharpness.subsets import check_division, disjoint_subsets, in_groups
@@ -97,6 +105,9 @@ def average_sharpness(
         InputError: rho not positive, p not 2 or inf, fewer than 4 draws (2 without pairs), m or subsets larger than the
             number of examples, weights or loss at w not finite.
 
+    In bfloat16 and float16 (weights, or autocast) all of it is computed in float32 where that is possible, as
+    `evaluated_in` says; `error_bound` is what rounding leaves open, and part of `interval`.
+
     Cost: 1 + `draws` x radii forward passes, no backward; twice that with subsets.
     Source: Andriushchenko 2023 (arXiv 2302.07011), eq. 1; Tsuzuku 2019 (arXiv 1901.04653) for the scaled form.
 
@@ -115,15 +126,19 @@ def average_sharpness(
     problem = normalized(problem, logit_normalization)
     check_division(problem, m, subsets)
     check_weights(problem)
-    noise = Noise(scaled_ball(problem, setting.p, chosen), draws, antithetic, seed)
-    with Bar("average sharpness", draws * setting.work(problem.examples)) as bar:
-        full = _average(problem, noise, setting, bar)
+    with widened(problem) as wide, Bar("average sharpness", draws * setting.work(problem.examples)) as bar:
+        noise = Noise(scaled_ball(wide, setting.p, chosen), draws, antithetic, seed)
+        full = _average(wide, noise, setting, bar)
         parts, interval = None, interval_of_rises(full.rises)
         if subsets:
-            table = np.stack([_average(s, noise, setting, bar).rises for s in disjoint_subsets(problem, subsets, seed)])
+            table = np.stack([_average(s, noise, setting, bar).rises for s in disjoint_subsets(wide, subsets, seed)])
             parts = table.mean(axis=1)
             samples = interval_around(full.value, parts)
             interval = combined(full.value, interval, samples, counted_twice=interaction(table))
+        known, computed_in = resolution(wide, full.loss), str(wide.computed_in).removeprefix("torch.")
+        error = known + _lost(wide, noise, setting) * np.abs(full.value) if is_half(problem) else None
+    if error is not None:
+        interval = interval + np.stack([-error, error])
     return AverageSharpness(
         rho=np.array(setting.radii),
         sharpness=full.value,
@@ -134,7 +149,9 @@ def average_sharpness(
         subsets=parts,
         interval=interval,
         non_finite=full.non_finite,
-        resolution=resolution(problem, full.loss),
+        resolution=known,
+        error_bound=error,
+        evaluated_in=computed_in,
         arguments={"rho": rho},
         provenance={"logit_normalization": problem.logit_normalization},
     )
@@ -169,3 +186,9 @@ def _average(problem: Problem, noise: Noise, setting: BallOptions, bar: Bar) -> 
         rises = rises + share * (losses - loss).cpu().numpy()
         failed = failed + bad.cpu().numpy()
     return _Average(total, rises, failed.astype(int))
+
+
+def _lost(problem: Problem, noise: Noise, setting: BallOptions) -> np.ndarray:
+    """(rho,) share of a draw that the weights cannot hold, twice: the rise grows with its square."""
+    epsilon = next(noise.perturbations(problem.weights, "noise of group 0"))[0]
+    return 2 * np.array([float(displacement_error(problem.weights, rho * epsilon)) for rho in setting.radii])

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
 
 from landscape.ball.vectors import dot, norm
 from landscape.curvature import operators
+from landscape.curvature.products.differences import Operations
+from landscape.errors import InputError
 from landscape.measure import measure
 from landscape.problem.problem import Problem
+from landscape.problem.widened import is_half, widened
 from landscape.results.result import Result
-from landscape.sharpness.checks import check_loss
+from landscape.sharpness.checks import check_loss, displacement_error, resolution
+from landscape.sharpness.half_precision import gradient_error, product_error, start_loss
+from landscape.sharpness.second_difference import second_difference
 from landscape.sharpness.updates import Direction, described, slope_of, update_direction
 
 
@@ -23,6 +32,11 @@ class DirectionalSharpness(Result):
         slope: d'g.
         length: ||d||.
         loss: L(w).
+        error_bound: of `value`: by truncation and rounding where it is made of losses; by half precision where a
+            product is computed in it; None elsewhere.
+        step: h of the second difference; nan where a product was computed.
+        forwards: evaluations of the loss for it, that at w included; 0 where a product was computed.
+        evaluated_in: dtype that the losses, or the product, were computed in; that of the gradient may be narrower.
     """
 
     value: float
@@ -30,6 +44,15 @@ class DirectionalSharpness(Result):
     slope: float
     length: float
     loss: float
+    error_bound: float | None = None
+    step: float = math.nan
+    forwards: int = 0
+    evaluated_in: str = ""
+
+    @property
+    def neighboring_start(self) -> float | None:
+        """The step of the second difference."""
+        return self.step if self.forwards else None
 
 
 @measure(
@@ -42,6 +65,7 @@ class DirectionalSharpness(Result):
 )
 def directional_sharpness(
     problem: Problem,
+    start: float | None = None,
     *,
     direction: Direction = "gradient",
     hvp: str = "double-backward",
@@ -55,9 +79,11 @@ def directional_sharpness(
 
     Args:
         problem: L.
+        start: with losses, `step` at neighboring weights.
         direction: d: "gradient", a flat vector (d,), or a torch optimizer (or a list of several), see
             `critical_sharpness`.
-        hvp: "double-backward", or "differences" for models without second derivative.
+        hvp: "double-backward", "differences" (of gradients) for models without second derivative, or "losses": second
+            differences along d from forward passes alone, for models where a product is too dear.
         seed: draws nothing; for uniformity.
 
     Returns:
@@ -65,9 +91,16 @@ def directional_sharpness(
 
     Raises:
         InputError: d'g <= 0, weights, loss or gradient not finite, a direction of another shape, an optimizer of other
-            parameters, a model without second derivative.
+            parameters, a model without second derivative, a `start` that is not positive.
 
-    Cost: 2 forward passes, 2 backward passes and 1 Hessian-vector product.
+    With losses it is the curvature over the steps -h to h, to which kinks (ReLU, max pooling; `provenance` lists them)
+    belong: 1 to 10% more than d'Hd of small ReLU networks, which knows no kinks, and more than `error_bound`.
+
+    In bfloat16 and float16 losses are computed in float32 where that is possible, products as the network does.
+
+    Cost: 2 forward passes, 2 backward passes and 1 Hessian-vector product. With losses 1 forward and 1 backward pass,
+    and 5 to 7 forward passes, up to 14 where the first step is far off. In half precision one forward pass and two
+    gradients (and products) over up to 64 examples more.
     Source: Pan 2022 (arXiv 2306.00204); Roulet 2024 (arXiv 2407.06183); Kalra 2026 (arXiv 2601.16979), definition 2.
 
     Example:
@@ -78,19 +111,72 @@ def directional_sharpness(
         >>> round(landscape.directional_sharpness(problem).value, 6)
         2.0
     """
+    if start is not None and not (start > 0 and math.isfinite(start)):
+        raise InputError(f"start={start:g}: a positive step is needed, or None")
     loss, gradient = problem.loss_and_gradient()
     check_loss(loss)
     d = update_direction(problem, direction, gradient)
-    slope, length = slope_of(problem, d, gradient), norm(d)
-    unit = d / length.to(d)
+    slope, length = slope_of(problem, d, gradient), float(norm(d))
+    with widened(problem) as wide:
+        turned = 0.0 if isinstance(direction, Tensor) else gradient_error(problem, wide, gradient)
+        if hvp == "losses":
+            found = _by_losses(problem, wide, loss, d, slope, start)
+        else:
+            found = _by_product(problem, wide, d, hvp)
+        half = is_half(problem)
+    value = found.curvature * length**2 / slope
+    error = found.error * length**2 / slope + 2 * turned * abs(value)
+    return DirectionalSharpness(
+        value=value,
+        curvature=found.curvature,
+        slope=slope,
+        length=length,
+        loss=found.loss if found.forwards else float(loss),
+        error_bound=error if half or found.forwards else None,
+        step=found.step,
+        forwards=found.forwards,
+        evaluated_in=found.dtype,
+        arguments={"direction": described(direction)},
+        provenance=found.facts,
+    )
+
+
+@dataclass(frozen=True)
+class _Curvature:
+    """d'Hd / d'd, its error, and how it was computed."""
+
+    curvature: float
+    error: float
+    dtype: str
+    facts: dict[str, Any]
+    loss: float = math.nan
+    step: float = math.nan
+    forwards: int = 0
+
+
+def _by_product(problem: Problem, wide: Problem, d: Tensor, hvp: str) -> _Curvature:
+    unit = d / norm(d).to(d)
     operator = operators.hessian(problem, hvp=hvp)
     curvature = float(dot(unit, operator.matvec(unit)))
-    return DirectionalSharpness(
-        value=curvature * float(length) ** 2 / slope,
-        curvature=curvature,
-        slope=slope,
-        length=float(length),
-        loss=float(loss),
-        arguments={"direction": described(direction)},
-        provenance=operator.facts(),
-    )
+    error = product_error(problem, wide, unit, curvature)
+    return _Curvature(curvature, error, str(problem.computed_in).removeprefix("torch."), operator.facts())
+
+
+def _by_losses(
+    problem: Problem, wide: Problem, loss: Tensor, d: Tensor, slope: float, start: float | None
+) -> _Curvature:
+    at_w, w, length = float(start_loss(problem, wide, loss)), wide.weights, float(norm(d))
+    with Operations() as seen:
+        found = second_difference(
+            lambda eta: float(wide.loss(w - eta * d.to(w))),
+            at_w,
+            slope,
+            rounding=resolution(wide, at_w),
+            guess=start,
+            bound=max(float(norm(w)), 1.0) / length,
+        )
+    lost = float(displacement_error(w, found.step * d.to(w))) if is_half(wide) else 0.0
+    error = (found.error + 2 * lost * abs(found.value)) / length**2
+    dtype = str(wide.computed_in).removeprefix("torch.")
+    facts = {"hvp": "losses", "kinks": seen.kinks}
+    return _Curvature(found.value / length**2, error, dtype, facts, at_w, found.step, found.forwards)

@@ -8,13 +8,13 @@ the rounding of the gradient, which turns epsilon a little.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from landscape.ball.vectors import norm
+from landscape.ball.vectors import dot, norm
 from landscape.errors import InputError
 from landscape.problem.batches import Batch
 from landscape.problem.problem import Problem
@@ -55,10 +55,19 @@ def gradient_error(problem: Problem, wide: Problem, gradient: Tensor) -> float:
         return 0.0
     if wide is problem:
         return _USUAL * torch.finfo(problem.computed_in).eps
-    try:
-        return _mean(problem, wide, list(_pieces(problem))) / size
-    except InputError:  # a model that takes whole batches alone
-        return _mean(problem, wide, [next(problem.weighted_batches())]) / size
+    return _over_pieces(problem, wide, lambda part: part.gradient()) / size
+
+
+def product_error(problem: Problem, wide: Problem, unit: Tensor, curvature: float) -> float:
+    """Error of u'Hu by half precision, for a unit vector u (d,); 0 where H u is in float32 or wider.
+
+    Cost: two Hessian-vector products over up to 64 examples, where `wide` is another problem.
+    """
+    if not is_half(problem):
+        return 0.0
+    if wide is problem:
+        return _USUAL * torch.finfo(problem.computed_in).eps * abs(curvature)
+    return _over_pieces(problem, wide, lambda part: dot(unit, part.hvp(unit)))
 
 
 def error_of_rise(rise: Tensor, first_order: Tensor, turned: float, displacement: Tensor) -> Tensor:
@@ -87,16 +96,23 @@ def _pieces(problem: Problem) -> Iterator[Batch]:
         yield from (p for p in pieces or [batch] if p.weight)
 
 
-def _mean(problem: Problem, wide: Problem, pieces: Sequence[Batch]) -> float:
-    """Mean of ||error|| over pieces of the sample: the mean of all gradients has no larger one."""
-    errors, weights = zip(*((_error(problem, wide, p), p.weight) for p in pieces), strict=True)
+def _over_pieces(problem: Problem, wide: Problem, quantity: Callable[[Problem], Tensor]) -> float:
+    """Mean of ||error|| of an additive quantity over pieces of the sample: its mean over all has no larger one."""
+    try:
+        return _mean(problem, wide, quantity, list(_pieces(problem)))
+    except InputError:  # a model that takes whole batches alone
+        return _mean(problem, wide, quantity, [next(problem.weighted_batches())])
+
+
+def _mean(problem: Problem, wide: Problem, quantity: Callable[[Problem], Tensor], pieces: Sequence[Batch]) -> float:
+    errors, weights = zip(*((_error(problem, wide, quantity, p), p.weight) for p in pieces), strict=True)
     return float(np.average(errors, weights=weights))
 
 
-def _error(problem: Problem, wide: Problem, batch: Batch) -> float:
-    """||error|| of the gradient of a batch's loss, computed on the scale that it has within L: float16 underflows."""
+def _error(problem: Problem, wide: Problem, quantity: Callable[[Problem], Tensor], batch: Batch) -> float:
+    """||error|| of a batch, computed on the scale that the batch has within L: there float16 underflows."""
     parts = problem.with_batches([batch]), wide.with_batches([as_float32(batch)])
     for part in parts:
         part.weight = problem.weight
-    narrow, exact = (part.gradient() for part in parts)
+    narrow, exact = (quantity(part) for part in parts)
     return float(norm(narrow.to(exact) - exact)) * problem.weight / batch.weight

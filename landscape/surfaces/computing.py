@@ -80,8 +80,7 @@ class SurfaceRun:
     def finish(self, save: Callable[[Surface], None]) -> Surface:
         """Check the picture, save the surface, remove its points."""
         surface = _filled(self.empty, self.tiles, self.wanted)
-        if self.choice.precision != "native":
-            errors = precision_errors(self.problem, self.evaluation, self.plane, self.axes)
+        if errors := precision_errors(self.problem, self.evaluation, self.plane, self.axes):
             surface = replace(surface, facts={**surface.facts, "precision_error": errors})
         surface = replace(surface, checks=picture_checks.check(surface, self.problem, self.evaluation))
         save(surface)

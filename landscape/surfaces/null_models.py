@@ -49,11 +49,17 @@ def sampling(loss: np.ndarray, noise: np.ndarray | None, levels: np.ndarray) -> 
 
 
 def rounding(result: Surface | LossPath, tree: MergeTree) -> np.ndarray:
-    """(minimum,) persistence that rounding can make: 20 units in the last place of the loss at the saddle."""
-    precision = getattr(result, "choice", {}).get("precision", "native")
+    """(minimum,) persistence that rounding can make: what was measured of it, else 20 units in the last place.
+
+    Those of the loss at the saddle, in the dtype of the weights or of the surface.
+    """
     dtype = torch.finfo(getattr(torch, result.provenance.get("dtype", "float32")))
-    epsilon = {"tf32": 2.0**-10, "bfloat16": 2.0**-7}.get(precision, dtype.eps)
-    return _ROUNDING * epsilon * np.abs(np.where(np.isfinite(tree.death), tree.death, tree.birth))
+    heights = np.abs(np.where(np.isfinite(tree.death), tree.death, tree.birth))
+    measured = getattr(result, "rounding", None)
+    if measured is not None:
+        return np.full_like(heights, measured)
+    precision = getattr(result, "choice", {}).get("precision", "native")
+    return _ROUNDING * {"tf32": 2.0**-10, "bfloat16": 2.0**-7}.get(precision, dtype.eps) * heights
 
 
 def surrogates(loss: np.ndarray, count: int, seed: int) -> tuple[list[np.ndarray], float]:

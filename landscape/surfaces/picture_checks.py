@@ -13,6 +13,7 @@ import torch
 from landscape.ball.vectors import dot
 from landscape.errors import InputError
 from landscape.problem.problem import Problem
+from landscape.problem.widened import HALF
 from landscape.surfaces.grid.quantities import NO_EXAMPLES
 from landscape.surfaces.shown_curvature import lowest_curvature, lowest_shown
 
@@ -26,6 +27,8 @@ GUESSING = 0.05
 """What counts as better than naming the most frequent class: 5% of the smaller of its share and the rest."""
 REPEATED = 1e-5
 """Largest relative difference of two evaluations at the center."""
+_LOST = 0.5
+"""Share of a step of the grid, beyond which its points are places where rounding has put them."""
 _COSINE = 0.05
 _NEGATIVE = 0.05
 
@@ -54,6 +57,7 @@ def check(surface: Surface, problem: Problem, evaluation: GridEvaluation) -> lis
     """
     checks = [
         *_deterministic(surface, problem, evaluation),
+        *_displacement(surface, problem, evaluation),
         *_range(surface, problem, evaluation),
         *_saturation(surface, problem),
         *_minimum(surface, problem, evaluation),
@@ -82,6 +86,30 @@ def _deterministic(surface: Surface, problem: Problem, evaluation: GridEvaluatio
         yield PictureCheck("determinism", True, text, difference)
 
 
+def _rounding(surface: Surface, problem: Problem, loss: float) -> float:
+    """What a difference of losses of this size owes to rounding: as measured, else 20 units in the last place."""
+    measured = surface.rounding
+    return 20 * torch.finfo(problem.computed_in).eps * loss if measured is None else measured
+
+
+def _displacement(surface: Surface, problem: Problem, evaluation: GridEvaluation) -> Iterator[PictureCheck]:
+    """Weights in half precision hold a small step not at all."""
+    if problem.weights.dtype not in HALF:
+        return
+    steps = [float(np.min(np.diff(axis))) for axis in surface.axes if len(axis) > 1]
+    lost = max((evaluation.lost(i, step) for i, step in enumerate(steps)), default=0.0)
+    dtype = str(problem.weights.dtype).removeprefix("torch.")
+    if lost > _LOST:
+        text = (
+            f"weights in {dtype} do not hold a step of the grid (what is lost is {lost:.0%} of its length): choose a "
+            "larger radius, fewer points, or weights in float32 under autocast"
+        )
+        yield PictureCheck("displacement", False, text, lost)
+    else:
+        text = f"weights in {dtype} hold a step of the grid but for {lost:.0%} of its length"
+        yield PictureCheck("displacement", True, text, lost)
+
+
 def sampling_error(problem: Problem, evaluation: GridEvaluation, point: tuple[float, ...]) -> float:
     """Standard error of L(point) - L(center) over samples of n examples: the same examples are used at both, so that
     it is the deviation of the paired differences divided by sqrt(n). nan where the loss gives no value per example.
@@ -102,11 +130,14 @@ def _range(surface: Surface, problem: Problem, evaluation: GridEvaluation) -> It
         return
     loss = np.where(finite, surface.loss, np.nan)
     relief = float(np.nanmax(loss) - np.nanmin(loss))
-    rounding = 20 * torch.finfo(problem.computed_in).eps * float(np.nanmax(np.abs(loss)))
+    rounding = _rounding(surface, problem, float(np.nanmax(np.abs(loss))))
     highest = _point(surface, np.nanargmax(loss))
     error = sampling_error(problem, evaluation, highest)
     if relief <= rounding:
-        yield PictureCheck("range", False, "the loss varies by no more than rounding: choose a larger radius", relief)
+        text = "the loss varies by no more than rounding: choose a larger radius"
+        if surface.rounding is not None:
+            text += ", or float32"
+        yield PictureCheck("range", False, text, relief)
     elif relief < 2 * error:
         text = (
             f"the relief {relief:.2g} is within two standard errors of sampling, {2 * error:.2g}: choose a larger "
@@ -186,9 +217,12 @@ def _minimum(surface: Surface, problem: Problem, evaluation: GridEvaluation) -> 
     lowest = int(np.argmin(loss))
     below = float(surface.loss[index] - loss.flat[lowest])
     point = _point(surface, lowest)
-    rounding = 20 * torch.finfo(problem.computed_in).eps * max(abs(surface.center_loss), 1e-12)
+    rounding = _rounding(surface, problem, max(abs(surface.center_loss), 1e-12))
     if not below > rounding:
-        yield PictureCheck("minimum", True, "the center is the lowest point of the picture", 0.0)
+        text = "the center is the lowest point of the picture"
+        if surface.rounding is not None and below > 0:
+            text = f"no point lies below the center by more than rounding, {rounding:.2g}"
+        yield PictureCheck("minimum", True, text, 0.0)
         return
     error = sampling_error(problem, evaluation, point)
     if below < 2 * error:
@@ -210,7 +244,8 @@ def _curvature(surface: Surface, problem: Problem, evaluation: GridEvaluation) -
     lowest, highest = (np.where(known, v, 0.0) for v in (surface.lambda_min, surface.lambda_max))
     ratio = np.abs(np.minimum(lowest, 0)) / np.maximum(np.abs(highest), 1e-30)
     negative, worst = ratio > _NEGATIVE, float(ratio.max())
-    shown = lowest_shown(surface.loss, surface.axes, evaluation.gram()) <= lowest / 2
+    unsure = _unsure(surface, evaluation.gram())
+    shown = lowest_shown(surface.loss, surface.axes, evaluation.gram()) + unsure <= lowest / 2
     hidden = negative & ~shown
     if not negative.any():
         where = "every point" if known.all() else "every point where they are known"
@@ -240,6 +275,12 @@ def _curvature(surface: Surface, problem: Problem, evaluation: GridEvaluation) -
             f"and no direction of it shows half of that (worst ratio {most:.2g})"
         )
         yield PictureCheck("curvature", False, text, worst)
+
+
+def _unsure(surface: Surface, gram: np.ndarray) -> float:
+    """Error of the picture's second differences by measured rounding."""
+    lengths = (np.min(np.diff(axis), initial=np.inf) ** 2 * gram[i, i] for i, axis in enumerate(surface.axes))
+    return 2 * (surface.rounding or 0.0) / max(min(lengths), 1e-300)
 
 
 def _along(problem: Problem, evaluation: GridEvaluation) -> float:

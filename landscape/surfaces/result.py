@@ -7,8 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from landscape.formatting import number, rounded_up
 from landscape.results.result import Result, array, plain
 from landscape.surfaces.directions.directions import WHOLE
+from landscape.surfaces.grid.rounding import rounding_of_differences
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +93,14 @@ class Surface(Result):
         return tuple(np.linalg.solve(np.array(vectors).T, np.array(point)).tolist())
 
     @property
+    def rounding(self) -> float | None:
+        """What differences of the loss owe to bfloat16, float16 or TF32; None where nothing of it was measured.
+
+        Three times the range of the errors at the center, beside it, at the ends of the axes and at the corners.
+        """
+        return rounding_of_differences(self.facts.get("precision_error") or [])
+
+    @property
     def warnings(self) -> list[str]:
         """Reasons not to believe the picture."""
         return [c["text"] for c in self.checks if not c["ok"]]
@@ -109,10 +119,18 @@ class Surface(Result):
             f"radius {self.radius:g} {self.unit}",
             f"{samples:,} samples" if samples else "",
             f"BatchNorm {self.provenance['batch_norm']}" if self.provenance.get("has_batch_norm") else "",
-            f"{self.choice.get('precision')}" if self.choice.get("precision", "native") != "native" else "",
+            self._precision(),
             f"{np.count_nonzero(self.done)} of {self.done.size} points" if not self.done.all() else "",
         ]
         return "; ".join(p for p in parts if p)
+
+    def _precision(self) -> str:
+        precision = self.choice.get("precision", "native")
+        named = "" if precision == "native" else str(precision)
+        if self.rounding is None:
+            return named
+        below = f"differences below {number(rounded_up(self.rounding), 2)} are rounding"
+        return f"{named or 'half precision'}: {below}"
 
     def summary(self) -> dict[str, Any]:
         """The entry of summary.json."""
@@ -134,6 +152,7 @@ class Surface(Result):
                 "warnings": self.warnings,
                 "checks": self.checks,
                 **optional,
+                **({} if self.rounding is None else {"rounding": self.rounding}),
                 "facts": self.facts,
                 "choice": self.choice,
                 "cost": self.cost,

@@ -74,8 +74,10 @@ def surface(
         curvature: smallest and largest Hessian eigenvalue at every point: does the picture hide negative curvature?
         noise_draws: errors of L by the choice of examples at every point, drawn this many times, for
             `landscape.persistence`; 99 are enough.
-        precision: "native", "tf32" or "bfloat16" (on a GPU); the error against native at the center and corners is
-            measured and stored.
+        precision: "native", "tf32" (on a GPU) or "bfloat16" (autocast, on any device that has it; on a CPU without
+            instructions for it slower than float32). The error against native, of a network in half precision against
+            float32, is measured at the center, beside it, at the ends of the axes and at the corners:
+            `Surface.rounding` is what differences owe to it, and no check claims one that is smaller.
         batch_size: instead of the rule; 0 keeps the batches as given.
         points_per_launch: instead of the rule (for both see `landscape.surfaces.grid.choice`).
         file: HDF5 file that keeps the surface from the first point on, in the group `name`; finished points are

@@ -110,9 +110,9 @@ class DifferenceProduct:
         )
 
     def _kinks(self) -> list[str]:
-        with _Operations() as seen:
+        with Operations() as seen:
             self._problem.loss(self._w)
-        return sorted(name.strip("_") for name in seen.names & _KINKED)
+        return seen.kinks
 
     def _quotient(self, v: Tensor, h: float) -> Tensor:
         self._problem.passes.hvp += self._problem.examples
@@ -120,7 +120,7 @@ class DifferenceProduct:
         return (ahead - behind).div_(2 * h)
 
 
-class _Operations(TorchDispatchMode):
+class Operations(TorchDispatchMode):
     """Names of the operations that run within."""
 
     def __init__(self) -> None:
@@ -131,6 +131,11 @@ class _Operations(TorchDispatchMode):
         name = function.overloadpacket.__name__
         self.names.add(name if name in _KINKED else name.removesuffix("_"))
         return function(*args, **(kwargs or {}))
+
+    @property
+    def kinks(self) -> list[str]:
+        """Those that are not differentiable everywhere."""
+        return sorted(name.strip("_") for name in self.names & _KINKED)
 
 
 def _rising(changes: list[float]) -> bool:

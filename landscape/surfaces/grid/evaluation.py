@@ -21,6 +21,7 @@ from landscape.problem.outputs import count_hits
 from landscape.problem.parameters import Parameters, Slot, aligned
 from landscape.problem.precision import tf32
 from landscape.problem.problem import Problem
+from landscape.sharpness.checks import displacement_error
 
 Point = Sequence[float]
 _Values = list[tuple[list[Tensor], list[Tensor | None]]]
@@ -110,6 +111,10 @@ class GridEvaluation:
             w.add_(vector, alpha=coordinate)
         shaped = self._shaped(w, self.problem.parameters)
         return self.problem.parameters.flatten(shaped)
+
+    def lost(self, axis: int, step: float) -> float:
+        """What the weights' dtype cannot hold of a step from the center along a direction, relative to the step."""
+        return float(displacement_error(self._center, step * self._vectors[axis].float()))
 
     def gram(self) -> np.ndarray:
         """Inner products of the directions, (directions, directions), float64."""
