@@ -34,7 +34,8 @@ def widened(problem: Problem) -> Iterator[Problem]:
     """The same L, sample and weights, computed in float32 and without TF32; passes are counted together.
 
     The Problem itself where it computes in float32 or wider, and where it cannot be computed so: forward() has an
-    autocast region or conversions to a half dtype of its own, or two more vectors in float32 do not fit in memory.
+    autocast region or conversions to a half dtype of its own, or its weights are in half precision and two vectors in
+    float32 do not fit in memory, or they are sharded.
 
     Cost: a forward pass over two examples. Memory: of weights in half precision a float32 copy; none under autocast.
     """
@@ -65,8 +66,11 @@ def as_float32(batch: Batch) -> Batch:
 
 
 def _in_float32(problem: Problem) -> Problem | None:
-    needed = 2 * 4 * problem.dimension * (problem.weights.dtype in HALF)
-    if needed > free_memory(problem.weights.device):
+    copied_weights = problem.weights.dtype in HALF
+    if copied_weights and (
+        2 * 4 * problem.dimension > free_memory(problem.weights.device)
+        or any(type(p.data) is not Tensor for p in problem.model.parameters())  # shards have no copy of their own
+    ):
         return None
     wide = copy.copy(problem)
     wide.parameters = Parameters(tuple(replace(s, dtype=_wider(s.dtype)) for s in problem.parameters))
