@@ -7,6 +7,7 @@ leaves behind is taken over. The file says whose it is: process, host and time.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import shutil
 import socket
@@ -58,8 +59,9 @@ def _remove_leftovers(directory: Path) -> None:
 
     A file that another process has locked now is left alone.
     """
-    for pattern in (f".*{UNFINISHED}", f"figures/.*{UNFINISHED}", f"study/results/.*{UNFINISHED}", ".*.lock"):
-        for leftover in directory.glob(pattern):
+    folders = [directory, directory / "figures", directory / "study" / "results"]
+    for folder, pattern in itertools.product(folders, (f".*{UNFINISHED}", ".*.lock")):
+        for leftover in folder.glob(pattern):
             parts = 1 if leftover.suffix == ".lock" else 2
             with contextlib.suppress(InputError):
                 lock = Lock(leftover.with_name(leftover.name.rsplit(".", parts)[0][1:]), file=True)

@@ -63,7 +63,8 @@ def test_what_a_killed_process_left_unfinished_is_removed_but_not_what_another_h
     for name in ("result.h5", "figures/picture.png", "held.h5"):
         with atomic(tmp_path / name) as temporary:
             temporary.with_name(temporary.name.replace(".unfinished", "-killed.unfinished")).touch()
-    (tmp_path / ".result.h5.lock").touch()  # of the process that was killed
+    for folder in (tmp_path, tmp_path / "figures"):
+        (folder / ".result.h5.lock").touch()  # of the process that was killed
     (tmp_path / ".hidden").touch()
     with locked(tmp_path / "held.h5", file=True), locked(tmp_path):
         assert [p.name[:8] for p in tmp_path.rglob(".*.unfinished")] == [".held.h5"]
