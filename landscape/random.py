@@ -1,21 +1,26 @@
 """Named random streams from one seed.
 
 A draw depends on the seed and on the name of what is drawn, never on device, dtype, chunking or the order of other
-draws: vectors are drawn whole, in float32 on the CPU, then cast and moved.
+draws: vectors are drawn whole, in float32 on the CPU, then cast and moved. Of a vector that is spread over processes
+each draws all entries, piece by piece, and keeps its own: the draw does not depend on how many processes there are.
 """
 
 from __future__ import annotations
 
 import contextlib
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from landscape.ball.spread import spread_of
 from landscape.results import digest
+
+_PIECE = 1 << 24
+"""Entries that are drawn at once where most belong to other processes."""
 
 
 def stream(seed: int, name: str) -> torch.Generator:
@@ -26,17 +31,42 @@ def stream(seed: int, name: str) -> torch.Generator:
 
 def normal(like: Tensor, generator: torch.Generator) -> Tensor:
     """Standard normal vector with the length, device and dtype of `like`."""
-    return torch.randn(like.numel(), generator=generator).to(like)
+    return _drawn(like, lambda n: torch.randn(n, generator=generator))
 
 
 def uniform(like: Tensor, generator: torch.Generator) -> Tensor:
     """Vector uniform in [-1, 1) with the length, device and dtype of `like`."""
-    return (2 * torch.rand(like.numel(), generator=generator) - 1).to(like)
+    return _drawn(like, lambda n: 2 * torch.rand(n, generator=generator) - 1)
 
 
 def rademacher(like: Tensor, generator: torch.Generator) -> Tensor:
     """Vector of independent +-1 with the length, device and dtype of `like`."""
-    return (torch.randint(0, 2, (like.numel(),), generator=generator, dtype=torch.int8) * 2 - 1).to(like)
+    return _drawn(like, lambda n: torch.randint(0, 2, (n,), generator=generator, dtype=torch.int8) * 2 - 1)
+
+
+def _drawn(like: Tensor, draw: Callable[[int], Tensor]) -> Tensor:
+    spread = spread_of(like)
+    if spread is None:
+        return draw(like.numel()).to(like)
+    kept, start = [], 0
+    for length in _lengths(spread.length):
+        piece = draw(length)
+        for first, last in spread.ranges:
+            kept.append(piece[max(first - start, 0) : max(last - start, 0)])
+        start += length
+    # Ranges ascend, and so do the pieces: in their order the entries are those of the part.
+    return torch.cat(kept).to(like)
+
+
+def _lengths(d: int) -> Iterator[int]:
+    """Lengths of pieces whose draws, one after the other, are those of d entries at once.
+
+    Torch draws normal numbers in groups of 16, the last group anew where it is short.
+    """
+    while d >= _PIECE + 16:
+        yield _PIECE
+        d -= _PIECE
+    yield d
 
 
 @contextlib.contextmanager

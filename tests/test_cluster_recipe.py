@@ -52,7 +52,9 @@ def test_the_job_trains_and_leaves_a_checkpoint(tmp_path):
     folder = tmp_path / "runs" / "fsdp" / "step-00000006"
     assert {p.name for p in folder.glob("method-*.pt")} == {"method-0.pt", "method-1.pt"}
     assert torch.load(folder / "method-1.pt", weights_only=True)["steps"] == 6
-    blocks = [nn.TransformerEncoderLayer(64, 4, 128, dropout=0.0, batch_first=True) for _ in range(2)]
+    blocks = [
+        nn.TransformerEncoderLayer(64, 4, 128, dropout=0.0, activation="gelu", batch_first=True) for _ in range(2)
+    ]
     model = nn.Sequential(nn.Embedding(97, 64), *blocks, nn.Linear(64, 97))
     load_weights(model, contents(folder), folder, Selection(key="model"))
     text = (torch.arange(97)[:, None] + torch.arange(17)) % 97
@@ -65,3 +67,24 @@ def test_a_requeued_job_goes_on(tmp_path):
     for name in ("whole", "parts"):
         (tmp_path / name).mkdir()
     assert lines(tmp_path / "parts", 3) + lines(tmp_path / "parts", 6) == lines(tmp_path / "whole", 6)
+
+
+def test_the_analysis_of_sharded_weights_is_that_of_whole_ones(tmp_path):
+    lines(tmp_path, 2)
+    (tmp_path / "curvature_fsdp.py").write_text(block("py", "# curvature_fsdp.py"))
+    kept = sorted((tmp_path / "runs" / "fsdp").iterdir())[-1]
+    printed = []
+    for processes in (1, 2):
+        ran = subprocess.run(
+            [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={processes}", "curvature_fsdp.py", kept],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+        assert ran.returncode == 0, ran.stderr[-3000:]
+        printed.append([float(x) for x in re.findall(r"\d+\.\d+", ran.stdout)])
+    assert len(printed[0]) == 3
+    assert printed[1] == pytest.approx(printed[0], rel=2e-4)

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from landscape.ball import shards
+from landscape.ball.spread import local
 from landscape.ball.vectors import norm, ratio
 
 
@@ -43,18 +43,15 @@ def ascent(
     elif math.isinf(p):
         u = [torch.sign(t) * rho for t in h]
     elif p == 1:
-        largest = torch.stack([t.abs().amax() for t in h]).amax()
+        largest = norm(h, math.inf)
         hits = [(t.abs() == largest) & (largest > 0) for t in h]
-        # Double: an integer would make the quotient float32.
-        count = torch.stack([b.sum() for b in hits]).sum().clamp(min=1).double()
+        count = norm([b.to(t.dtype) for b, t in zip(hits, h, strict=True)], 1).clamp(min=1)
         u = [torch.sign(t) * b * (rho / count) for t, b in zip(h, hits, strict=True)]
     else:
         q = p / (p - 1)
         # The largest entry is divided out first: |h|^q underflows for small gradients and large q.
-        largest = torch.stack([t.abs().amax() for t in h]).amax()
-        scaled = [t.abs().double() * ratio(1.0, largest.double()) for t in h]
-        length = torch.stack([(t**q).sum() for t in scaled]).sum() ** (1 / q)
-        factor = ratio(rho, length ** (q - 1))
+        scaled = [t.abs().double() * ratio(1.0, norm(h, math.inf)) for t in h]
+        factor = ratio(rho, norm(scaled, q) ** (q - 1))
         u = [torch.sign(t) * (s ** (q - 1) * factor).to(t.dtype) for t, s in zip(h, scaled, strict=True)]
     epsilon = u if scales is None else torch._foreach_mul(u, list(scales))
     # A 0-dim parameter takes the dtype of a 0-dim factor.
@@ -67,10 +64,10 @@ def perturbed(tensors: Sequence[Tensor], epsilon: Sequence[Tensor]) -> Iterator[
 
     The weights are restored by copying: subtracting epsilon again would drift, rebinding storage breaks DDP views.
     """
-    tensors = shards.local(tensors)
+    tensors = local(tensors)
     with torch.no_grad():
         saved = [t.detach().clone() for t in tensors]
-        torch._foreach_add_(tensors, shards.local(epsilon))
+        torch._foreach_add_(tensors, local(epsilon))
     try:
         yield
     finally:

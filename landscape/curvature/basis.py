@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from landscape.ball import vectors
+from landscape.ball.spread import plain
 
 BLOCK = 32
 _LARGEST = 256 * 2**20
@@ -25,7 +26,7 @@ class Basis:
     """
 
     def __init__(self, like: Tensor) -> None:
-        self._like = like
+        self._like, self._type = plain(like), type(like)
         self._blocks: list[Tensor] = []
         self.size = 0
         self._rows = min(max(_LARGEST // max(like.numel() * like.element_size(), 1), 1), BLOCK)
@@ -35,11 +36,11 @@ class Basis:
         """Add a vector of unit length."""
         if self.size == self._rows * len(self._blocks):
             self._blocks.append(self._like.new_empty((self._rows, self._like.numel())))
-        self._blocks[-1][self.size % self._rows].copy_(vector)
+        self._blocks[-1][self.size % self._rows].copy_(plain(vector))
         self.size += 1
 
     def __getitem__(self, index: int) -> Tensor:
-        return self._blocks[index // self._rows][index % self._rows]
+        return self._blocks[index // self._rows][index % self._rows].as_subclass(self._type)
 
     def dots(self, vector: Tensor) -> Tensor:
         """Dot product with every vector: (size,) float64."""
@@ -71,7 +72,7 @@ class Basis:
         for columns in self._slices():
             stacked = torch.cat([rows[:, columns] for rows in self._filled()])[: weights.shape[1]]
             result[:, columns] = (weights @ stacked.double()).to(result.dtype)
-        return result
+        return result.as_subclass(self._type)
 
     def replace(self, coefficients: np.ndarray, last: Tensor) -> None:
         """Become the given combinations, followed by `last`; in place, without a second copy."""

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from landscape.ball.vectors import norm
+from landscape.ball.vectors import dimension, norm
 from landscape.curvature import stochastic
 from landscape.progress import Bar
 
@@ -85,7 +85,7 @@ def forms(
         generator: draws nothing but what continues an exhausted process.
     """
     matrices, betas, squares = [], [], []
-    steps, kept = min(steps, like.numel()), stochastic.fits(like, steps)
+    steps, kept = min(steps, dimension(like)), stochastic.fits(like, steps)
     with Bar("Lanczos", count * steps) as bar:
         for start in starts:
             length = float(norm(start))

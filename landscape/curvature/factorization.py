@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from landscape import random
-from landscape.ball.vectors import norm
+from landscape.ball.vectors import dimension, norm
 from landscape.curvature.basis import BLOCK, Basis
 from landscape.errors import AsymmetryWarning, InputError
 
@@ -84,7 +84,7 @@ class Factorization:
     ) -> None:
         self._matvec, self._like, self._generator, self._locked = matvec, like, generator, locked
         self._cause = cause
-        self.dimension = like.numel() - (locked.size if locked is not None else 0)
+        self.dimension = dimension(like) - (locked.size if locked is not None else 0)
         self.basis = Basis(like)
         self.t = np.zeros((BLOCK, BLOCK))
         self.beta, self.asymmetry, self.products, self.scale = 0.0, 0.0, 0, scale

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from landscape import random
+from landscape.ball import vectors
 from landscape.curvature.factorization import Factorization
 from landscape.curvature.missed import Search, mixed
 from landscape.curvature.two_pass import BESIDE, TwoPass
@@ -105,12 +106,12 @@ def held(pairs: int, fitting: float) -> int:
 
 def _room(like: Tensor, pairs: int) -> int:
     """Rows of the basis; 0: none is kept."""
-    fitting = free_memory(like.device) / (like.numel() * like.element_size())
+    fitting = vectors.least(free_memory(like.device) / max(like.numel() * like.element_size(), 1), like)
     if held(pairs, fitting) > fitting:
         smaller = f"give k={int(fitting) - BESIDE} at most, or " if fitting > BESIDE + 1 else ""
         raise InputError(
-            f"{pairs} eigenpairs need {pairs + BESIDE} vectors of {like.numel():,} numbers even without a basis, "
-            f"{int(fitting)} fit in what is free: {smaller}restrict parameters"
+            f"{pairs} eigenpairs need {pairs + BESIDE} vectors of {vectors.dimension(like):,} numbers even without a "
+            f"basis, {int(fitting)} fit in what is free: {smaller}restrict parameters"
         )
     if held(pairs, fitting) == pairs + BESIDE:
         return 0

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from landscape import random
-from landscape.ball.vectors import dot, norm
+from landscape.ball.spread import plain, spread_of
+from landscape.ball.vectors import dimension, dot, norm
 from landscape.curvature.basis import Basis
 from landscape.curvature.factorization import Factorization
 from landscape.curvature.wanted import Eigenpairs, Fence, Request, wanted
@@ -186,9 +187,9 @@ class Search:
 def mixed(vectors: Tensor, like: Tensor, generator: torch.Generator, share: float) -> Tensor:
     """The sum of some vectors and a random one of `share` of its length: no eigenvector is shut out."""
     rows = vectors.reshape(-1, vectors.shape[-1]).to(like)
-    if rows.shape[1] != like.numel():
-        raise InputError(f"start vectors must have length d = {like.numel()}, received shape {tuple(vectors.shape)}")
-    total = rows[0] if len(rows) == 1 else rows.sum(dim=0)
+    if rows.shape[1] != like.numel() or spread_of(rows) is not spread_of(like):
+        raise InputError(f"start vectors must have length d = {dimension(like)}, received shape {tuple(vectors.shape)}")
+    total = rows[0] if len(rows) == 1 else plain(rows).sum(dim=0).as_subclass(type(like))
     noise = random.normal(like, generator)
     norms = [norm(x) for x in (total, noise)]
     if not bool(norms[0] > 0):

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from landscape.ball.scaling import Scaling
+from landscape.ball.spread import spread_of
+from landscape.ball.vectors import dimension
 from landscape.curvature.factorization import wrong_derivative
 from landscape.curvature.products.differences import DifferenceProduct
 from landscape.curvature.products.gauss_newton import MATRICES, GaussNewtonGraph
@@ -47,7 +49,7 @@ class Operator:
     @property
     def dimension(self) -> int:
         """Length d of its vectors."""
-        return self.like.numel()
+        return dimension(self.like)
 
     def __matmul__(self, v: Tensor) -> Tensor:
         """A v for a vector (d,), column by column for a matrix (d, m)."""
@@ -110,6 +112,8 @@ def hessian(
             _at_own_weights(w)
         other = DifferenceProduct(problem, w)
         return Operator("hessian", other.product, problem.weights, other.facts, other.gradient, other.cause)
+    if spread_of(problem.weights) is not None:
+        return _spread(hessian(problem.gathered(w), chunk_size=chunk_size, memory=memory), problem)
     graph = HessianGraph(problem, w, chunk_size=chunk_size, memory=memory)
     if parameters is not None:
         return block(graph, positions(problem, parameters))
@@ -133,10 +137,11 @@ def gauss_newton(
     if parameters is not None:
         _at_own_weights(w)
         problem = problem.restricted(parameters)
-    graph = GaussNewtonGraph(
-        problem, w, matrix=matrix, samples=samples, seed=seed, chunk_size=chunk_size, memory=memory
-    )
-    return Operator(matrix, graph.product, problem.weights, graph.facts, add=graph.add_product)
+    spread = spread_of(problem.weights)
+    whole, w = (problem, w) if spread is None else (problem.gathered(w), None)
+    graph = GaussNewtonGraph(whole, w, matrix=matrix, samples=samples, seed=seed, chunk_size=chunk_size, memory=memory)
+    operator = Operator(matrix, graph.product, whole.weights, graph.facts, add=graph.add_product)
+    return operator if spread is None else _spread(operator, problem)
 
 
 def build(
@@ -163,6 +168,9 @@ def build(
     if matrix not in ("hessian", *MATRICES):
         raise unknown("matrix", matrix, ("hessian", *MATRICES))
     rule = Scaling.of(*scaling)
+    if parameters is not None and spread_of(problem.weights) is not None:
+        _at_own_weights(w)
+        problem, parameters = problem.restricted(parameters), None
     chosen = positions(problem, parameters) if parameters is not None else None
     diagonal = rule.diagonal(problem.parameters, problem.at(w))
     if diagonal is not None and chosen is not None:
@@ -223,6 +231,24 @@ def scaled(operator: Operator, diagonal: Tensor | None, name: str | None = None)
 
     name = name or f"scaled {operator.name}"
     return Operator(name, lambda v: t * operator.matvec(t * v), operator.like, operator.facts, hint, operator.cause)
+
+
+def _spread(operator: Operator, problem: Problem) -> Operator:
+    """An operator on whole vectors as one on vectors that are spread over the processes as the weights are.
+
+    Each process multiplies by its own examples' part, with whole weights; the vectors of an algorithm stay spread.
+    """
+    spread = spread_of(problem.weights)
+    assert spread is not None
+
+    def hint() -> Tensor | None:
+        known = operator.hint()
+        return None if known is None else spread.here(known)
+
+    def product(v: Tensor) -> Tensor:
+        return spread.here(operator.matvec(spread.whole(v)))
+
+    return Operator(operator.name, product, problem.weights, operator.facts, hint, operator.cause)
 
 
 def _at_own_weights(w: Tensor | None) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from landscape import random
-from landscape.ball.vectors import dot, norm
+from landscape.ball.vectors import dimension, dot, least, norm, square_sums, sums, unit
 from landscape.curvature.basis import Basis
 from landscape.curvature.factorization import Factorization
 from landscape.errors import InputError
@@ -96,9 +96,9 @@ def trace(
     """
     check(probes, target)
     lengths = list(blocks or [like.numel()])
-    if like.numel() <= (probes if target is None else min(probes, _LEAST)):
+    if dimension(like) <= (probes if target is None else min(probes, _LEAST)):
         return _from_unit_vectors(matvec, like, lengths, diagonal=diagonal)
-    rank = min((probes - 1) // 3, (probes - _REST) // 2, like.numel(), _room(like)) if sketch else 0
+    rank = min((probes - 1) // 3, (probes - _REST) // 2, dimension(like), _room(like)) if sketch else 0
     with Bar("trace", probes) as bar:
         low = _LowRank.of(matvec, like, rank, generator, bar)
         known = low.block_traces(lengths) if low else torch.zeros(len(lengths), dtype=torch.float64)
@@ -110,8 +110,8 @@ def trace(
             z = random.rademacher(like, generator)
             product = _projected(matvec, z, low) * z
             estimated += product
-            samples.append(_sums(product, lengths))
-            squares.append(_squares(product, lengths))
+            samples.append(sums(product, lengths))
+            squares.append(square_sums(product, lengths))
             bar.advance()
             if target is not None and len(samples) >= _LEAST:
                 value, (error, _) = (
@@ -176,7 +176,7 @@ class _LowRank:
     def block_traces(self, lengths: Sequence[int]) -> Tensor:
         if len(lengths) == 1:
             return self.small.diagonal().sum().reshape(1)
-        return torch.stack([_sums(term, lengths) for term in self._terms()]).sum(0)
+        return torch.stack([sums(term, lengths) for term in self._terms()]).sum(0)
 
     def diagonal(self) -> Tensor:
         return torch.stack(list(self._terms())).sum(0)
@@ -184,7 +184,7 @@ class _LowRank:
 
 def _room(like: Tensor) -> int:
     """Rank of a sketch whose two sets of vectors fit in a quarter of the free memory."""
-    return int(_SHARE_OF_FREE * free_memory(like.device) / (2 * like.numel() * like.element_size()))
+    return int(least(_SHARE_OF_FREE * free_memory(like.device) / max(2 * like.numel() * like.element_size(), 1), like))
 
 
 def _projected(matvec: Matvec, z: Tensor, low: _LowRank | None) -> Tensor:
@@ -198,14 +198,6 @@ def _projected(matvec: Matvec, z: Tensor, low: _LowRank | None) -> Tensor:
     return outer
 
 
-def _sums(product: Tensor, lengths: Sequence[int]) -> Tensor:
-    return torch.stack([p.sum(dtype=torch.float64) for p in product.split(list(lengths))])
-
-
-def _squares(product: Tensor, lengths: Sequence[int]) -> Tensor:
-    return torch.stack([norm(p) ** 2 for p in product.split(list(lengths))])
-
-
 def _errors(squares: list[Tensor], total: Tensor, lengths: Sequence[int]) -> tuple[float, np.ndarray]:
     """Widened standard errors of the trace and of its blocks, from ||y||^2 of every probe and the sum of all y.
 
@@ -214,7 +206,7 @@ def _errors(squares: list[Tensor], total: Tensor, lengths: Sequence[int]) -> tup
     """
     seen = torch.stack(squares).cpu().numpy()
     n = len(seen)
-    mean = _squares(total / n, lengths).cpu().numpy()
+    mean = square_sums(total / n, lengths).cpu().numpy()
     columns, means = np.column_stack([seen.sum(1), seen]), np.append(mean.sum(), mean)
     size = columns.mean(0)
     variance = np.maximum(2 * n / (n - 1) * (size - means), 2.0 ** (1 - n) * 2 * size)
@@ -227,16 +219,15 @@ def _errors(squares: list[Tensor], total: Tensor, lengths: Sequence[int]) -> tup
 def _from_unit_vectors(matvec: Matvec, like: Tensor, lengths: Sequence[int], *, diagonal: bool) -> TraceEstimate:
     """All d entries of the diagonal."""
     entries = torch.zeros_like(like)
-    with Bar("trace", like.numel()) as bar:
-        for i in range(like.numel()):
-            unit = torch.zeros_like(like)
-            unit[i] = 1
-            entries[i] = matvec(unit)[i]
+    with Bar("trace", dimension(like)) as bar:
+        for i in range(dimension(like)):
+            e = unit(like, i)
+            entries += e * matvec(e)
             bar.advance()
-    values = _sums(entries, lengths).cpu().numpy()
+    values = sums(entries, lengths).cpu().numpy()
     errors = np.zeros_like(values)
     kept = entries if diagonal else None
-    return TraceEstimate(float(values.sum()), 0.0, values, errors, kept, like.numel(), all_units=True)
+    return TraceEstimate(float(values.sum()), 0.0, values, errors, kept, dimension(like), all_units=True)
 
 
 @dataclass(frozen=True)
@@ -283,7 +274,7 @@ def quadrature(
 
     Source: Golub and Meurant 2010; Ghorbani 2019 (arXiv 1901.10159).
     """
-    steps = min(steps, like.numel())
+    steps = min(steps, dimension(like))
     nodes, weights, products = [], [], 0
     with Bar("spectral density", probes * steps) as bar:
         for _ in range(probes):
@@ -325,8 +316,8 @@ def tridiagonal(
 
 def fits(like: Tensor, vectors: int) -> bool:
     """Whether so many vectors (and one) fit in a quarter of the free memory."""
-    size = (min(vectors, like.numel()) + 1) * like.numel() * like.element_size()
-    return size <= _SHARE_OF_FREE * free_memory(like.device)
+    size = (min(vectors, dimension(like)) + 1) * like.numel() * like.element_size()
+    return least(float(size <= _SHARE_OF_FREE * free_memory(like.device)), like) > 0
 
 
 def _recurrence(matvec: Matvec, start: Tensor, steps: int, bar: Bar) -> tuple[np.ndarray, float]:

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from landscape import random
 from landscape.ball import vectors
+from landscape.ball.spread import plain
 from landscape.ball.vectors import dot, dots, norm
 from landscape.curvature.factorization import symmetric
 from landscape.curvature.missed import CHANCE, SMALL, USUAL
@@ -176,7 +177,7 @@ class TwoPass:
             return
         weights = torch.from_numpy(np.ascontiguousarray(q.T)).to(self.rows.device)
         for columns in vectors.pieces(self.rows.shape[1], COLUMNS):
-            part = self.rows[: len(q), columns]
+            part = plain(self.rows)[: len(q), columns]
             part.copy_(weights @ part.double())
 
     def _bounds(self) -> np.ndarray:

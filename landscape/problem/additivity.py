@@ -112,20 +112,18 @@ def _adds_up_at(problem: Problem, w: Tensor | None, tolerance: float) -> bool | 
 def _shares(problem: Problem, leaves: Sequence[Tensor], batches: Sequence[Batch]) -> tuple[Tensor, ...]:
     """Sum of c_b l_b and of its gradient, and the sums of their sizes: what rounding is measured by."""
     value = torch.zeros((), dtype=torch.float64, device=leaves[0].device)
-    gradient = torch.zeros(problem.dimension, dtype=torch.float64, device=leaves[0].device)
+    gradient = torch.zeros_like(problem.weights, dtype=torch.float64)
     sizes = [torch.zeros_like(value), torch.zeros_like(value)]
     for batch in (problem.weighed(b) for b in batches):
         if not batch.weight:
             continue
         loss = problem.batch_loss(problem.forward(batch), batch)
         with telling("the backward pass", batch):
-            parts = torch.autograd.grad(loss, leaves, allow_unused=True) if loss.requires_grad else [None] * len(leaves)
-        pairs = zip(parts, leaves, strict=True)
-        flat = problem.parameters.flatten([torch.zeros_like(x) if g is None else g for g, x in pairs]).double()
+            flat = problem.parameters.flatten(problem.evaluator.gradients(loss, leaves)).double()
         value = value + loss.detach().double() * batch.weight
         gradient += flat * batch.weight
         sizes[0] = sizes[0] + loss.detach().double().abs() * batch.weight
-        sizes[1] = sizes[1] + torch.linalg.vector_norm(flat) * batch.weight
+        sizes[1] = sizes[1] + norm(flat) * batch.weight
     return value, gradient, *sizes
 
 
@@ -134,7 +132,7 @@ def _close(one: Sequence[Tensor], other: Sequence[Tensor], tolerance: float) -> 
     values = (one[0] - other[0]).abs() <= tolerance * (one[2] + other[2])
     # A gradient may be rounding alone (a bias before a normalization): then it is small beside the loss.
     bound = tolerance * (one[3] + other[3]) + 1e-3 * tolerance * (one[2] + other[2])
-    return bool(values) and bool(torch.linalg.vector_norm(one[1] - other[1]) <= bound)
+    return bool(values) and bool(norm(one[1] - other[1]) <= bound)
 
 
 def _everywhere(problem: Problem, tolerance: float) -> bool:
@@ -271,7 +269,7 @@ def _fitting(
 ) -> dict[str, Callable[[Batch], float]]:
     """The candidates by which parts of all these batches add up."""
     tolerance = _tolerance(problem)
-    fitting, leaves, seen = dict(candidates), problem.leaves(), set()
+    fitting, leaves, seen = dict(candidates), problem.bindable(), set()
     with problem.uncounted(), torch.enable_grad(), problem.bound_tensors(leaves):
         for batch in batches:
             for order in orders(batch):

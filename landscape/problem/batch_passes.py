@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from landscape.ball.spread import spread_of
+from landscape.ball.vectors import dimension
 from landscape.errors import InputError
 from landscape.problem.batches import Batch, Batches
 from landscape.problem.evaluator import Evaluator
@@ -71,7 +73,7 @@ class BatchPasses:
     @property
     def dimension(self) -> int:
         """Number of entries d of w."""
-        return self.parameters.dimension
+        return dimension(self.weights)
 
     @property
     def passes(self) -> Passes:
@@ -99,6 +101,13 @@ class BatchPasses:
         The flat vector itself never takes part: the backward pass of slicing it would cost a copy of it per slice.
         """
         return [t.detach().requires_grad_() for t in self.parameters.typed(self.at(w))]
+
+    def bindable(self, w: Tensor | None = None) -> list[Tensor]:
+        """What `bound_tensors` takes for a pass whose gradient `evaluator.backward` adds up.
+
+        The leaves, but of a sharded network the values alone: its graph leads to its own parameters.
+        """
+        return self.parameters.typed(self.at(w)) if spread_of(self.weights) is not None else self.leaves(w)
 
     @contextlib.contextmanager
     def bound(self, w: Tensor | None = None) -> Iterator[None]:
@@ -217,7 +226,10 @@ class BatchPasses:
         """The weights w as a flat vector (d,) like the weights; the model's for None."""
         if w is None:
             return self.weights
-        if w.shape != self.weights.shape:
+        spread = spread_of(self.weights)
+        if spread is not None and spread_of(w) is not spread and w.shape == (spread.length,):
+            w = spread.here(w)
+        if w.shape != self.weights.shape or spread_of(w) is not spread:
             raise InputError(f"w must be a flat vector of shape ({self.dimension},), received {tuple(w.shape)}")
         return w.to(self.weights)
 
@@ -226,8 +238,8 @@ class BatchPasses:
         return torch.zeros((), dtype=torch.float64, device=self.weights.device)
 
     def summed(self, value: Tensor) -> Tensor:
-        """The value summed over the processes."""
-        if self.distributed:
+        """The value summed over the processes; what is spread over them was summed where it was spread."""
+        if self.distributed and spread_of(value) is None:
             torch.distributed.all_reduce(value)
         return value
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import copy
+import itertools
 import math
 import warnings
 from collections.abc import Iterator, Sequence
@@ -14,17 +16,23 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
+from landscape import processes
+from landscape.ball.spread import spread_of
 from landscape.curvature.products import second_derivative
 from landscape.errors import InputError, NonDeterministicWarning
 from landscape.problem import additivity
 from landscape.problem.batches import Batch
 from landscape.problem.objective import Pair
 from landscape.problem.outputs import logits_in
+from landscape.problem.sharded import REASON
 from landscape.random import forked
 
 if TYPE_CHECKING:
+    from landscape.problem.batch_passes import BatchPasses
     from landscape.problem.problem import Problem
 
+_TRIED = 32
+"""Examples of a batch on which a sharded network's own loss is tried out."""
 _DTYPES_DIFFER = ("same dtype", "expected scalar type", "should be the same", "Found dtype", "expected m1 and m2")
 """What torch says of inputs in another dtype than the weights'."""
 
@@ -32,15 +40,20 @@ _DTYPES_DIFFER = ("same dtype", "expected scalar type", "should be the same", "F
 def settle(problem: Problem, *, check: bool) -> None:
     """Evaluate the first batch of a new Problem: what its loss is, and what c_b is where only evaluating shows it."""
     with problem.uncounted(), forked():
+        sharded = spread_of(problem.weights) is not None
+        if sharded:
+            _require_same_passes(problem)
+            problem.settle_division(REASON)
         first = next(problem.weighted_batches(), None)
         if first is None:
             return  # Problem says that no target counts
-        if check:
+        if check and not sharded:
             require_no_kept_weights(problem, first)
         outputs = _first_outputs(problem, first)
         if isinstance(outputs, Pair):
             _weigh_by_objective(problem, outputs)
-        if problem.objective.by_model and (known := additivity.own_denominator(problem)) is not None:
+        tried = _common(problem) if sharded else problem
+        if problem.objective.by_model and (known := additivity.own_denominator(tried)) is not None:
             problem.objective.learn(*known)
             problem.batches.reweighed([known[1](b) for b in problem.batches])
         first = next(problem.weighted_batches(), None)
@@ -48,7 +61,26 @@ def settle(problem: Problem, *, check: bool) -> None:
             _check(problem, first)
 
 
-def total(problem: Problem) -> None:
+def _require_same_passes(problem: Problem) -> None:
+    """Refuse batches of which one process has more: the others would wait for its passes for ever."""
+    counts = processes.gather((len(problem.batches), sum(bool(c) for c in problem.batches.weights)))
+    if len(set(counts)) > 1:
+        each = ", ".join(f"{n} ({weighted} with targets that count)" for n, weighted in counts)
+        raise InputError(
+            f"the processes of a sharded model have {each} batches: give each as many, since all make the same passes"
+        )
+
+
+def _common(problem: Problem) -> Problem:
+    """The same loss over the first examples of process 0, in all processes: what is tried there is tried in step."""
+    device, other = problem.weights.device, copy.copy(problem)
+    few = [b.rows(0, _TRIED) if b.sliceable else b for b in itertools.islice(problem.batches, 4)]
+    few = processes.agree([b.map(Tensor.cpu) for b in few])
+    other.batches = problem.batches.of([b.map(lambda t: t.to(device)) for b in few])
+    return other
+
+
+def total(problem: BatchPasses) -> None:
     """Set the number of examples and the weight, over all processes.
 
     Raises:
@@ -119,9 +151,12 @@ def _weigh_by_objective(problem: Problem, first: Pair) -> None:
 
 def _check(problem: Problem, batch: Batch) -> None:
     """Look at one batch; what makes L random is a warning and a note of the Problem's provenance."""
-    require_function_of_weights(problem, batch)
+    sharded = spread_of(problem.weights) is not None
+    if not sharded:
+        require_function_of_weights(problem, batch)
     causes = list(random_causes(problem, batch))
-    require_one_function(problem, batch)
+    if not sharded:
+        require_one_function(problem, batch)
     for cause in causes:
         problem.notes.append(cause)
         problem.random_causes.append(cause)
@@ -132,7 +167,7 @@ def _check(problem: Problem, batch: Batch) -> None:
             f"the model computes in {', '.join(dtypes)}, each layer in its own; w is held in "
             f"{str(problem.weights.dtype).removeprefix('torch.')}, dots and sums are float64"
         )
-    if len(problem.batches) > 1 and problem.objective.function is None and not causes:
+    if len(problem.batches) > 1 and problem.objective.function is None and not causes and not sharded:
         _ = problem.undividable  # a note, where L is that of these batches
 
 

@@ -99,7 +99,12 @@ class Evaluator:
 
     def rebound(self, model: nn.Module, parameters: Parameters, batch_norm: str | None = None) -> Evaluator:
         """The same way of evaluating other parameters, a copy of the model, or another BatchNorm policy."""
-        other = Evaluator(model, parameters, batch_norm or self.policy, evaluation_mode=self.evaluation_mode)
+        return self._alike(type(self), model, parameters, batch_norm)
+
+    def _alike(
+        self, kind: type[Evaluator], model: nn.Module, parameters: Parameters, batch_norm: str | None = None
+    ) -> Evaluator:
+        other = kind(model, parameters, batch_norm or self.policy, evaluation_mode=self.evaluation_mode)
         other.autocast, other.math_attention = self.autocast, self.math_attention
         other.graph_inside = self.graph_inside
         return other
@@ -116,8 +121,8 @@ class Evaluator:
         if other := sorted({*self._names} ^ {*named}):
             return f"the parameter {other[0]!r} was {'added' if other[0] in named else 'removed, or tied to another'}"
         for slot in parameters:
-            if (shape := named[slot.name].shape) != slot.shape:
-                return f"{slot.name!r} has the shape {tuple(shape)}, it had {tuple(slot.shape)}"
+            if (shape := named[slot.name].shape) != slot.whole_shape:
+                return f"{slot.name!r} has the shape {tuple(shape)}, it had {tuple(slot.whole_shape)}"
         norms = [m for m in self.model.modules() if isinstance(m, _BATCH_NORM)]
         return None if norms == self.batch_norms else "a BatchNorm layer was added"
 
@@ -131,21 +136,45 @@ class Evaluator:
         """
         modules = list(self.model.modules())
         flags = [m.training for m in modules]
-        saved = [(d, n, d[n]) for places in self._places for d, n in places] + [(d, n, d[n]) for d, n in self._buffers]
+        saved = [(d, n, d[n]) for d, n in self._buffers]
+        try:
+            for i, (buffers, name) in enumerate(self._buffers):
+                buffers[name] = buffers[name].clone() if statistics is None else statistics[i]
+            self._set_flags(modules)
+            with self._lent(tensors), self._one_function():
+                yield
+        finally:
+            for buffers, name, original in saved:
+                buffers[name] = original
+            for module, flag in zip(modules, flags, strict=True):
+                module.training = flag
+
+    @contextlib.contextmanager
+    def _lent(self, tensors: Sequence[Tensor]) -> Iterator[None]:
+        saved = [(d, n, d[n]) for places in self._places for d, n in places]
         try:
             for places, tensor in zip(self._places, tensors, strict=True):
                 for slots, name in places:
                     slots[name] = tensor
-            for i, (buffers, name) in enumerate(self._buffers):
-                buffers[name] = buffers[name].clone() if statistics is None else statistics[i]
-            self._set_flags(modules)
-            with self._one_function():
-                yield
+            yield
         finally:
             for slots, name, original in saved:
                 slots[name] = original
-            for module, flag in zip(modules, flags, strict=True):
-                module.training = flag
+
+    def backward(self, loss: Tensor, leaves: Sequence[Tensor]) -> None:
+        """Add the gradient of a loss, in the graph of the tensors that are bound, to what was added before."""
+        loss.backward(inputs=list(leaves))
+
+    def slopes(self, leaves: Sequence[Tensor]) -> list[Tensor]:
+        """What `backward` has added up, one tensor per leaf."""
+        return [torch.zeros_like(t) if t.grad is None else t.grad for t in leaves]
+
+    def gradients(self, loss: Tensor, leaves: Sequence[Tensor]) -> list[Tensor]:
+        """The gradient of one loss, one tensor per leaf; zeros where it ends in none."""
+        if not loss.requires_grad:
+            return [torch.zeros_like(t) for t in leaves]
+        parts = torch.autograd.grad(loss, list(leaves), allow_unused=True)
+        return [torch.zeros_like(t) if g is None else g for g, t in zip(parts, leaves, strict=True)]
 
     def without_graph(self) -> contextlib.AbstractContextManager[None]:
         """No graph of derivatives, unless forward() needs one inside."""

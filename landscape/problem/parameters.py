@@ -6,7 +6,6 @@ only where a model is evaluated.
 
 from __future__ import annotations
 
-import copy
 import difflib
 import fnmatch
 from collections.abc import Callable, Iterator, Sequence
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from landscape.errors import InputError
+from landscape.problem.skeleton import skeleton
 from landscape.random import forked
 
 NORM_LAYERS = (
@@ -54,6 +54,11 @@ class Slot:
         """Offset after its last entry."""
         return self.start + self.shape.numel()
 
+    @property
+    def whole_shape(self) -> torch.Size:
+        """Shape of the model's tensor, of which a process may hold some rows."""
+        return self.shape
+
     def norms(self, tensor: Tensor, block: str) -> Tensor:
         """Norm of the block that each entry belongs to, broadcastable to the tensor.
 
@@ -67,7 +72,19 @@ class Slot:
         axes = [a for a in range(tensor.dim()) if block == "layer" or a != self.filter_axis]
         if not axes:
             return tensor.abs()
-        return torch.linalg.vector_norm(tensor, dim=axes, keepdim=True, dtype=torch.float64).to(tensor.dtype)
+        return self.norm(tensor, axes).to(tensor.dtype)
+
+    def norm(self, tensor: Tensor, axes: Sequence[int]) -> Tensor:
+        """Norm over these axes, which are kept with length 1; float64."""
+        return torch.linalg.vector_norm(tensor, dim=list(axes), keepdim=True, dtype=torch.float64)
+
+    def sum(self, tensor: Tensor, axes: Sequence[int]) -> Tensor:
+        """Sum over these axes, which are kept with length 1."""
+        return tensor.sum(list(axes), keepdim=True)
+
+    def count(self, axes: Sequence[int]) -> int:
+        """Entries along these axes."""
+        return torch.Size([self.shape[a] for a in axes]).numel()
 
 
 @dataclass(frozen=True)
@@ -236,9 +253,9 @@ def normalizes(module: nn.Module) -> bool:
     x = torch.linspace(-1, 1, 3 * len(first), dtype=torch.float64).sin().view(3, -1).mul(1e3).to(first)
     try:
         with torch.no_grad(), forked():
-            clone = copy.deepcopy(module).eval()
-            for name, p in module.named_parameters():  # one that is sharded would not multiply with x
-                setattr(clone, name, nn.Parameter(torch.ones(p.shape, dtype=p.dtype, device=p.device)))
+            # Ones in place of the parameters, which may be sharded.
+            ones = {n: torch.ones(p.shape, dtype=p.dtype, device=p.device) for n, p in module.named_parameters()}
+            clone = skeleton(module, ones).eval()
             once, again = clone(x), clone(4 * x)
     except Exception:  # another signature, another shape: no normalization of one vector
         return False

@@ -64,7 +64,7 @@ def _switches() -> Iterator[tuple[Any, str, tuple[Any, Any]]]:
 
 
 def _seen(problem: Problem, few: Batch, graph: bool = True) -> torch.dtype:
-    dtypes, leaves = {s.dtype for s in problem.parameters}, problem.leaves()
+    dtypes, leaves = {s.dtype for s in problem.parameters}, problem.bindable()
     with contextlib.ExitStack() as stack:
         stack.enter_context(problem.uncounted())
         stack.enter_context(forked())

@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
-import copy
 import platform
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from landscape.ball.spread import spread_of
 from landscape.curvature.products import second_derivative
 from landscape.errors import InputError
 from landscape.problem import additivity, checks, precision
-from landscape.problem.batch_passes import BatchPasses, Shared
+from landscape.problem.batch_passes import Shared
 from landscape.problem.batches import Batch, Batches, Reader, source_of
-from landscape.problem.evaluator import Evaluator, copied, unwrapped
+from landscape.problem.evaluator import Evaluator, unwrapped
+from landscape.problem.fully_shard import has_shards
 from landscape.problem.memory import Plan, plan
 from landscape.problem.objective import Objective, telling
 from landscape.problem.outputs import count_hits
 from landscape.problem.parameters import Parameters
+from landscape.problem.sharded import ShardedEvaluator, SpreadParameters
+from landscape.problem.variants import Variants
 from landscape.random import undisturbed
 
 LossFunction = Callable[[Any, Any], Tensor]
@@ -35,7 +38,7 @@ class Evaluation:
     accuracy: Tensor
 
 
-class Problem(BatchPasses):
+class Problem(Variants):
     """The function L(w) = sum_b c_b l_b(w) / sum_b c_b over fixed batches, at the model's weights or any other.
 
     l_b is the loss of batch b and c_b its weight: what the loss of a batch divides by. For torch's losses (modules and
@@ -122,9 +125,16 @@ class Problem(BatchPasses):
         if logit_normalization and (self.objective.by_model or self.objective.function is not None):
             raise InputError("logit_normalization needs a loss(outputs, targets): give one")
         self.model, self.batch_norm = unwrapped(model), batch_norm
-        self.parameters = Parameters.of(self.model, parameters)
+        sharded = has_shards(self.model)
+        if sharded and not distributed:
+            raise InputError(
+                "the model's parameters are sharded over processes: give distributed=True, and each process its own "
+                "share of the examples"
+            )
+        self.parameters = (SpreadParameters if sharded else Parameters).of(self.model, parameters)
         self.weights = self.parameters.read(self.model)
-        self.evaluator = Evaluator(self.model, self.parameters, batch_norm, evaluation_mode=evaluation_mode)
+        kind = ShardedEvaluator if sharded else Evaluator
+        self.evaluator = kind(self.model, self.parameters, batch_norm, evaluation_mode=evaluation_mode)
         self._shared = Shared()
         self.logit_normalization, self.recalibration_examples = logit_normalization, recalibration_examples
         self.distributed = distributed
@@ -211,16 +221,16 @@ class Problem(BatchPasses):
 
     def loss_and_gradient(self, w: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """L(w) and its gradient (d,). Cost: one forward and one backward pass."""
-        leaves, total = self.leaves(w), self.zero()
+        leaves, total = self.bindable(w), self.zero()
         with torch.enable_grad(), self.bound_tensors(leaves):
             for batch in self.weighted_batches():
                 loss = self.batch_loss(self.forward(batch), batch)
                 self._differentiable(loss)
                 with telling("the backward pass", batch):
-                    (loss * self.share(batch)).backward(inputs=leaves)
+                    self.evaluator.backward(loss * self.share(batch), leaves)
                 self.passes.backward += batch.size
                 total += loss.detach().double() * batch.weight
-        gradient = self.parameters.flatten([torch.zeros_like(t) if t.grad is None else t.grad for t in leaves])
+            gradient = self.parameters.flatten(self.evaluator.slopes(leaves))
         return self.summed(total) / self.weight, self.summed(gradient)
 
     def hvp(self, v: Tensor, w: Tensor | None = None) -> Tensor:
@@ -231,6 +241,9 @@ class Problem(BatchPasses):
         Raises:
             InputError: an operation without second derivative; it is named.
         """
+        spread = spread_of(self.weights)
+        if spread is not None:
+            return spread.here(self.gathered(w).hvp(self.whole(v)))
         return second_derivative.named(lambda: self._hvp(v, w))
 
     def _hvp(self, v: Tensor, w: Tensor | None) -> Tensor:
@@ -254,7 +267,7 @@ class Problem(BatchPasses):
         """
         return plan(self, vectors=vectors)
 
-    # -- other problems of the same function ---------------------------------------------------------------------
+    # -- what L is known by ----------------------------------------------------------------------------------------
 
     @property
     def undividable(self) -> str | None:
@@ -279,100 +292,6 @@ class Problem(BatchPasses):
         if not self._shared.computed_in:
             self._shared.computed_in.append(precision.coarsest(self))
         return self._shared.computed_in[0]
-
-    def alone(self) -> Problem:
-        """The same loss over the batches of this process alone."""
-        other = copy.copy(self)
-        other.distributed = False
-        checks.total(other)
-        return other
-
-    def few_examples(self, count: int) -> Batch:
-        """The first examples some of whose targets count, of one batch; all of it where it cannot be divided."""
-        batch = next(self.weighted_batches())
-        if self.undividable is not None:
-            return batch
-        parts = (batch.rows(i, i + count) for i in range(0, batch.size, count))
-        return next((part for part in parts if self.weighed(part).weight), batch)
-
-    def with_batches(self, batches: Sequence[Batch]) -> Problem:
-        """The same model, loss and weights over other batches; passes are counted together."""
-        other = copy.copy(self)
-        other.batches = other.calibration_batches = self.batches.of(batches)
-        checks.total(other)
-        return other
-
-    def rebatched(self, size: int) -> Problem:
-        """The same L(w) computed in batches of `size` examples.
-
-        Raises:
-            InputError: the batches cannot be divided without changing L.
-        """
-        if self.undividable is not None:
-            raise InputError(
-                f"batches of {size} would be another function ({self.undividable}): keep the batches as given"
-            )
-        return self.divided(size)
-
-    def divided(self, size: int) -> Problem:
-        """What `rebatched` returns, whatever it does to L; statistics are recalibrated on the batches as given."""
-        other = self.with_batches(self.batches.split(size))
-        other.calibration_batches = self.calibration_batches
-        return other
-
-    def restricted(self, pattern: str | Sequence[str]) -> Problem:
-        """The same loss as a function of the parameters that match the pattern alone, the others at their weights."""
-        other = copy.copy(self)
-        other.parameters = Parameters.of(self.model, pattern)
-        other.weights = other.parameters.read(self.model)
-        other.evaluator = self.evaluator.rebound(self.model, other.parameters)
-        return other
-
-    def updated(self) -> Problem:
-        """The same loss at the weights that the model has by now.
-
-        Raises:
-            InputError: since the Problem was made the model has moved to another device, changed its dtype, or had a
-                layer or parameter replaced by another.
-        """
-        if change := self.evaluator.change(self.parameters):
-            raise InputError(
-                f"{change} since the Problem was made: make the Problem again, of the network as it is now"
-            )
-        weights = self.parameters.read(self.model)
-        if (weights.device, weights.dtype) != (self.weights.device, self.weights.dtype):
-            raise InputError(
-                f"the Problem was made of a model in {self.weights.dtype} on {self.weights.device}, which is in "
-                f"{weights.dtype} on {weights.device} by now: move the model first, then make the Problem"
-            )
-        other = copy.copy(self)
-        other.weights = weights
-        return other
-
-    def relocated(self, w: Tensor, buffers: Mapping[str, Tensor] | None = None) -> Problem:
-        """The same loss and batches for a copy of the model that holds the weights w (d,) and these named buffers."""
-        other = copy.copy(self)
-        other.model, other.weights = copied(self.model), self.at(w).clone()
-        self.parameters.write(other.model, other.weights)
-        held = dict(other.model.named_buffers())
-        for name, tensor in (buffers or {}).items():
-            held[name].data.copy_(tensor)
-        other.evaluator = self.evaluator.rebound(other.model, self.parameters)
-        return other
-
-    def in_network(self, model: nn.Module) -> Problem:
-        """The same loss, batches and weights in another network whose tensors have the same names and shapes."""
-        other = copy.copy(self)
-        other.model = model
-        other.evaluator = self.evaluator.rebound(model, self.parameters)
-        return other
-
-    def with_batch_norm(self, policy: str) -> Problem:
-        """The same loss with another BatchNorm policy."""
-        other = copy.copy(self)
-        other.batch_norm = policy
-        other.evaluator = self.evaluator.rebound(self.model, self.parameters, policy)
-        return other
 
     @property
     def loss_name(self) -> str:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from landscape.ball.spread import spread_of
 from landscape.errors import InputError
 from landscape.problem.batches import Batch, Batches
 from landscape.problem.evaluator import copied
@@ -39,7 +40,7 @@ def widened(problem: Problem) -> Iterator[Problem]:
 
     Cost: a forward pass over two examples. Memory: of weights in half precision a float32 copy; none under autocast.
     """
-    wide = _in_float32(problem) if is_half(problem) else None
+    wide = _in_float32(problem) if is_half(problem) and spread_of(problem.weights) is None else None
     if wide is None:
         yield problem
         return

@@ -19,7 +19,8 @@ def of_parts(parts: Iterable[bytes | str | Tensor]) -> str:
     """Hexadecimal SHA-256 of the parts in order: bytes, text as UTF-8, tensors by the bytes of their numbers.
 
     Tensors are brought to the host piece by piece. Shapes, dtypes and the borders between parts do not count: put them
-    in as text where they matter, or see `of_tensors`.
+    in as text where they matter, or see `of_tensors`. A tensor that is divided among processes counts by the digests of
+    its parts, in their order: the same in every process, another one for another number of them.
     """
     digest = hashlib.sha256()
     for part in parts:
@@ -28,14 +29,14 @@ def of_parts(parts: Iterable[bytes | str | Tensor]) -> str:
         elif isinstance(part, bytes):
             digest.update(part)
         else:
-            for piece in _bytes(part):
+            for piece in _parts(part) if _divided(part) else _bytes(part):
                 digest.update(piece)
     return digest.hexdigest()
 
 
 def of_tensors(tensors: Iterable[Tensor]) -> str:
     """SHA-256 of the tensors' shapes, dtypes and bytes, in order."""
-    return of_parts(part for t in tensors for part in (str((tuple(t.shape), t.dtype)), t))
+    return of_parts(part for t in tensors for part in (str((_shape(t), t.dtype)), t))
 
 
 def of_file(path: str | Path) -> str:
@@ -55,6 +56,23 @@ def of_path(path: str | Path) -> str:
 def of_configuration(content: Any) -> str:
     """SHA-256 of plain values as JSON with sorted keys; what JSON does not know counts by its `str`."""
     return of_parts([json.dumps(content, sort_keys=True, default=str)])
+
+
+def _divided(tensor: Tensor) -> bool:
+    return hasattr(tensor, "spread") or hasattr(tensor, "placements")
+
+
+def _parts(tensor: Any) -> Iterator[bytes]:
+    import torch
+
+    here = tensor.to_local() if hasattr(tensor, "placements") else tensor.as_subclass(torch.Tensor)
+    everywhere = [""] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(everywhere, of_parts([here]))
+    yield "".join(everywhere).encode()
+
+
+def _shape(tensor: Any) -> tuple[int, ...]:
+    return (tensor.spread.length,) if hasattr(tensor, "spread") else tuple(tensor.shape)
 
 
 def _bytes(tensor: Tensor) -> Iterator[memoryview]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
+import math
 
 import torch
 from torch import Tensor
 
 from landscape.ball.ascent import Ball
 from landscape.ball.scaling import Scaling
-from landscape.ball.vectors import norm
+from landscape.ball.vectors import any_entry, norm
 from landscape.errors import InputError
 from landscape.problem.problem import Problem
 
@@ -30,7 +31,7 @@ def scaled_ball(problem: Problem, p: float, scaling: Scaling) -> Ball:
         InputError: T is zero for every parameter.
     """
     scale = scaling.diagonal(problem.parameters, problem.weights)
-    if scale is not None and not scale.any():
+    if scale is not None and not any_entry(scale):
         raise InputError(
             f"T is zero for every parameter (scaling={scaling.kind}, biases={scaling.biases}): nothing moves; choose "
             "another treatment of biases, another scaling or more parameters"
@@ -40,10 +41,10 @@ def scaled_ball(problem: Problem, p: float, scaling: Scaling) -> Ball:
 
 def check_weights(problem: Problem) -> None:
     """Raise InputError where a weight is nan or inf."""
-    if torch.isfinite(problem.weights).all():
+    if torch.isfinite(norm(problem.weights, math.inf)):
         return
     pieces = zip(problem.parameters, problem.parameters.unflatten(problem.weights), strict=True)
-    names = [slot.name for slot, t in pieces if not torch.isfinite(t).all()]
+    names = [slot.name for slot, t in pieces if not torch.isfinite(norm(t, math.inf))]
     raise InputError(
         f"the weights are not finite (nan or inf in {', '.join(names[:3])}): the training diverged or the file is "
         "damaged; analyze an earlier checkpoint"
@@ -52,8 +53,8 @@ def check_weights(problem: Problem) -> None:
 
 def check_loss(loss: Tensor, what: str = "loss") -> None:
     """Raise InputError where the loss (or gradient) at w is not finite."""
-    if not torch.isfinite(loss).all():
-        value = f" ({loss.item()})" if loss.numel() == 1 else ""
+    if not torch.isfinite(norm(loss, math.inf)):
+        value = f" ({loss.item()})" if loss.dim() == 0 else ""
         raise InputError(
             f"the {what} at the weights themselves is not finite{value}: look at the inputs and targets, or compute in "
             "float64"

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from landscape.ball.ascent import Ball, maximize
+from landscape.ball.vectors import any_entry
 from landscape.formatting import number
 from landscape.problem.problem import Problem
 from landscape.problem.widened import is_half, widened
@@ -253,7 +254,7 @@ class _Group:
         radius, starts one more ascent.
         """
         setting, ball, loss, center = self.setting, self.ball, self.loss, self.center
-        steps, stationary = positive("steps", setting.steps or 0), not bool(center.any())
+        steps, stationary = positive("steps", setting.steps or 0), not any_entry(center)
         columns: dict[str, list[Tensor]] = {
             name: [] for name in ("one_step", "worst_case", "late_gain", "restarts", "non_finite", "displacement_error")
         }

@@ -84,7 +84,7 @@ def best_outputs(
     left = MOST_OUTPUTS if count else 0
     for g in output_gradients(problem, generator) if count else ():
         h = ball.gradient(g)
-        if vectors.finite(h) and h.any():
+        if vectors.finite(h) and vectors.any_entry(h):
             for entries, rho in zip(ranked, radii, strict=True):
                 loss = float(problem.loss(problem.weights + ball.epsilon(ball.steepest(h, rho))))
                 if math.isfinite(loss):
@@ -101,7 +101,7 @@ def starts(
     ball: Ball, rho: float, center: Tensor, outputs: Sequence[Tensor], count: int, generator: torch.Generator
 ) -> Iterator[Tensor]:
     """`count` points: the one-step point (a random one where T g = 0), those of the outputs, then random ones."""
-    yield ball.steepest(center, rho) if center.any() else ball.random(center, rho, generator)
+    yield ball.steepest(center, rho) if vectors.any_entry(center) else ball.random(center, rho, generator)
     for h in outputs:
         yield ball.steepest(h, rho)
     for _ in range(count - 1 - len(outputs)):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from landscape.ball.vectors import dot, finite
+from landscape.ball.vectors import any_entry, dot, finite, norm
 from landscape.errors import InputError
 from landscape.problem.problem import Problem
 from landscape.random import undisturbed
@@ -82,12 +83,12 @@ def slope_of(problem: Problem, d: Tensor, gradient: Tensor, whose: str = "the lo
     check_loss(gradient, "gradient")
     slope = float(dot(d, gradient))
     if not slope > 0:
-        at = "the gradient is zero" if not bool(gradient.any()) else f"d'g = {slope:.3g}"
+        at = "the gradient is zero" if not any_entry(gradient) else f"d'g = {slope:.3g}"
         raise InputError(
             f"{at}: a step w - eta d has to lower {whose} at first (d'g > 0); give another direction, the gradient for "
             "one, or other weights"
         )
-    largest = float(d.abs().max())
+    largest = float(norm(d, math.inf))
     if not _LEAST <= largest <= _MOST:
         raise InputError(
             f"the largest entry of the direction is {largest:.3g}: between {_LEAST:g} and {_MOST:g} float64 computes "

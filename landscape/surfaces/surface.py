@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from landscape import processes
+from landscape.ball.spread import spread_of
 from landscape.errors import InputError
 from landscape.locks import locked
 from landscape.problem.problem import Problem
@@ -116,6 +117,9 @@ def surface(
     plan.check(arguments)
     problems = {"": problem, **(others or {})}
     ready = directions if isinstance(directions, Directions) else None
+    spread = spread_of(problem.weights) is not None
+    if spread and file is not None:
+        raise InputError("a surface of a sharded model is not resumed from a file: leave out file, and save the result")
     identity = processes.agree(stored.identity_of(problems, arguments, ready, checkpoints, optimizer))
     if shard is not None and (file is None or not resume or processes.world() > 1):
         raise InputError("shards share a file, and go on with what is there: give file and resume; without torchrun")
@@ -127,8 +131,9 @@ def surface(
             sources: dict[str, Any] = {"checkpoints": checkpoints, "optimizer": optimizer}
             plane = draw(arguments["directions"], problem, count=dimensions, seed=seed, biases=biases, **sources)
         plane = plane.to(problem.weights)
-        for vector in plane.vectors:
-            processes.broadcast(vector)
+        if not spread:
+            for vector in plane.vectors:
+                processes.broadcast(vector)
         header = journal.header if journal else None
         if header is None:
             check_loss(problem.evaluate().loss)

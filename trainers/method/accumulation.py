@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from landscape.ball.shards import local
+from landscape.ball.spread import local
 from landscape.ball.vectors import norm, norms
 from landscape.errors import InputError
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from landscape.errors import InputError
 from landscape.problem.batches import Batch
+from landscape.problem.fully_shard import abandon_pass, reshard
 from trainers.method import network, sharded
 from trainers.method.accumulation import require_cleared
 from trainers.method.context import Context, Pass
@@ -69,10 +70,10 @@ class ClosureStep(Step):
             try:
                 loss = self._closure()
             except BaseException:
-                sharded.abandon_pass(self.task.model)
+                abandon_pass(self.task.model)
                 raise
         if self.task.sharded:
-            sharded.reshard(self.task.model)
+            reshard(self.task.model)
             sharded.require_last_backward(self.task.model)
             sharded.require_reduced(self.task.model, "after the closure")
         if probe is not None:

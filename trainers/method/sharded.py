@@ -6,16 +6,15 @@ shards (`landscape.ball.vectors`). What is left is here: who may be trained so, 
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from landscape import processes
-from landscape.ball import shards
+from landscape.ball.spread import part_of
 from landscape.errors import InputError
+from landscape.problem.fully_shard import has_shards, postpones, units, unreduced
 
 if TYPE_CHECKING:
     from trainers.method.method import Method
@@ -27,17 +26,13 @@ def is_sharded(model: nn.Module) -> bool:
     Raises:
         InputError: in FSDP1's flat tensors, or in part, or otherwise than `fully_shard` does it.
     """
-    if any(type(m).__name__ == "FullyShardedDataParallel" for m in model.modules()):
-        raise InputError(
-            "the model is in FullyShardedDataParallel (FSDP1), whose flat parameters no method knows: use "
-            "torch.distributed.fsdp.fully_shard instead"
-        )
-    reshard(model)
+    if not has_shards(model):
+        return False
     named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
     first: Any = next((p for _, p in named if hasattr(p, "placements")), None)
     if first is None:
         return False
-    if not any(True for _ in _wrapped(model)):
+    if not any(True for _ in units(model)):
         raise InputError("the parameters are DTensors that fully_shard has not made: methods train those alone")
     for name, parameter in named:
         _require_supported(name, parameter, first)
@@ -73,64 +68,31 @@ def require_method(method: Method, base: torch.optim.Optimizer, *, synchronized:
         )
 
 
-def reshard(model: nn.Module) -> None:
-    """Let go of the gathered parameters, which a pass may leave behind.
-
-    A forward pass without a backward pass leaves the root's, `set_reshard_after_backward(False)` all of them: the next
-    pass would compute with these and not see what has been written to the shards.
-    """
-    for module in _wrapped(model):
-        module.reshard()
-
-
-def abandon_pass(model: nn.Module) -> None:
-    """Let go of what a pass that an exception has ended left behind: gathered parameters, gradients on their way."""
-    for module in _wrapped(model):
-        with contextlib.suppress(RuntimeError):  # not the outermost, which takes the others along
-            getattr(module, "reset_iter_state", module.reshard)()  # torch before 2.13 has no other
-
-
 def require_reduced(model: nn.Module, when: str) -> None:
     """Raise InputError if gradients have not been given to their shards.
 
     They wait after `set_requires_gradient_sync(False)`, and the next pass that does reduce would take them in.
     """
-    for module in _wrapped(model):
-        state = module._get_fsdp_state()
-        groups = getattr(state, "_fsdp_param_groups", None) or [getattr(state, "_fsdp_param_group", None)]
-        for group in groups:
-            waiting = getattr(group, "_partial_reduce_output", None) is not None
-            if waiting or any(_waits(p) for p in getattr(group, "fsdp_params", ())):
-                raise InputError(
-                    f"gradients of fully_shard wait to be summed over the processes {when}: the last backward pass "
-                    "of each closure needs set_requires_gradient_sync(True), and none may come before the closure"
-                )
+    if unreduced(model):
+        raise InputError(
+            f"gradients of fully_shard wait to be summed over the processes {when}: the last backward pass of each "
+            "closure needs set_requires_gradient_sync(True), and none may come before the closure"
+        )
 
 
 def require_last_backward(model: nn.Module) -> None:
     """Raise InputError if no backward pass has waited for the gradients to come."""
-    for module in _wrapped(model):
-        if not getattr(getattr(module._get_fsdp_state(), "_state_ctx", None), "is_last_backward", True):
-            raise InputError(
-                "set_is_last_backward(False) is in force after the closure: its last backward pass needs "
-                "set_is_last_backward(True)"
-            )
+    if postpones(model):
+        raise InputError(
+            "set_is_last_backward(False) is in force after the closure: its last backward pass needs "
+            "set_is_last_backward(True)"
+        )
 
 
 def normal_like(parameter: Tensor, generator: torch.Generator) -> Tensor:
     """Standard normal noise in the shape of a parameter; each process draws all of it and keeps its shard."""
     whole = torch.randn(parameter.shape, generator=generator, device=parameter.device, dtype=parameter.dtype)
-    return shards.part_of(whole, parameter)
-
-
-def _wrapped(model: nn.Module) -> Iterator[Any]:
-    """The modules that `fully_shard` was applied to."""
-    return (m for m in model.modules() if any(kind.__name__ == "FSDPModule" for kind in type(m).__mro__))
-
-
-def _waits(parameter: Any) -> bool:
-    whole = getattr(parameter, "_unsharded_param", None)
-    return parameter.unsharded_accumulated_grad is not None or (whole is not None and whole.grad is not None)
+    return part_of(whole, parameter)
 
 
 def _require_supported(name: str, parameter: Any, first: Any) -> None:

@@ -18,6 +18,7 @@ from landscape import processes
 from landscape.errors import InputError
 from landscape.problem.batch_passes import Passes
 from landscape.problem.batches import Batch, as_batch
+from landscape.problem.fully_shard import reshard
 from landscape.problem.parameters import Parameters
 from trainers.method import network, sharded
 from trainers.method.batch_norm import SynchronizedBatchNorm
@@ -85,7 +86,7 @@ class Task:
 
     def find_parameters(self) -> None:
         """Take up the model's trainable parameters as they are now: `layout` and `parameters`."""
-        sharded.reshard(self.model)
+        reshard(self.model)
         self.layout = Parameters.of(self.model)
         named = dict(self.model.named_parameters())
         self.parameters = [named[slot.name] for slot in self.layout]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from typing import Any
 
 import torch
@@ -29,8 +30,9 @@ class DifferenceProduct:
 
     Truncation grows with h^2, rounding with 1 / h, and how large either is depends on the loss and its dtype. Steps
     that shrink by 4 are tried along the gradient, which is rich in the directions that bend most, from
-    4 eps^(1/3) (1 + ||w||) on; quotients of neighboring steps differ by 15 times the truncation of the shorter one and
-    by four times the rounding of the longer one. The step with the smallest sum of both errors is taken.
+    4 eps^(1/3) (1 + ||w||) on, with the eps of what the network computes in. Quotients of neighboring steps differ by
+    15 times the truncation of the shorter one and by four times the rounding of the longer one. The step with the
+    smallest sum of both errors is taken.
 
     Args:
         problem: L.
@@ -75,7 +77,7 @@ class DifferenceProduct:
             return f"by central differences: the loss has kinks within the step ({', '.join(kinks)})"
         return (
             "by central differences: the loss bends too much within the step, or its gradient is rounded too coarsely "
-            f"for its length in {_name(self._w.dtype)}"
+            f"for its length in {_name(self._problem.computed_in)}"
         )
 
     def _choose_step(self) -> None:
@@ -83,14 +85,18 @@ class DifferenceProduct:
         if not float(norm(direction)) > 0:
             direction = random.normal(self._w, random.stream(0, "differences"))
         direction = direction / norm(direction).to(direction)
-        h = 4 * torch.finfo(self._w.dtype).eps ** (1 / 3) * (1 + float(norm(self._w)))
-        steps, changes, size = [h], [float("inf")], 0.0
+        # What the weights hold may be lost where the network computes more coarsely (autocast, mixed precision).
+        h = 4 * torch.finfo(self._problem.computed_in).eps ** (1 / 3) * (1 + float(norm(self._w)))
+        steps, changes = [h], [float("inf")]
         last = self._quotient(direction, h)
         while len(steps) < _RUNGS and not _rising(changes):
             steps.append(steps[-1] / 4)
             quotient = self._quotient(direction, steps[-1])
-            size = max(float(norm(quotient)), 1e-300)
-            changes.append(float(norm(quotient - last)) / size)
+            change, size = float(norm(quotient - last)), float(norm(quotient))
+            # A quotient of 0 after others: the step is rounded away, and every shorter one.
+            changes.append(change / size if size else math.inf if change else 0.0)
+            if changes[-1] == math.inf:
+                break
             last = quotient
         errors = [a / 15 + b / 4 for a, b in itertools.pairwise(changes)]
         best = min(range(len(errors)), key=errors.__getitem__)
@@ -99,13 +105,17 @@ class DifferenceProduct:
         self.step, self.relative_error = steps[best], errors[best]
 
     def _refusal(self, error: float) -> InputError:
-        dtype, kinks = _name(self._w.dtype), self._kinks()
+        dtype, kinks = _name(self._problem.computed_in), self._kinks()
         reason = "rounding outweighs what the gradient changes over any step"
         if kinks:
             reason += f", or kinks ({', '.join(kinks)}) lie within every longer one"
-        advice = "use float64" if self._w.dtype != torch.float64 else 'use hvp="double-backward" or a smoother model'
+        advice = (
+            "use float64"
+            if self._problem.computed_in != torch.float64
+            else 'use hvp="double-backward" or a smoother model'
+        )
         return InputError(
-            f"central differences in {dtype} leave a relative error of {error:.1g} in a Hessian-vector product, at "
+            f"central differences in {dtype} leave a relative error of {error:.2g} in a Hessian-vector product, at "
             f"most {_WORST} is needed: {reason}; {advice}"
         )
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from landscape import random
-from landscape.ball.vectors import axpy_, dot, norm, orthogonalized, scaled_to
+from landscape.ball.vectors import axpy_, dot, norm, orthogonalized, scaled_to, sign_of_largest
 from landscape.errors import InputError
 from landscape.problem.parameters import Parameters
 from landscape.problem.problem import Problem
@@ -49,7 +49,7 @@ def hessian(problem: Problem, *, count: int, seed: int, which: str = "LA") -> Di
 
 def _signed(vector: Tensor) -> Tensor:
     """The sign of an eigenvector is arbitrary: its largest entry is made positive, so that pictures agree."""
-    return vector * torch.sign(vector[vector.abs().argmax()])
+    return vector * sign_of_largest(vector)
 
 
 def gradient(problem: Problem, *, count: int, seed: int) -> Directions:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from landscape import random
+from landscape.ball.spread import spread_of
 from landscape.ball.vectors import cosine, norm, orthogonalized, scaled_to
 from landscape.errors import InputError, unknown
 from landscape.problem.parameters import Parameters, Slot
@@ -182,9 +183,9 @@ def _normalized(problem: Problem, drawn: list[Tensor], block: str, biases: bool)
         for j, tensors in enumerate(pieces):
             rest = tensors[i].double()
             for earlier in pieces[:j]:
-                rest = _orthogonal_in_blocks(rest, earlier[i].double(), dims)
-            size = torch.linalg.vector_norm(rest, dim=dims, keepdim=True)
-            scale = torch.linalg.vector_norm(w, dim=dims, keepdim=True, dtype=torch.float64) / size
+                rest = _orthogonal_in_blocks(slot, rest, earlier[i].double(), dims)
+            size = slot.norm(rest, dims)
+            scale = slot.norm(w, dims) / size
             tensors[i].copy_(rest * torch.where(size > 0, scale, 0.0) if moved else torch.zeros_like(rest))
     return [parameters.flatten(tensors) for tensors in pieces]
 
@@ -195,18 +196,20 @@ def _block_dims(slot: Slot, block: str) -> list[int]:
     return [a for a in range(len(slot.shape)) if not (filters and a == slot.filter_axis)]
 
 
-def _orthogonal_in_blocks(rest: Tensor, earlier: Tensor, dims: list[int]) -> Tensor:
+def _orthogonal_in_blocks(slot: Slot, rest: Tensor, earlier: Tensor, dims: list[int]) -> Tensor:
     # A block of one entry has no second direction: both keep it, and the cosine that results is stored.
-    if torch.Size([rest.shape[a] for a in dims]).numel() < 2:
+    if slot.count(dims) < 2:
         return rest
     for _ in range(2):
-        share = (rest * earlier).sum(dims, keepdim=True) / (earlier * earlier).sum(dims, keepdim=True)
+        share = slot.sum(rest * earlier, dims) / slot.sum(earlier * earlier, dims)
         rest = rest - torch.nan_to_num(share) * earlier
     return rest
 
 
 def _ratios(parameters: Parameters, vector: Tensor, center: Tensor) -> dict[str, float]:
     """Smallest, median and largest ||filter of d|| / ||filter of w|| over the filters that move and are not zero."""
+    if spread_of(vector) is not None:
+        return {}  # a median over the filters of all processes
     parts = []
     for slot, d, w in zip(parameters, parameters.unflatten(vector), parameters.unflatten(center), strict=True):
         if slot.kind == "weight":

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from landscape.ball.spread import spread_of
 from landscape.ball.vectors import dot
 from landscape.errors import InputError
 from landscape.problem.batches import Batch
@@ -79,6 +80,8 @@ class GridEvaluation:
         tensors = [aligned(v).to(s.dtype) for v, s in zip(views, parameters, strict=True)]
         self._copies = [(t, v) for t, v in zip(tensors, views, strict=True) if t is not v]
         inside = self.problem.evaluator.graph_inside
+        # Statistics follow the weights, and shards are copies of the buffer.
+        self._rebinds = self.problem.batch_norm == "recalibrate" or spread_of(center) is not None
         self._tensors = [t.detach().requires_grad_() for t in tensors] if inside else tensors  # the same memory
         self._batches = {name: arranged(problem, choice) for name, problem in problems.items()}
         self._classified = {name: problem.classified for name, problem in problems.items()}
@@ -98,7 +101,7 @@ class GridEvaluation:
     def opened(self) -> Iterator[None]:
         """Within the context the model computes at the buffer; it is put back afterwards."""
         with self.problem.evaluator.without_graph():
-            if self.problem.batch_norm == "recalibrate":
+            if self._rebinds:
                 yield
             else:
                 with self.problem.bound_tensors(self._tensors), self._precision():
@@ -125,7 +128,7 @@ class GridEvaluation:
 
     def _one(self, point: Point) -> _Values:
         self._move(point)
-        if self.problem.batch_norm != "recalibrate":
+        if not self._rebinds:
             return self._evaluated()
         with self.problem.bound_tensors(self._tensors), self._precision():
             return self._evaluated()
