@@ -67,11 +67,8 @@ def as_float32(batch: Batch) -> Batch:
 
 
 def _in_float32(problem: Problem) -> Problem | None:
-    copied_weights = problem.weights.dtype in HALF
-    if copied_weights and (
-        2 * 4 * problem.dimension > free_memory(problem.weights.device)
-        or any(type(p.data) is not Tensor for p in problem.model.parameters())  # shards have no copy of their own
-    ):
+    needed = 2 * 4 * problem.dimension * (problem.weights.dtype in HALF)
+    if needed > free_memory(problem.weights.device):
         return None
     wide = copy.copy(problem)
     wide.parameters = Parameters(tuple(replace(s, dtype=_wider(s.dtype)) for s in problem.parameters))
