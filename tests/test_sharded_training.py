@@ -105,7 +105,7 @@ REFUSED = {
     "task": "train it in a loop of your own by trainers.MethodOptimizer with a closure",
     "in part": "the parameter scale is whole and others are sharded: apply fully_shard to the model itself",
     "tensor parallel": "the parameters are DTensors that fully_shard has not made",
-    "fsdp1": "FullyShardedDataParallel (FSDP1), whose flat parameters no method knows: use torch.distributed",
+    "fsdp1": "FullyShardedDataParallel (FSDP1), whose flat parameters nothing else knows: use torch.distributed",
     "not summed after": "wait to be summed over the processes after the closure",
     "not summed before": "wait to be summed over the processes before the closure",
     "not last": "set_is_last_backward(False) is in force",
