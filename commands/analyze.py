@@ -155,7 +155,7 @@ def _analyze_run(
     first = read(stages[0].path)
     subsets = measuring.subsets_for([first.problem]) if measured.subsets is None else measured.subsets
     wanted = requests(problem.seed, subsets)
-    options.show_plan(first.problem, f"{len(stages)} checkpoints", measuring.vectors_needed(wanted))
+    options.show_plan(first.problem, f"{len(stages)} checkpoints", measuring.eigenpairs_needed(wanted))
     claims = share(directory, shard)
     rows = running.measure_run(first, stages, read, wanted, directory / "run.journal", claims)
     facts = {"provenance": first.problem.provenance(), "arguments": {"every": every}}
@@ -194,7 +194,7 @@ def _compare(
     subsets = measuring.subsets_for([s.problem for s in subjects]) if measured.subsets is None else measured.subsets
     requests = measured.requests(problem.seed, subsets)
     for name, subject in zip(names, subjects, strict=True):
-        options.show_plan(subject.problem, name, measuring.vectors_needed(requests))
+        options.show_plan(subject.problem, name, measuring.eigenpairs_needed(requests))
     measured_at = [
         measuring.Measured(subject) for subject in subjects
     ]  # a loss of nan is reported before any is measured

@@ -81,11 +81,11 @@ def _cost(subjects: Sequence[tuple[str, Subject]], measured: MeasureOptions, see
     held, seconds, most = peak_memory(device), 0.0, 0.0
     subsets = measuring.subsets_for([s.problem for _, s in subjects]) if measured.subsets is None else measured.subsets
     wanted = measured.requests(seed, subsets)
-    vectors = measuring.vectors_needed(wanted)
+    eigenpairs = measuring.eigenpairs_needed(wanted)
     for label, subject in subjects:
         _show(_facts(subject, label))
         try:
-            plan = None if vectors is None else subject.problem.plan(vectors=vectors)
+            plan = None if eigenpairs is None else subject.problem.plan(eigenpairs=eigenpairs)
             if plan is not None:
                 plan.require()
         except InputError as error:

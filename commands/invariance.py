@@ -104,7 +104,6 @@ def command(
     """
     from figures.drawing import invariance as drawing
     from figures.page.terminal import invariance_text
-    from landscape.curvature.krylov import LEAST_BEYOND
     from landscape.files import write_json
     from landscape.invariance.invariance import rescaling_invariance
     from landscape.results import hdf5
@@ -114,7 +113,7 @@ def command(
     settings, hints = test.settings(untrained=checkpoint is None), test.kinds()
     directory = output.directory((checkpoint.parent if checkpoint else Path()) / "invariance")
     loss, title, facts = _trained(checkpoint, problem) if checkpoint else _untrained(problem)
-    options.show_plan(loss, title, 1 + LEAST_BEYOND)
+    options.show_plan(loss, title, 1)
     claims, resume = share(directory, shard), resume or shard is not None
     file, journal = directory / "invariance.h5", Journal(directory / "invariance.partial.jsonl", resume=resume)
     result = rescaling_invariance(

@@ -284,14 +284,14 @@ def output(help: str) -> Callable[[F], F]:
     return lambda command: grouped(venue(quiet(command)))
 
 
-def show_plan(problem: Problem, label: str, vectors: int | None) -> None:
+def show_plan(problem: Problem, label: str, eigenpairs: int | None) -> None:
     """Say on standard error what curvature will take of the memory, unless --quiet; None where none is computed.
 
     Raises:
         InputError: it does not fit; the nearest setting that does is named.
     """
-    if vectors is not None:
-        plan = problem.plan(vectors=vectors)
+    if eigenpairs is not None:
+        plan = problem.plan(eigenpairs=eigenpairs)
         plan.require()
         if is_shown():
             click.echo(f"{label}: {plan}", err=True)

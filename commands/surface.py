@@ -127,7 +127,6 @@ def command(
     """
     from figures.drawing import surface as drawing
     from figures.page.terminal import persistence_text, surface_text
-    from landscape.curvature.krylov import LEAST_BEYOND
     from landscape.files import write_json
     from landscape.results import hdf5
     from landscape.surfaces import plan
@@ -148,7 +147,7 @@ def command(
         subjects = [problem.subject(path) for path in checkpoints]
         for subject in subjects:
             curved = grid.curvature or grid.directions == "hessian"
-            options.show_plan(subject.problem, str(subject.path), 2 + LEAST_BEYOND if curved else None)
+            options.show_plan(subject.problem, str(subject.path), 2 if curved else None)
         share(directory, shard)
         file = directory / "surface.h5"
         if grid.band:

@@ -239,7 +239,7 @@ def test_a_checkpoint_is_told_its_cost_and_nothing_is_written(checkpoint, capsys
 
 @pytest.mark.parametrize(
     ("samples", "free", "words"),
-    [(300, 1e3, "are free: give chunk_size="), (10, 4e3, "that does not fit: hold at most")],
+    [(300, 1e3, "are free: give chunk_size="), (10, 4e3, "that does not fit: find at most")],
 )
 def test_too_little_memory_ends_with_status_1(samples, checkpoint, free, words, monkeypatch, capsys):
     monkeypatch.setattr(memory, "free_memory", lambda device: free)
@@ -250,7 +250,7 @@ def test_too_little_memory_ends_with_status_1(samples, checkpoint, free, words, 
 
 def test_products_of_measures_that_plan_none_are_timed(checkpoint):
     wanted = requests(["local_learning_coefficient:draws=20,chains=2"], seed=0)
-    assert measuring.vectors_needed(wanted) is None
+    assert measuring.eigenpairs_needed(wanted) is None
     _, one, _ = estimated(subject(checkpoint, Sample(samples=40)), wanted)
     assert one.passes["hvp"] > 0
     assert 0 < one.seconds < math.inf

@@ -184,10 +184,30 @@ def test_no_basis_is_kept_where_it_does_not_fit(monkeypatch):
     # Residuals of 1e-3 leave their square.
     np.testing.assert_allclose(short.values, plain.values, rtol=1e-5)
     assert found(5).converged
-    with pytest.raises(InputError, match=r"2 eigenpairs need 5 vectors.*4 fit .*: give k=1 at most, or restrict"):
+    with pytest.raises(InputError, match=r"2 eigenpairs need 5 vectors.*4 fit .*: find at most 1 .*, or restrict"):
         found(4)
     with pytest.raises(InputError, match="free: restrict parameters"):
         found(3, k=1)
+
+
+def test_the_plan_says_which_way_fits_and_what_the_nearest_setting_is(monkeypatch):
+    from landscape.problem import memory
+
+    problem = deep(torch.float64)
+    plan, one = problem.plan(eigenpairs=2), problem.dimension * 8
+    assert (plan.vectors, plan.vector_bytes) == (30, 30 * one)
+    assert "30 vectors of 87.2 KiB for 2 eigenpairs, 1 chunk of 2 examples with a graph" in str(plan)
+
+    def short(vectors):
+        monkeypatch.setattr(memory, "free_memory", lambda device: plan.product_bytes + (vectors + 0.5) * one)
+        return problem.plan(eigenpairs=2)
+
+    assert "5 vectors of 87.2 KiB for 2 eigenpairs without a basis (at least twice" in str(short(12))
+    short(5).require()
+    with pytest.raises(InputError, match=r"does not fit: find at most 1 \(a smaller k\), or restrict parameters"):
+        short(4).require()
+    with pytest.raises(InputError, match="does not fit: restrict parameters"):
+        short(3).require()
 
 
 def test_the_measure_says_that_no_basis_was_kept():

@@ -16,7 +16,6 @@ from figures.page.analysis import Analysis, read_history
 from figures.page.requests import SURFACE
 from figures.page.store import Store
 from landscape import MEASURES
-from landscape.curvature.krylov import LEAST_BEYOND
 from landscape.errors import InputError
 from landscape.problem.outputs import class_counts, example_hits
 from landscape.problem.problem import Problem
@@ -164,12 +163,12 @@ def subsets_for(problems: Sequence[Problem]) -> int:
     return SUBSETS if large and all(p.batches.whole() is not None for p in problems) else 0
 
 
-def vectors_needed(wanted: Sequence[MeasureRequest]) -> int | None:
-    """Vectors of the smallest basis that the wanted curvature works in; None where no Hessian product is wanted."""
+def eigenpairs_needed(wanted: Sequence[MeasureRequest]) -> int | None:
+    """Most eigenpairs that one of the measures holds, at least one; None where no Hessian product is wanted."""
     curvature = [r for r in wanted if r.measure != SURFACE and {"chunk_size", "hvp"} & r.arguments.keys()]
     if not any(r.arguments.get("hvp", "double-backward") == "double-backward" for r in curvature):
         return None
-    return max(r.arguments.get("k", 0) for r in curvature) + LEAST_BEYOND
+    return max(r.arguments.get("k", 1) * (2 if r.arguments.get("which") == "BE" else 1) for r in curvature)
 
 
 def _examples(problem: Problem) -> dict[str, np.ndarray]:

@@ -11,18 +11,16 @@ from landscape import random
 from landscape.ball import vectors
 from landscape.curvature.factorization import Factorization
 from landscape.curvature.missed import Search, mixed
-from landscape.curvature.two_pass import BESIDE, TwoPass
+from landscape.curvature.two_pass import TwoPass
 from landscape.curvature.wanted import ENDS, Eigenpairs, Request
 from landscape.errors import InputError
-from landscape.problem.memory import free_memory
+from landscape.problem.memory import BESIDE, LEAST_BEYOND, free_memory, held
 from landscape.progress import Bar
 
 if TYPE_CHECKING:
     from landscape.curvature.operators import Operator
 
 _SHARE_OF_FREE = 0.25
-LEAST_BEYOND = 8
-"""Vectors of the smallest basis beside the k that are wanted."""
 
 
 def lanczos(
@@ -86,7 +84,7 @@ def lanczos(
             return mixed(start, like, generator, 0.01)
         return random.normal(like, generator) if hint is None else mixed(hint, like, generator, 1.0)
 
-    with Bar("Lanczos", None) as bar:
+    with Bar("Lanczos" if room else "Lanczos without a basis", None) as bar:
         if not room:
             return TwoPass(request, operator, generator, bar).pairs(draw, verify)
         state = Factorization(operator.matvec, like, generator, draw(), cause=operator.cause)
@@ -95,20 +93,11 @@ def lanczos(
         return search.completed(pairs, others, verify or state.exhausted)
 
 
-def held(pairs: int, fitting: float) -> int:
-    """Vectors that Lanczos holds beside model and gradient where so many fit; without a basis where 3 (k + 8) do not.
-
-    The basis of the look, what it locks and what is returned come beside the first one: 3 (k + 8) was measured.
-    """
-    least = 3 * (pairs + LEAST_BEYOND)
-    return least if least <= fitting else pairs + BESIDE
-
-
 def _room(like: Tensor, pairs: int) -> int:
     """Rows of the basis; 0: none is kept."""
     fitting = vectors.least(free_memory(like.device) / max(like.numel() * like.element_size(), 1), like)
     if held(pairs, fitting) > fitting:
-        smaller = f"give k={int(fitting) - BESIDE} at most, or " if fitting > BESIDE + 1 else ""
+        smaller = f"find at most {int(fitting) - BESIDE} (a smaller k), or " if fitting >= BESIDE + 1 else ""
         raise InputError(
             f"{pairs} eigenpairs need {pairs + BESIDE} vectors of {vectors.dimension(like):,} numbers even without a "
             f"basis, {int(fitting)} fit in what is free: {smaller}restrict parameters"

@@ -33,9 +33,6 @@ from landscape.progress import Bar
 if TYPE_CHECKING:
     from landscape.curvature.operators import Operator
 
-BESIDE = 3
-"""Vectors that are held beside the wanted ones."""
-
 Draw = Callable[[], Tensor]
 
 
@@ -80,14 +77,14 @@ class TwoPass:
 
     # -- pairs ---------------------------------------------------------------------------------------------------------
 
-    def _add(self, draw: Draw) -> None:
-        """One more pair, from the complement of those that are locked: two passes and a product."""
+    def _add(self, draw: Draw, level: float = -math.inf) -> None:
+        """One more pair, at least `level` far out, from the complement of those that are locked."""
         found = len(self.values)
         sign = self._sign()
         state = ThreeTerm(self.operator, draw, self.rows[:found], self.scale)
         # Every pair that is still to come takes two products at least, the look at the symmetry one.
         most = (self._left() - 2 * (self.wanted - found - 1) - (self.asymmetry is None)) // 2
-        s, settled = self._converge(state, sign, max(most, 1))
+        s, settled = self._converge(state, sign, level, max(most, 1))
         self.settled &= settled
         self.exhausted |= state.exhausted
         self.scale = state.scale
@@ -107,16 +104,18 @@ class TwoPass:
             return 1 if self.signs.count(1) <= self.signs.count(-1) else -1
         return {"LA": 1, "SA": -1, "LM": 0}[self.request.which]
 
-    def _converge(self, state: ThreeTerm, sign: int, most: int) -> tuple[np.ndarray, bool]:
+    def _converge(self, state: ThreeTerm, sign: int, level: float, most: int) -> tuple[np.ndarray, bool]:
         """Coefficients of the outermost Ritz vector once its residual is small, and whether it became so."""
         share = 1.0 if self.wanted == 1 else 0.5  # the rest is left to what rotations mix in
         while True:
             state.step()
             self.bar.advance()
             values, vectors, residuals = state.ritz()
-            i = int(np.argmax(sign * values if sign else np.abs(values)))
+            outward = sign * values if sign else np.abs(values)
+            i = int(np.argmax(outward))
             allowed = self.request.allowed(values[i : i + 1], state.scale)[0] - self.request.rounding(state.scale) / 2
-            settled = bool(residuals[i] <= share * allowed) or state.exhausted
+            # In a cluster a value settles before it is as far out as the look saw one.
+            settled = bool(residuals[i] <= share * allowed and outward[i] >= level) or state.exhausted
             if settled or len(values) >= most:
                 return vectors[:, i], settled
 
@@ -237,7 +236,7 @@ class TwoPass:
         self._rotate(np.eye(self.wanted)[:, [*rest, last]])
         self.values, self.rests = self.values[rest], self.rests[rest]
         self.signs = [self.signs[i] for i in rest]
-        self._add(draw)
+        self._add(draw, fence.level)
 
     def _left(self) -> int:
         return self.request.max_products - self.products

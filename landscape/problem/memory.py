@@ -22,6 +22,10 @@ def size(count: float) -> str:
     return f"{count / 1024**power:.3g} {units[power]}"
 
 
+LEAST_BEYOND = 8
+"""Vectors of the smallest basis beside the k that are wanted."""
+BESIDE = 3
+"""Vectors that are held beside the wanted eigenvectors where no basis is kept (`landscape.curvature.two_pass`)."""
 _LAPTOP = 4e9
 _CGROUP = Path("/sys/fs/cgroup")
 _MEMINFO = Path("/proc/meminfo")
@@ -90,10 +94,12 @@ class Plan:
         vector_bytes: of all of them.
         chunk_size: examples in a chunk.
         chunks: how many there are.
-        chunk_bytes: the graph of a first derivative of one chunk: what a product needs at least.
+        chunk_bytes: the graph of a first derivative of one chunk.
+        product_bytes: what a product that builds the graph of a chunk takes at most.
         graphs_bytes: the graphs of all chunks, kept between products as far as they fit in half of what is free.
         free_bytes: what can still be allocated.
         fitting_vectors: vectors that would fit.
+        eigenpairs: for which the vectors are held; None where their number was given.
     """
 
     dimension: int
@@ -102,9 +108,11 @@ class Plan:
     chunk_size: int
     chunks: int
     chunk_bytes: float
+    product_bytes: float
     graphs_bytes: float
     free_bytes: float
     fitting_vectors: int
+    eigenpairs: int | None = None
 
     @property
     def kept_share(self) -> float:
@@ -113,39 +121,62 @@ class Plan:
 
     @property
     def needed_bytes(self) -> float:
-        """Vectors and one graph: the least that works."""
-        return self.vector_bytes + self.chunk_bytes
+        """Vectors and one product: the least that works."""
+        return self.vector_bytes + self.product_bytes
 
     def require(self) -> None:
         """Raise InputError where the least does not fit, with the nearest setting that does."""
         if self.needed_bytes > self.free_bytes:
             from landscape.errors import InputError
 
-            raise InputError(
-                f"{self}; that does not fit: hold at most {self.fitting_vectors} vectors (a smaller k), or restrict "
-                "parameters"
-            )
+            raise InputError(f"{self}; that does not fit: {self._nearest()}restrict parameters")
+
+    def _nearest(self) -> str:
+        if self.eigenpairs is None:
+            return f"hold at most {self.fitting_vectors} vectors (a smaller k), or "
+        fitting = self.fitting_vectors - BESIDE
+        return f"find at most {fitting} (a smaller k), or " if fitting > 0 else ""
 
     def __str__(self) -> str:
-        vectors = f"{self.vectors} vectors of {size(self.vector_bytes / self.vectors)}, " if self.vectors else ""
+        vectors = f"{self.vectors} vectors of {size(self.vector_bytes / self.vectors)}" if self.vectors else ""
+        if self.eigenpairs is not None:
+            vectors += f" for {self.eigenpairs} eigenpair{'s' if self.eigenpairs > 1 else ''}"
+            if self.vectors == self.eigenpairs + BESIDE:
+                vectors += " without a basis (at least twice the products)"
+        vectors += ", " if vectors else ""
         chunk = f"{self.chunks} chunk{'s' if self.chunks > 1 else ''} of {self.chunk_size} examples"
         graphs = f" ({size(self.graphs_bytes)} where all are kept)" if self.chunks > 1 else ""
         return (
-            f"d = {self.dimension:,}: {vectors}{chunk} with a graph of {size(self.chunk_bytes)} each{graphs}; "
-            f"{size(self.free_bytes)} are free"
+            f"d = {self.dimension:,}: {vectors}{chunk} with a graph of {size(self.chunk_bytes)} each{graphs}, products "
+            f"of up to {size(self.product_bytes)}; {size(self.free_bytes)} are free"
         )
 
 
-def plan(problem: Problem, *, vectors: int = 0) -> Plan:
-    """The plan of `vectors` vectors and of Hessian-vector products at the weights; see `Plan`."""
+def held(eigenpairs: int, fitting: float) -> int:
+    """Vectors that Lanczos holds beside model and gradient where so many fit: without a basis where 3 (k + 8) do not.
+
+    The basis of the look for missed eigenvalues, what it locks and what is returned come beside the first basis:
+    3 (k + 8) was measured.
+    """
+    least = 3 * (eigenpairs + LEAST_BEYOND)
+    return least if least <= fitting else eigenpairs + BESIDE
+
+
+def plan(problem: Problem, *, vectors: int = 0, eigenpairs: int | None = None) -> Plan:
+    """The plan of these vectors, or eigenpairs, and of Hessian-vector products at the weights; see `Plan`."""
     from landscape.curvature.products import chunks, second_derivative
 
     leaves = problem.leaves()
     with second_derivative.twice_differentiable(problem.model), problem.bound_tensors(leaves):
         footprint = second_derivative.named(lambda: chunks.footprint(problem, leaves))
-    sizes = chunks.chosen(problem, footprint).batches.sizes
+    chunked = chunks.chosen(problem, footprint)
+    sizes = chunked.batches.sizes
     free, one = free_memory(problem.weights.device), problem.dimension * problem.weights.element_size()
-    graph = footprint.bytes(max(sizes))
+    graph, graphs = footprint.bytes(max(sizes)), sum(footprint.bytes(s) for s in sizes)
+    product = chunks.REBUILT * graph
+    if eigenpairs is not None:
+        kept = min(graphs, chunks.budget(chunked, footprint))
+        vectors = held(eigenpairs, (free - max(product, kept + chunks.BESIDE_KEPT * graph)) / one)
     return Plan(
         dimension=problem.dimension,
         vectors=vectors,
@@ -153,7 +184,9 @@ def plan(problem: Problem, *, vectors: int = 0) -> Plan:
         chunk_size=max(sizes),
         chunks=len(sizes),
         chunk_bytes=graph,
-        graphs_bytes=sum(footprint.bytes(s) for s in sizes),
+        product_bytes=product,
+        graphs_bytes=graphs,
         free_bytes=free,
-        fitting_vectors=max(int((free - graph) // one), 0),
+        fitting_vectors=max(int((free - product) // one), 0),
+        eigenpairs=eigenpairs,
     )

@@ -257,15 +257,16 @@ class Problem(Variants):
                 self.add_second_derivative(result, gradients, leaves, pieces, batch)
         return self.summed(result)
 
-    def plan(self, *, vectors: int = 0) -> Plan:
+    def plan(self, *, vectors: int = 0, eigenpairs: int | None = None) -> Plan:
         """What a computation needs in memory beside what is free; see `landscape.problem.memory.Plan`.
 
         Args:
-            vectors: vectors of length d that will be held (a Krylov basis).
+            vectors: vectors of length d that will be held.
+            eigenpairs: hold as many as `top_eigenvalues` of so many does instead, with a basis where that fits.
 
         Cost: forward and backward passes over up to 24 examples.
         """
-        return plan(self, vectors=vectors)
+        return plan(self, vectors=vectors, eigenpairs=eigenpairs)
 
     # -- what L is known by ----------------------------------------------------------------------------------------
 

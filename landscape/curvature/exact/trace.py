@@ -11,6 +11,7 @@ outputs of the layers; there the norm of each example's gradient follows in clos
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -252,7 +253,7 @@ def _chunked(problem: Problem, leaves: Sequence[Tensor], taps: _Taps, size: int 
     """The examples in chunks whose gradients of all columns fit."""
     graph = chunks.footprint(problem, leaves)
     # All columns of all layers are held at once, besides the graph.
-    columns = chunks.Footprint(graph.fixed, graph.per_example + 3 * taps.columns * taps.output_bytes, graph.largest)
+    columns = dataclasses.replace(graph, per_example=graph.per_example + 3 * taps.columns * taps.output_bytes)
     return chunks.chosen(problem, columns, size)
 
 

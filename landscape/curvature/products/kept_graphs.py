@@ -43,7 +43,7 @@ class KeptGraphs(Generic[G]):
         with second_derivative.twice_differentiable(problem.model), problem.bound_tensors(self.leaves):
             self.footprint = second_derivative.named(lambda: chunks.footprint(problem, self.leaves))
         self.problem = chunks.chosen(problem, self.footprint, chunk_size)
-        self.memory = chunks.budget(problem) if memory is None else memory
+        self.memory = chunks.budget(self.problem, self.footprint) if memory is None else memory
         self.kept_bytes = 0.0
         self._graphs: dict[int, G] = {}
 
