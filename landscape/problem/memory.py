@@ -19,7 +19,8 @@ def size(count: float) -> str:
     """Bytes in the unit that fits them: "3.2 GiB"."""
     units = ("bytes", "KiB", "MiB", "GiB", "TiB")
     power = min(max(int(math.log2(max(count, 1)) // 10), 0), len(units) - 1)
-    return f"{count / 1024**power:.3g} {units[power]}"
+    value = count / 1024**power
+    return f"{value:.{4 if value >= 1000 else 3}g} {units[power]}"
 
 
 LEAST_BEYOND = 8
