@@ -16,6 +16,7 @@ from landscape.ball.vectors import norm
 from landscape.errors import InputError
 from landscape.problem.widened import is_half, widened
 from landscape.sharpness.half_precision import gradient_error
+from landscape.statistics import interval_around
 
 RADII = (1e-3, 1e-2, 0.05, 0.2, 0.5)
 
@@ -90,6 +91,9 @@ def test_one_step_sharpness_is_right_within_its_error(name, kind):
         assert (error <= found.error_bound).all(), (error, found.error_bound)
         assert (found.error_bound[1:] < 0.3 * np.abs(right.sharpness[1:]) + 1e-4).all(), "an error that says nothing"
         assert found.evaluated_in == "float32"
+        if "m" in options:
+            ends = interval_around(found.sharpness, found.groups)
+            np.testing.assert_allclose(found.interval, [ends[0] - found.error_bound, ends[1] + found.error_bound])
 
 
 @pytest.mark.parametrize("kind", ["bfloat16 weights", "bfloat16 autocast"])
@@ -97,6 +101,8 @@ def test_adaptive_and_worst_case_sharpness_are_right_within_their_error(kind):
     low, exact = pair("mlp", kind)
     found, right = (landscape.adaptive_sharpness(p, rho=(0.05, 0.5), one_step_only=True) for p in (low, exact))
     assert (np.abs(found.sharpness - right.sharpness) <= found.error_bound).all()
+    tiny = landscape.worst_case_sharpness(low, rho=(1e-5, 1e-4, 1e-3), steps=8)
+    assert (tiny.one_step <= tiny.worst_case).all(), "what the ascent took for higher by rounding is not"
     found, right = (landscape.worst_case_sharpness(p, rho=(0.01, 0.1), steps=8) for p in (low, exact))
     assert (found.one_step <= found.worst_case).all()
     assert found.sharpness[0] < found.sharpness[1]

@@ -25,8 +25,8 @@ _PIECES, _FEW = 8, 8
 """Pieces of the sample over which gradients are compared, and examples of each: their graph in float32 fits where that
 of a batch may not."""
 _USUAL = 8
-"""Relative error of a gradient in half precision, in units of eps, where none in float32 is to be had: twice that of
-the worst of 36 networks (docs/benchmarks/half_precision.md)."""
+"""Relative error of a gradient in half precision, in units of eps, where none in float32 is to be had: of 24 small
+networks it was 0.6 to 10."""
 
 
 def start_loss(problem: Problem, wide: Problem, loss: Tensor) -> Tensor:

@@ -59,7 +59,7 @@ class Sharpness(Result):
         resolution: estimate of the rounding of a rise in the dtype that the losses were computed in; rises below it are
             not known.
         error_bound: (rho,) estimate of what half precision has moved the measure by; None for a network that computes
-            in float32 or wider, where `resolution` is all.
+            in float32 or wider, where `resolution` is all. It is part of `interval`.
         evaluated_in: dtype that the losses were computed in; that of the gradients may be narrower.
     """
 
@@ -158,6 +158,9 @@ def ball_sharpness(problem: Problem, setting: BallOptions, *, value: str, ball: 
         interval = interval_around(center, parts)
     elif len(full.sizes) > 1:
         interval = interval_around(center, full.values[value], full.sizes)
+    error = full.mean(f"{value}_error") if is_half(problem) else None
+    if error is not None and interval is not None:
+        interval = interval + np.stack([-error, error])
     return Sharpness(
         rho=np.array(setting.radii),
         sharpness=center,
@@ -173,7 +176,7 @@ def ball_sharpness(problem: Problem, setting: BallOptions, *, value: str, ball: 
         non_finite=full.values["non_finite"].sum(axis=0).astype(int),
         displacement_error=full.mean("displacement_error"),
         resolution=known,
-        error_bound=full.mean(f"{value}_error") if is_half(problem) else None,
+        error_bound=error,
         evaluated_in=str(wide.computed_in).removeprefix("torch."),
         provenance={"logit_normalization": problem.logit_normalization},
     )
