@@ -49,7 +49,8 @@ PAGE = """# What half precision leaves of a measure
 "Naive" is the same rise taken from losses as the network computes them: L(w + epsilon) - L(w), both in half precision.
 "Measured" is what the toolkit returns: gradients in half precision, losses in float32. "Held" is the share of the
 values whose error is at most the `error_bound` (of surfaces the `rounding`) that stands beside them. Errors are
-relative to the value, of a surface to its relief. Curvature from losses is compared for the GPT alone: the others have kinks.
+relative to the value, of a surface to its relief. Curvature from losses is compared for the GPT alone: the others have
+kinks.
 
 {rows}
 

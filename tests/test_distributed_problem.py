@@ -43,10 +43,27 @@ def measured(loss, rows, distributed):
     }
 
 
+def in_half_precision(rows, distributed):
+    """Values and stated errors under autocast to bfloat16, and an average, whose losses are in float32 alone."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3)).eval()
+        x, y = torch.randn(23, 4), torch.randint(3, (23,))
+    y[::4], y[:6] = -100, -100
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = nn.CrossEntropyLoss(weight=WEIGHTS.float())
+        problem = landscape.Problem(model, loss, [(x[r], y[r]) for r in rows], distributed=distributed)
+    sharpness, critical = landscape.sam_sharpness(problem, rho=0.05), landscape.critical_sharpness(problem)
+    average = landscape.average_sharpness(problem, rho=0.05, draws=4)
+    values = [sharpness.value, critical.value, average.value]
+    return torch.tensor([values, [sharpness.error_bound[0], critical.error_bound, average.error_bound[0]]])
+
+
 def shared(rank, folder):
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     numbers = {name: measured(loss, ROWS[rank::2], True) for name, loss in LOSSES.items()}
+    numbers["half precision"] = in_half_precision(ROWS[rank::2], True)
     torch.save(numbers, f"{folder}/{rank}.pt")
     assert processes.world() == 2
     torch.distributed.barrier()
@@ -66,3 +83,12 @@ def test_two_processes_have_the_numbers_of_one(name, two):
     for numbers in two:
         for key, value in alone.items():
             torch.testing.assert_close(numbers[name][key], value, rtol=1e-9, atol=1e-9, msg=f"{name}: {key}")
+
+
+def test_two_processes_have_the_numbers_of_one_in_half_precision_within_their_error(two):
+    values, errors = in_half_precision(ROWS, False)
+    assert torch.equal(two[0]["half precision"], two[1]["half precision"])
+    found, stated = two[0]["half precision"]
+    assert ((found - values).abs() <= errors).all()
+    assert (stated <= 4 * errors).all()
+    assert (errors <= 4 * stated).all()

@@ -8,9 +8,8 @@ the rounding of the gradient, which turns epsilon a little.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -97,22 +96,25 @@ def _pieces(problem: Problem) -> Iterator[Batch]:
 
 
 def _over_pieces(problem: Problem, wide: Problem, quantity: Callable[[Problem], Tensor]) -> float:
-    """Mean of ||error|| of an additive quantity over pieces of the sample: its mean over all has no larger one."""
+    """Mean of ||error|| of an additive quantity over pieces of the sample: its mean over all has no larger one.
+
+    Every process looks at pieces of its own examples, as many as it likes.
+    """
+    here, exact = problem.alone(), wide.alone()
     try:
-        return _mean(problem, wide, quantity, list(_pieces(problem)))
+        errors = [(p.weight, _error(here, exact, quantity, p, problem.weight)) for p in _pieces(here)]
     except InputError:  # a model that takes whole batches alone
-        return _mean(problem, wide, quantity, [next(problem.weighted_batches())])
+        batch = next(here.weighted_batches())
+        errors = [(batch.weight, _error(here, exact, quantity, batch, problem.weight))]
+    sums = torch.tensor([[w * e, w] for w, e in errors], dtype=torch.float64).sum(0)
+    total, weight = problem.summed(sums.to(problem.weights.device)).tolist()
+    return total / weight
 
 
-def _mean(problem: Problem, wide: Problem, quantity: Callable[[Problem], Tensor], pieces: Sequence[Batch]) -> float:
-    errors, weights = zip(*((_error(problem, wide, quantity, p), p.weight) for p in pieces), strict=True)
-    return float(np.average(errors, weights=weights))
-
-
-def _error(problem: Problem, wide: Problem, quantity: Callable[[Problem], Tensor], batch: Batch) -> float:
-    """||error|| of a batch, computed on the scale that the batch has within L: there float16 underflows."""
+def _error(problem: Problem, wide: Problem, quantity: Callable[[Problem], Tensor], batch: Batch, whole: float) -> float:
+    """||error|| of a batch, computed on the scale that it has within L, whose weight is `whole`: float16 underflows."""
     parts = problem.with_batches([batch]), wide.with_batches([as_float32(batch)])
     for part in parts:
-        part.weight = problem.weight
+        part.weight = whole
     narrow, exact = (quantity(part) for part in parts)
-    return float(norm(narrow.to(exact) - exact)) * problem.weight / batch.weight
+    return float(norm(narrow.to(exact) - exact)) * whole / batch.weight
