@@ -17,6 +17,7 @@ from landscape.curvature.factorization import Factorization
 from landscape.curvature.operators import Operator
 from landscape.curvature.three_term import ThreeTerm
 from landscape.errors import AsymmetryWarning, InputError
+from landscape.problem import memory
 
 
 def deep(dtype=torch.float32):
@@ -191,8 +192,6 @@ def test_no_basis_is_kept_where_it_does_not_fit(monkeypatch):
 
 
 def test_the_plan_says_which_way_fits_and_what_the_nearest_setting_is(monkeypatch):
-    from landscape.problem import memory
-
     problem = deep(torch.float64)
     plan, one = problem.plan(eigenpairs=2), problem.dimension * 8
     assert (plan.vectors, plan.vector_bytes) == (30, 30 * one)
@@ -208,6 +207,39 @@ def test_the_plan_says_which_way_fits_and_what_the_nearest_setting_is(monkeypatc
         short(4).require()
     with pytest.raises(InputError, match="does not fit: restrict parameters"):
         short(3).require()
+
+
+def test_where_the_basis_is_kept():
+    assert memory.way(1, 27) == (27, "device")
+    assert memory.way(1, 26.9, 1000) == (4, "none")
+    assert memory.way(5, 11, 39) == (11, "host")
+    assert memory.way(5, 11, 38.9) == memory.way(5, 10.9, 39) == (8, "none")
+    assert memory.hosted(torch.ones(3)) == 0
+
+
+@pytest.mark.parametrize("eigenvalues", [spectrum(), [5.0] * 4 + [1.0] * 60])
+@pytest.mark.parametrize("capacity", [11, 100])
+def test_a_basis_elsewhere_gives_the_same_bits(eigenvalues, capacity):
+    a, _, _ = symmetric(eigenvalues)
+    here, there = (run(a, 3, capacity=capacity, device=device) for device in (None, torch.device("cpu")))
+    assert here.converged
+    np.testing.assert_array_equal(there.values, here.values)
+    assert torch.equal(there.vectors, here.vectors)
+    assert there.products == here.products
+
+
+@pytest.mark.gpu
+def test_a_basis_on_the_host_leaves_the_device_to_the_products(monkeypatch):
+    a, exact, _ = symmetric(spectrum(2000))
+    a = a.cuda()
+    monkeypatch.setattr(krylov, "way", lambda *_: (9, "host"))
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    found = krylov.lanczos(Operator("matrix", lambda v: a @ v, a[0]), 3, generator=generator())
+    assert found.vectors.device == a.device
+    np.testing.assert_allclose(found.values, exact[::-1][:3], rtol=1e-6)
+    # Nine vectors, and what cuBLAS takes for itself.
+    assert torch.cuda.max_memory_allocated() - before < 20 * 2000 * 8 + 64 * 2**20
 
 
 def test_the_measure_says_that_no_basis_was_kept():

@@ -22,25 +22,29 @@ class Basis:
     """Orthonormal vectors that are added one by one; memory grows in blocks of up to 32 rows and 256 MB.
 
     Args:
-        like: a vector with the length, dtype and device of the basis.
+        like: a vector with the length, dtype and device of those that come and go.
+        device: where the basis lives, and is worked with: a vector that is orthogonalized travels there and back; None
+            is the device of `like`. Not for vectors that are spread over processes.
     """
 
-    def __init__(self, like: Tensor) -> None:
+    def __init__(self, like: Tensor, device: torch.device | None = None) -> None:
         self._like, self._type = plain(like), type(like)
+        self._home, self._away = device or like.device, device is not None
         self._blocks: list[Tensor] = []
         self.size = 0
         self._rows = min(max(_LARGEST // max(like.numel() * like.element_size(), 1), 1), BLOCK)
-        self._columns = _COLUMNS.get(like.device.type, _DEFAULT_COLUMNS)
+        self._columns = _COLUMNS.get(self._home.type, _DEFAULT_COLUMNS)
 
     def append(self, vector: Tensor) -> None:
         """Add a vector of unit length."""
         if self.size == self._rows * len(self._blocks):
-            self._blocks.append(self._like.new_empty((self._rows, self._like.numel())))
+            self._blocks.append(self._like.new_empty((self._rows, self._like.numel()), device=self._home))
         self._blocks[-1][self.size % self._rows].copy_(plain(vector))
         self.size += 1
 
     def __getitem__(self, index: int) -> Tensor:
-        return self._blocks[index // self._rows][index % self._rows].as_subclass(self._type)
+        row = self._blocks[index // self._rows][index % self._rows].as_subclass(self._type)
+        return row.to(self._like.device, copy=True) if self._away else row
 
     def dots(self, vector: Tensor) -> Tensor:
         """Dot product with every vector: (size,) float64."""
@@ -59,16 +63,19 @@ class Basis:
 
     def orthogonalize(self, vector: Tensor) -> Tensor:
         """Remove the basis from a vector, in place (Gram-Schmidt twice); returns the removed coefficients (float64)."""
-        total = self.dots(vector)
-        self.subtract(total, vector)
-        again = self.dots(vector)
-        self.subtract(again, vector)
-        return total + again
+        here = vector.to(self._home, copy=True) if self._away else vector
+        total = self.dots(here)
+        self.subtract(total, here)
+        again = self.dots(here)
+        self.subtract(again, here)
+        if self._away:
+            vector.copy_(here)
+        return (total + again).to(vector.device)
 
     def combined(self, coefficients: np.ndarray) -> Tensor:
-        """Combinations of the first vectors: coefficients (m, k) -> (k, d)."""
-        weights = torch.from_numpy(np.ascontiguousarray(coefficients.T)).to(self._like.device)
-        result = self._like.new_empty((weights.shape[0], self._like.numel()))
+        """Combinations of the first vectors, where the basis lives: coefficients (m, k) -> (k, d)."""
+        weights = torch.from_numpy(np.ascontiguousarray(coefficients.T)).to(self._home)
+        result = self._like.new_empty((weights.shape[0], self._like.numel()), device=self._home)
         for columns in self._slices():
             stacked = torch.cat([rows[:, columns] for rows in self._filled()])[: weights.shape[1]]
             result[:, columns] = (weights @ stacked.double()).to(result.dtype)
@@ -76,7 +83,7 @@ class Basis:
 
     def replace(self, coefficients: np.ndarray, last: Tensor) -> None:
         """Become the given combinations, followed by `last`; in place, without a second copy."""
-        weights = torch.from_numpy(np.ascontiguousarray(coefficients.T)).to(self._like.device)
+        weights = torch.from_numpy(np.ascontiguousarray(coefficients.T)).to(self._home)
         last = last.clone()
         for columns in self._slices():
             stacked = torch.cat([rows[:, columns] for rows in self._filled()])[: weights.shape[1]]

@@ -70,6 +70,7 @@ class Factorization:
         locked: vectors that are deflated: the process runs in their orthogonal complement.
         scale: a lower bound of ||A||, known before the first step: products round at eps times it.
         cause: why the products may not be those of a symmetric matrix, in words.
+        device: where the basis lives; None is the device of `like`.
     """
 
     def __init__(
@@ -81,11 +82,12 @@ class Factorization:
         locked: Basis | None = None,
         scale: float = 0.0,
         cause: Callable[[], str] = wrong_derivative,
+        device: torch.device | None = None,
     ) -> None:
         self._matvec, self._like, self._generator, self._locked = matvec, like, generator, locked
         self._cause = cause
         self.dimension = dimension(like) - (locked.size if locked is not None else 0)
-        self.basis = Basis(like)
+        self.basis = Basis(like, device)
         self.t = np.zeros((BLOCK, BLOCK))
         self.beta, self.asymmetry, self.products, self.scale = 0.0, 0.0, 0, scale
         self.steps = 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,7 +15,7 @@ from landscape.curvature.missed import Search, mixed
 from landscape.curvature.two_pass import TwoPass
 from landscape.curvature.wanted import ENDS, Eigenpairs, Request
 from landscape.errors import InputError
-from landscape.problem.memory import BESIDE, LEAST_BEYOND, free_memory, held
+from landscape.problem.memory import BESIDE, LEAST_BEYOND, free_memory, hosted, way
 from landscape.progress import Bar
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ def lanczos(
     max_products: int = 500,
     capacity: int | None = None,
     verify: bool = False,
+    device: torch.device | None = None,
 ) -> Eigenpairs:
     """Extreme eigenpairs of a symmetric operator by Lanczos with full reorthogonalization (Gram-Schmidt twice).
 
@@ -68,13 +70,15 @@ def lanczos(
             3 (k + 8) vectors fit in all of it. 0 keeps none: two passes for each pair (see
             `landscape.curvature.two_pass`), k + 3 vectors in all, 4 for the largest eigenvalue alone.
         verify: keep looking for missed eigenvalues until the probability of one is below 1e-5.
+        device: where a basis of `capacity` vectors lives; None is where the vectors do. Where `capacity` is None too, a
+            basis for several pairs goes to the host if only that can hold it (`landscape.problem.memory.way`).
 
     Raises:
         InputError: an argument out of range, or a product that is not finite.
     """
     like, d = operator.like, operator.dimension
     if capacity is None:
-        capacity = _room(like, min(2 * k if which == "BE" else k, d))
+        capacity, device = _room(like, min(2 * k if which == "BE" else k, d))
     _check(k, d, which, tol, relative_to, max_products, capacity)
     room = min(capacity, d)
     request = Request(k, which, tol, relative_to, torch.finfo(like.dtype).eps, max_products, room)
@@ -87,24 +91,29 @@ def lanczos(
     with Bar("Lanczos" if room else "Lanczos without a basis", None) as bar:
         if not room:
             return TwoPass(request, operator, generator, bar).pairs(draw, verify)
-        state = Factorization(operator.matvec, like, generator, draw(), cause=operator.cause)
+        state = Factorization(operator.matvec, like, generator, draw(), cause=operator.cause, device=device)
         pairs, others = request.first(state, bar)
-        search = Search(request, operator, generator, state.scale, bar)
-        return search.completed(pairs, others, verify or state.exhausted)
+        search = Search(request, operator, generator, state.scale, bar, device)
+        pairs = search.completed(pairs, others, verify or state.exhausted)
+        return replace(pairs, vectors=pairs.vectors.to(like.device))
 
 
-def _room(like: Tensor, pairs: int) -> int:
-    """Rows of the basis; 0: none is kept."""
-    fitting = vectors.least(free_memory(like.device) / max(like.numel() * like.element_size(), 1), like)
-    if held(pairs, fitting) > fitting:
+def _room(like: Tensor, pairs: int) -> tuple[int, torch.device | None]:
+    """Rows of the basis (0: none is kept), and where it lives if not where the vectors do."""
+    each = max(like.numel() * like.element_size(), 1)
+    fitting = vectors.least(free_memory(like.device) / each, like)
+    beside = hosted(like)
+    needed, basis = way(pairs, fitting, beside)
+    if needed > fitting:
         smaller = f"find at most {int(fitting) - BESIDE} (a smaller k), or " if fitting >= BESIDE + 1 else ""
         raise InputError(
             f"{pairs} eigenpairs need {pairs + BESIDE} vectors of {vectors.dimension(like):,} numbers even without a "
             f"basis, {int(fitting)} fit in what is free: {smaller}restrict parameters"
         )
-    if held(pairs, fitting) == pairs + BESIDE:
-        return 0
-    return max(int(_SHARE_OF_FREE * fitting), pairs + LEAST_BEYOND)
+    if basis == "none":
+        return 0, None
+    room, device = (beside, torch.device("cpu")) if basis == "host" else (fitting, None)
+    return max(int(_SHARE_OF_FREE * room), pairs + LEAST_BEYOND), device
 
 
 def check_request(k: int, d: int, tol: float) -> None:

@@ -46,6 +46,7 @@ class Search:
         generator: draws start vectors.
         scale: ||A|| as far as known.
         bar: shows the products.
+        device: where bases live, and the pairs while they are looked at; None is the device of A's vectors.
     """
 
     request: Request
@@ -53,6 +54,7 @@ class Search:
     generator: torch.Generator
     scale: float
     bar: Bar
+    device: torch.device | None = None
 
     def completed(self, pairs: Eigenpairs, others: Tensor, thorough: bool) -> Eigenpairs:
         """The pairs with what they miss, looked for until a look sees nothing.
@@ -76,7 +78,9 @@ class Search:
             if chance is not None:
                 return replace(pairs, missed_probability=chance, converged=chance <= enough)
             enough = CHANCE
-            pairs, dropped = self._with_missed(pairs, fences, self._beyond(state, fences)[1].sum(dim=0))
+            seen = self._beyond(state, fences)[1]
+            start = plain(seen).sum(dim=0).as_subclass(type(self.operator.like))
+            pairs, dropped = self._with_missed(pairs, fences, start)
             others = torch.cat([others, dropped])
         return pairs
 
@@ -85,10 +89,12 @@ class Search:
 
     def _process(self, locked: Basis, start: Tensor | None = None) -> Factorization:
         operator = self.operator
-        return Factorization(operator.matvec, operator.like, self.generator, start, locked, self.scale, operator.cause)
+        return Factorization(
+            operator.matvec, operator.like, self.generator, start, locked, self.scale, operator.cause, self.device
+        )
 
     def _basis(self, vectors: Tensor, others: Tensor) -> Basis:
-        basis = Basis(self.operator.like)
+        basis = Basis(self.operator.like, self.device)
         for i, vector in enumerate([*vectors, *others]):
             rest = vector.clone()
             basis.orthogonalize(rest)
@@ -152,8 +158,9 @@ class Search:
         bounds = np.abs(q).T @ rests + floor
         index = wanted(values, self.request.k, self.request.which)
         rest = np.setdiff1d(np.arange(len(values)), index)
-        both = torch.cat([pairs.vectors, extra.vectors]).double()
-        rows = [(torch.from_numpy(q[:, i].T.copy()).to(both) @ both).to(self.operator.like) for i in (index, rest)]
+        both, like = plain(torch.cat([pairs.vectors, extra.vectors])).double(), self.operator.like
+        parts = [(torch.from_numpy(q[:, i].T.copy()).to(both) @ both).to(like.dtype) for i in (index, rest)]
+        rows = [part.as_subclass(type(like)) for part in parts]
         merged = replace(
             pairs,
             values=values[index],
@@ -170,7 +177,7 @@ class Search:
         allowed = self.request.allowed(values, self.scale)
         failing = np.flatnonzero(residuals > allowed)[: self._left(pairs)]
         for i in failing:
-            v = pairs.vectors[i]
+            v = pairs.vectors[i].to(self.operator.like.device)
             product = self.operator.matvec(v)
             values[i] = float(dot(v, product) / dot(v, v))
             residuals[i] = float(norm(product - values[i] * v)) + self.request.rounding(self.scale) / 2

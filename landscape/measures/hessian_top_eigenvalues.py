@@ -122,7 +122,8 @@ def top_eigenvalues(
         max_hvps: products allowed, the look included; then converged is False.
         basis: vectors kept at once; None is as many as fit in a quarter of the free memory (then thick restart). 0
             keeps none: each eigenvalue takes two passes, k + 3 vectors in all and about 2 k times the products. None
-            becomes 0, and the provenance says so, where fewer than 3 (k + 8) vectors fit in what is free.
+            becomes 0, and the provenance says so, where fewer than 3 (k + 8) vectors fit in what is free; on a GPU the
+            basis for k > 1 goes to the host first, if that can hold it.
         chunk_size: examples differentiated at once; None chooses.
         seed: draws the start vectors.
 

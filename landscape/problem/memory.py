@@ -10,6 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
+
+from landscape.ball.spread import spread_of
 
 if TYPE_CHECKING:
     from landscape.problem.problem import Problem
@@ -27,6 +30,8 @@ LEAST_BEYOND = 8
 """Vectors of the smallest basis beside the k that are wanted."""
 BESIDE = 3
 """Vectors that are held beside the wanted eigenvectors where no basis is kept (`landscape.curvature.two_pass`)."""
+BESIDE_HOSTED = 6
+"""The same where the basis lives in the host's memory."""
 _LAPTOP = 4e9
 _CGROUP = Path("/sys/fs/cgroup")
 _MEMINFO = Path("/proc/meminfo")
@@ -101,6 +106,7 @@ class Plan:
         free_bytes: what can still be allocated.
         fitting_vectors: vectors that would fit.
         eigenpairs: for which the vectors are held; None where their number was given.
+        basis: where Lanczos keeps its basis for them: "device", "host" or "none".
     """
 
     dimension: int
@@ -114,6 +120,7 @@ class Plan:
     free_bytes: float
     fitting_vectors: int
     eigenpairs: int | None = None
+    basis: str = "device"
 
     @property
     def kept_share(self) -> float:
@@ -142,8 +149,7 @@ class Plan:
         vectors = f"{self.vectors} vectors of {size(self.vector_bytes / self.vectors)}" if self.vectors else ""
         if self.eigenpairs is not None:
             vectors += f" for {self.eigenpairs} eigenpair{'s' if self.eigenpairs > 1 else ''}"
-            if self.vectors == self.eigenpairs + BESIDE:
-                vectors += " without a basis (at least twice the products)"
+            vectors += _WORDS[self.basis]
         vectors += ", " if vectors else ""
         chunk = f"{self.chunks} chunk{'s' if self.chunks > 1 else ''} of {self.chunk_size} examples"
         graphs = f" ({size(self.graphs_bytes)} where all are kept)" if self.chunks > 1 else ""
@@ -153,14 +159,40 @@ class Plan:
         )
 
 
-def held(eigenpairs: int, fitting: float) -> int:
-    """Vectors that Lanczos holds beside model and gradient where so many fit: without a basis where 3 (k + 8) do not.
+_WORDS = {
+    "device": "",
+    "host": " with the basis in the host's memory",
+    "none": " without a basis (at least twice the products)",
+}
 
-    The basis of the look for missed eigenvalues, what it locks and what is returned come beside the first basis:
-    3 (k + 8) was measured.
+
+def way(eigenpairs: int, fitting: float, hosted: float = 0.0) -> tuple[int, str]:
+    """(vectors that Lanczos holds beside model and gradient, where its basis is), by how many vectors fit.
+
+    * "device": 3 (k + 8), where they fit: the basis of the look for missed eigenvalues, what it locks and what is
+      returned come beside the first basis, as was measured.
+    * "host": k + 6, of several pairs, where the host holds 3 (k + 8).
+    * "none": k + 3 (see `landscape.curvature.two_pass`). One pair takes twice the products, which cost less than a
+      basis that vectors travel to; each further one as much again.
+
+    Args:
+        eigenpairs: k.
+        fitting: vectors of length d that fit where the products are computed.
+        hosted: of the host's memory, see `hosted`.
     """
     least = 3 * (eigenpairs + LEAST_BEYOND)
-    return least if least <= fitting else eigenpairs + BESIDE
+    if least <= fitting:
+        return least, "device"
+    if eigenpairs > 1 and least <= hosted and eigenpairs + BESIDE_HOSTED <= fitting:
+        return eigenpairs + BESIDE_HOSTED, "host"
+    return eigenpairs + BESIDE, "none"
+
+
+def hosted(like: Tensor) -> float:
+    """Vectors like this in half of the host's free memory; 0 where they live there, or are spread over processes."""
+    if like.device.type == "cpu" or spread_of(like) is not None:
+        return 0.0
+    return 0.5 * free_memory(torch.device("cpu")) / max(like.numel() * like.element_size(), 1)
 
 
 def plan(problem: Problem, *, vectors: int = 0, eigenpairs: int | None = None) -> Plan:
@@ -175,9 +207,11 @@ def plan(problem: Problem, *, vectors: int = 0, eigenpairs: int | None = None) -
     free, one = free_memory(problem.weights.device), problem.dimension * problem.weights.element_size()
     graph, graphs = footprint.bytes(max(sizes)), sum(footprint.bytes(s) for s in sizes)
     product = chunks.REBUILT * graph
+    basis = "device"
     if eigenpairs is not None:
         kept = min(graphs, chunks.budget(chunked, footprint))
-        vectors = held(eigenpairs, (free - max(product, kept + chunks.BESIDE_KEPT * graph)) / one)
+        fitting = (free - max(product, kept + chunks.BESIDE_KEPT * graph)) / one
+        vectors, basis = way(eigenpairs, fitting, hosted(problem.weights))
     return Plan(
         dimension=problem.dimension,
         vectors=vectors,
@@ -190,4 +224,5 @@ def plan(problem: Problem, *, vectors: int = 0, eigenpairs: int | None = None) -
         free_bytes=free,
         fitting_vectors=max(int((free - product) // one), 0),
         eigenpairs=eigenpairs,
+        basis=basis,
     )
