@@ -106,11 +106,16 @@ def test_adaptive_and_worst_case_sharpness_are_right_within_their_error(kind):
     found, right = (landscape.worst_case_sharpness(p, rho=(0.01, 0.1), steps=8) for p in (low, exact))
     assert (found.one_step <= found.worst_case).all()
     assert found.sharpness[0] < found.sharpness[1]
-    assert (found.error_bound < 1e-5).all(), "the rise at a point is that of float32"
-    # A search led by rounded gradients; it finds what the one in float64 does.
-    np.testing.assert_allclose(found.sharpness, right.sharpness, rtol=0.05)
+    # The rise at a point is that of float32; where the ascent ends, rounded gradients have led it.
+    assert found.resolution < 1e-5
+    assert (np.abs(found.sharpness - right.sharpness) <= found.error_bound).all()
+    assert (found.error_bound < 0.15 * found.sharpness).all()
     percent = landscape.keskar_sharpness(low, steps=4)
-    np.testing.assert_allclose(percent.error_bound, 100 / (1 + percent.loss) * 4 * 2**-23 * (percent.loss + 0.1))
+    rises = percent.sharpness * (1 + percent.loss) / 100
+    np.testing.assert_allclose(rises, percent.worst_case)
+    np.testing.assert_allclose(
+        percent.error_bound / percent.sharpness, found.error_bound[1] / found.sharpness[1], rtol=0.05
+    )
 
 
 def test_the_error_of_a_gradient_is_no_smaller_than_it_is():
@@ -247,6 +252,19 @@ def test_average_sharpness_is_right_within_its_error(kind):
         assert (found.error_bound < 0.01 * right.sharpness).all()
         assert found.evaluated_in == "float32"
         np.testing.assert_allclose(found.interval, right.interval, rtol=2e-3, atol=1e-6)  # 7 digits of the loss
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_noise_that_raises_the_loss_is_that_of_float64(kind):
+    low, exact = pair("mlp", kind)
+    found, right = (landscape.pac_bayes_sigma(p, rise=1e-3, draws=4, tol=1e-3) for p in (low, exact))
+    # Under a rise of 0.001, of which a loss in bfloat16 knows nothing; 7 digits of the loss are 3e-4 of it.
+    assert_close(found.value, right.value, rtol=2e-3, atol=0)
+    inside = landscape.Problem(
+        Inside(low.model.float()), low.objective.loss, [(b.args[0].float(), b.target) for b in low.batches]
+    )
+    with pytest.raises(InputError, match="rise=0.001 is below the rounding of the loss"):
+        landscape.pac_bayes_sigma(inside, rise=1e-3)
 
 
 # -- directional sharpness ---------------------------------------------------------------------------------------------

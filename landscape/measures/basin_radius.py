@@ -19,7 +19,7 @@ from landscape.problem.problem import Problem
 from landscape.progress import Bar
 from landscape.random import normal, stream
 from landscape.results.result import Result, array, plain
-from landscape.sharpness.checks import check_loss, check_weights, resolution
+from landscape.sharpness.checks import check_loss, check_weights, require_resolved
 from landscape.sharpness.subsets import positive
 from landscape.statistics import LEVEL
 
@@ -124,7 +124,7 @@ def basin_radius(
     check_weights(problem)
     loss, gradient = problem.loss_and_gradient()
     check_loss(loss)
-    _require_resolved(problem, rise, float(loss))
+    require_resolved(problem, rise, float(loss))
     w, size = problem.weights, float(vectors.norm(problem.weights))
     first, bound = 0.01 * (size or 1.0), _REACH * max(size, 1.0)
     evaluations = 0
@@ -199,14 +199,6 @@ def _quantile_interval(values: np.ndarray, q: float) -> np.ndarray:
     low = int(stats.binom.ppf(tail, n, q))  # P(fewer than `low` below) <= tail
     high = int(stats.binom.ppf(1 - tail, n, q)) + 1  # P(`high` or more below) <= tail
     return np.array([ordered[low], ordered[high]])
-
-
-def _require_resolved(problem: Problem, rise: float, loss: float) -> None:
-    if rise < (rounding := resolution(problem, loss)):
-        raise InputError(
-            f"rise={rise:g} is below the rounding of the loss ({rounding:.1g} at L = {loss:g}): take a larger rise, or "
-            "compute in float64"
-        )
 
 
 def _check(rise: float, share: float, tol: float) -> None:

@@ -15,9 +15,10 @@ from landscape.ball.scaling import Scaling
 from landscape.errors import InputError
 from landscape.measure import measure
 from landscape.problem.problem import Problem
+from landscape.problem.widened import widened
 from landscape.progress import Bar
 from landscape.results.result import Result, array, plain
-from landscape.sharpness.checks import check_loss, check_weights, normalized, scaled_ball
+from landscape.sharpness.checks import check_loss, check_weights, normalized, require_resolved, scaled_ball
 from landscape.sharpness.subsets import check_division, disjoint_subsets
 from landscape.statistics import combined, interaction, interval_around, interval_of_rises, standard_error
 
@@ -114,7 +115,9 @@ def pac_bayes_sigma(
 
     Raises:
         InputError: rise or tol not positive, draws odd or below 4, no weight that moves, weights or loss at w not
-            finite.
+            finite, a rise below the rounding of the loss.
+
+    In bfloat16 and float16 (weights, or autocast) losses are computed in float32 where that is possible.
 
     Cost: 1 + `draws` x (about 4 + log2(1 / tol)) forward passes, no backward; twice that with subsets.
     Source: Jiang 2020 (arXiv 1912.02178), appendix C; Neyshabur 2017 (arXiv 1706.08947). Differs: a rise of the loss
@@ -137,12 +140,12 @@ def pac_bayes_sigma(
     check_division(problem, None, subsets)
     check_weights(problem)
     chosen = Scaling("elementwise" if magnitude_aware else "identity", biases)
-    noise = Noise(scaled_ball(problem, 2.0, chosen), draws, True, seed)
-    with Bar("PAC-Bayes sigma", None) as bar:
-        search = _Search(problem, noise, rise, bar).run(tol)
+    with widened(problem) as wide, Bar("PAC-Bayes sigma", None) as bar:
+        noise = Noise(scaled_ball(wide, 2.0, chosen), draws, True, seed)
+        search = _Search(wide, noise, rise, bar).run(tol)
         parts, interval = None, search.interval
         if subsets:
-            searches = [_Search(s, noise, rise, bar).run(tol) for s in disjoint_subsets(problem, subsets, seed)]
+            searches = [_Search(s, noise, rise, bar).run(tol) for s in disjoint_subsets(wide, subsets, seed)]
             parts = np.array([s.sigma for s in searches])
             interval = _of_samples(search, searches)
     sigma = search.sigma
@@ -182,6 +185,7 @@ class _Search:
         self.problem, self.noise, self.rise, self.bar = problem, noise, rise, bar
         loss = problem.loss()
         check_loss(loss)
+        require_resolved(problem, rise, float(loss))
         self.loss, self.low, self.high = float(loss), 0.0, math.inf
         self.tried: dict[float, np.ndarray] = {}
         self.non_finite = 0

@@ -93,6 +93,15 @@ def resolution(problem: Problem, loss: float) -> float:
     return 4 * torch.finfo(problem.computed_in).eps * (abs(loss) + 0.1)
 
 
+def require_resolved(problem: Problem, rise: float, loss: float) -> None:
+    """Raise InputError where a rise of the loss that is looked for is below rounding."""
+    if rise < (rounding := resolution(problem, loss)):
+        raise InputError(
+            f"rise={rise:g} is below the rounding of the loss ({rounding:.1g} at L = {loss:g}): take a larger rise, or "
+            "compute in float64"
+        )
+
+
 def displacement_error(w: Tensor, epsilon: Tensor) -> Tensor:
     """||(w + epsilon) - w - epsilon|| / ||epsilon||: what the dtype of w cannot hold of a step; 0 for none."""
     lost, size = (norm(t) for t in ((w + epsilon).to(w) - w.to(epsilon) - epsilon, epsilon))

@@ -59,7 +59,8 @@ class Sharpness(Result):
         resolution: estimate of the rounding of a rise in the dtype that the losses were computed in; rises below it are
             not known.
         error_bound: (rho,) estimate of what half precision has moved the measure by; None for a network that computes
-            in float32 or wider, where `resolution` is all. It is part of `interval`.
+            in float32 or wider, where `resolution` is all. It is part of `interval`. Of a worst case the rise at the
+            point that was found is known to `resolution`: a search led by exact gradients may find a higher one.
         evaluated_in: dtype that the losses were computed in; that of the gradients may be narrower.
     """
 
@@ -226,8 +227,9 @@ class _Group:
         lost = values["displacement_error"] if self.wide is self.problem else torch.zeros_like(radii)
         rises, known = values["one_step"], resolution(self.wide, float(self.loss))
         values["one_step_error"] = known + error_of_rise(rises, values["first_order"], self.turned, lost)
-        if self.setting.steps is not None:  # a point that was found, wherever the gradients have led the ascent
-            values["worst_case_error"] = known + error_of_rise(values["worst_case"], values["first_order"], 0.0, lost)
+        if self.setting.steps is not None:  # the rise itself is known; rounded gradients may have led to a lower point
+            rises = values["worst_case"]
+            values["worst_case_error"] = known + 2 * (self.turned + lost) * rises.abs()
         return values
 
     def _reached(self, u: Tensor, loss: Tensor) -> Tensor:
