@@ -376,3 +376,6 @@ def test_second_differences_meet_walls_lines_and_wrong_starts():
     assert kinked.provenance["kinks"] == ["relu"]
     with pytest.raises(InputError, match="start=-1: a positive step is needed"):
         landscape.directional_sharpness(wall, -1.0, hvp="losses")
+    edge = along(lambda o: torch.where(o >= 0, 1 - o, math.nan * torch.ones_like(o)))
+    with pytest.raises(InputError, match="have losses that are nan or inf on one side"):
+        landscape.directional_sharpness(edge, hvp="losses")

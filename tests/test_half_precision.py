@@ -62,6 +62,19 @@ def test_batches_that_are_read_again_come_in_float32():
         assert_close(float(wide.loss()), float(exact.loss()), rtol=1e-6, atol=1e-7)
 
 
+def test_a_copy_that_does_not_fit_is_not_made(monkeypatch):
+    low, exact = pair("mlp", "bfloat16 weights")
+    cast, _ = pair("mlp", "bfloat16 autocast")
+    monkeypatch.setattr("landscape.problem.widened.free_memory", lambda device: 8 * low.dimension - 1)
+    with widened(low) as wide:
+        assert wide is low
+    with widened(cast) as wide:
+        assert wide.computed_in == torch.float32, "of float32 weights there is no copy"
+    found = landscape.sam_sharpness(low, rho=RADII)
+    assert found.evaluated_in == "bfloat16"
+    assert (np.abs(found.sharpness - landscape.sam_sharpness(exact, rho=RADII).sharpness) <= found.error_bound).all()
+
+
 def test_float32_and_float64_stay_what_they_are():
     _, exact = pair("mlp", "bfloat16 weights")
     single = landscape.Problem(

@@ -158,8 +158,12 @@ def _by_product(problem: Problem, wide: Problem, d: Tensor, hvp: str) -> _Curvat
     unit = d / norm(d).to(d)
     operator = operators.hessian(problem, hvp=hvp)
     curvature = float(dot(unit, operator.matvec(unit)))
-    error = product_error(problem, wide, unit, curvature)
-    return _Curvature(curvature, error, str(problem.computed_in).removeprefix("torch."), operator.facts())
+    facts = operator.facts()
+    if (relative := facts.get("hvp_relative_error")) is not None:  # of differences of gradients
+        error = relative * abs(curvature)
+    else:
+        error = product_error(problem, wide, unit, curvature)
+    return _Curvature(curvature, error, str(problem.computed_in).removeprefix("torch."), facts)
 
 
 def _by_losses(

@@ -10,6 +10,8 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from landscape.errors import InputError
+
 Loss = Callable[[float], float]
 _COLD = 0.1
 """A cold search starts where the slope alone would lower the loss by this part of it."""
@@ -52,6 +54,9 @@ def second_difference(
         rounding: of a difference of losses.
         guess: a step of the right length, as it was nearby; None for a cold search.
         bound: largest step that is tried.
+
+    Raises:
+        InputError: no step is finite on both sides.
     """
     tried = {0.0: 0.0}
 
@@ -72,6 +77,11 @@ def second_difference(
         if truncation <= max(_ENOUGH * abs(value), rounded):
             break
         h /= 2
+    if not math.isfinite(best[0]):
+        raise InputError(
+            f"steps down to {h:.3g} along the direction have losses that are nan or inf on one side: look at the "
+            "inputs and targets, or give another direction"
+        )
     return SecondDifference(*best, forwards=len(tried))
 
 
