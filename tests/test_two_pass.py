@@ -112,6 +112,16 @@ def test_what_the_start_hides_is_found_by_the_look():
     np.testing.assert_allclose(found.values, [9.0], rtol=1e-6)
 
 
+def test_the_search_does_not_go_round_in_a_cluster():
+    # Values that have settled lie in the midst of hundreds, less far out than the look saw one.
+    drawn = adversarial.choice(538)
+    a = adversarial.matrix(drawn)
+    found = run(a, 3, which="SA", capacity=0, max_products=400)
+    assert found.converged
+    right = np.linalg.eigvalsh(a.numpy())[:3][::-1]
+    np.testing.assert_allclose(found.values, right, rtol=1e-3)
+
+
 def test_no_more_products_than_allowed_and_a_bound_that_is_true():
     a, exact, _ = symmetric(spectrum())
     for most in (6, 7, 15, 40):

@@ -72,13 +72,9 @@ class ThreeTerm:
         self.scale = max(self.scale, float(np.abs(values).max()))
         return values, vectors, np.abs(self.betas[-1] * vectors[-1])
 
-    def forget(self) -> None:
-        """Let go of the vectors; there are no more steps."""
-        self._vector = self._last = None
-
     def combine(self, s: np.ndarray, result: Tensor) -> None:
-        """Write sum_j s_j v_j, of unit length, to `result`: the process over again, one product less than steps."""
-        self.forget()
+        """Write sum_j s_j v_j, of unit length, to `result`: the process over again, which then has no more steps."""
+        self._vector = self._last = None
         result.zero_()
         v, last = self._first(), None
         for j, weight in enumerate(s.tolist()):

@@ -88,7 +88,6 @@ class TwoPass:
         self.settled &= settled
         self.exhausted |= state.exhausted
         self.scale = state.scale
-        state.forget()
         if not found:
             self.rows = self.rows.new_empty((self.wanted, self.rows.shape[1]))
         state.combine(s, self.rows[found])
