@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import glob
 import io
 import json
 import os
@@ -18,6 +19,11 @@ from typing import Any
 from landscape.errors import InputError, InputWarning
 from landscape.results import digest
 
+try:
+    import fcntl
+except ImportError:  # a system without it has no locks
+    fcntl = None  # type: ignore[assignment]
+
 UNFINISHED = ".unfinished"
 """How temporary files end; what a killed process left of them is removed by the next holder of the lock."""
 CHECKSUM = "checksum"
@@ -28,18 +34,19 @@ CHECKSUM = "checksum"
 def atomic(path: str | Path) -> Iterator[Path]:
     """A temporary path beside `path` that takes its place, synced, when the context ends without an exception.
 
+    What killed processes left of the same file is removed: a temporary file is locked as long as its process lives.
+
     Raises:
         InputError: the directory cannot be written, or the disk is full.
     """
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:100]}.", suffix=UNFINISHED)
-        os.close(handle)
+        handle, temporary = _temporary(path)
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror}; choose another directory with --out") from error
-    temporary = Path(name)
     try:
+        _remove_abandoned(path)
         yield temporary
         with open(temporary, "rb") as stream:
             os.fsync(stream.fileno())
@@ -51,6 +58,32 @@ def atomic(path: str | Path) -> Iterator[Path]:
         ) from error
     finally:
         temporary.unlink(missing_ok=True)
+        os.close(handle)
+
+
+def _temporary(path: Path) -> tuple[int, Path]:
+    """An open, locked file beside `path`."""
+    while True:
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:100]}.", suffix=UNFINISHED)
+        if fcntl is None:
+            return handle, Path(name)
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        if os.path.exists(name):
+            return handle, Path(name)
+        os.close(handle)  # another process took it for abandoned between the two calls
+
+
+def _remove_abandoned(path: Path) -> None:
+    for leftover in path.parent.glob(f".{glob.escape(path.name[:100])}.*{UNFINISHED}"):
+        with contextlib.suppress(OSError):  # held by a living process, or gone
+            handle = os.open(leftover, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+            try:
+                if fcntl is not None:
+                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    leftover.unlink(missing_ok=True)
+            finally:
+                os.close(handle)
 
 
 class AppendedFile:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 import cli
 
@@ -38,3 +39,20 @@ def test_the_source_of_defaults_is_listed(capsys):
         cli.main(["list", "methods", "--options"])
     assert not ended.value.code
     assert "    defaults: rho 0.05: Foret 2020, arXiv 2010.01412" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("def build():\n    return {}['width']\n", "raised KeyError: 'width' (line 2 of "),
+        ("size = 1 / 0\ndef build(): ...\n", "raised ZeroDivisionError: division by zero (line 1 of "),
+        ("def build(:\n", "raised SyntaxError: "),
+    ],
+)
+def test_code_of_ones_own_that_fails_is_told_with_its_line(text, told, tmp_path, capsys, monkeypatch):
+    name = f"own_network_{abs(hash(text))}"
+    (tmp_path / f"{name}.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    torch.save({"weight": torch.zeros(2, 2)}, tmp_path / "ckpt.pt")
+    arguments = [str(tmp_path / "ckpt.pt"), "--model", f"{name}:build", "--data", "digits"]
+    assert f"--model '{name}:build' {told}" in failed(capsys, "analyze", *arguments, "--out", str(tmp_path / "out"))

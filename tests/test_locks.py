@@ -132,3 +132,17 @@ def test_a_command_is_refused_where_another_process_writes(command, tmp_path, ca
         assert [p.name for p in (tmp_path / "out").iterdir()] == [".lock"]
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert f"out: another process writes there (process {os.getpid()} on" in line
+
+
+def test_the_next_writer_of_a_file_removes_what_a_killed_one_left_of_it_but_not_what_one_writes_now(tmp_path):
+    leftover, other = tmp_path / ".table.csv.a1.unfinished", tmp_path / ".table.csv2.b2.unfinished"
+    leftover.touch()
+    other.touch()
+    with atomic(tmp_path / "table.csv") as mine:
+        assert not leftover.exists()
+        mine.write_text("mine")
+        with atomic(tmp_path / "table.csv") as another:
+            another.write_text("another")
+        assert mine.exists()
+    assert (tmp_path / "table.csv").read_text() == "mine"
+    assert [p.name for p in tmp_path.glob(".*.unfinished")] == [other.name]

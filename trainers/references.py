@@ -5,12 +5,14 @@ These come from the person at the keyboard: a file's text never gets here.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import inspect
 import os
 import sys
-from collections.abc import Callable, Mapping
+import traceback
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from landscape.errors import InputError, unknown
@@ -65,7 +67,8 @@ def import_callable(text: str, flag: str) -> Callable[..., Any]:
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     try:
-        value = getattr(importlib.import_module(module), name, None)
+        with _named(f"{flag} {text!r}", ModuleNotFoundError):
+            value = getattr(importlib.import_module(module), name, None)
     except ModuleNotFoundError as error:
         raise InputError(f"{flag} {text!r}: no module {error.name!r} in {os.getcwd()} or installed") from error
     if not callable(value):
@@ -130,10 +133,32 @@ def resolve_data(
 
 
 def _with_arguments(build: Callable[..., Any], what: str, arguments: Mapping[str, Any]) -> Callable[..., Any]:
-    if not arguments:
-        return build
+    if arguments:
+        try:
+            inspect.signature(build).bind(**arguments)
+        except TypeError as error:
+            raise InputError(f"{what} cannot be called with {dict(arguments)}: {error}") from error
+
+    @functools.wraps(build)
+    def called(*args: Any, **kwargs: Any) -> Any:
+        with _named(what):
+            return build(*args, **{**arguments, **kwargs})
+
+    return called
+
+
+@contextlib.contextmanager
+def _named(what: str, *passed: type[Exception]) -> Iterator[None]:
+    """Tell an exception of the user's code in one line, with the place in it; those `passed` go through."""
     try:
-        inspect.signature(build).bind(**arguments)
-    except TypeError as error:
-        raise InputError(f"{what} cannot be called with {dict(arguments)}: {error}") from error
-    return functools.partial(build, **arguments)
+        yield
+    except Exception as error:
+        if isinstance(error, (InputError, *passed)):
+            raise
+        frames = traceback.extract_tb(error.__traceback__)
+        own = (f for f in reversed(frames) if "site-packages" not in f.filename and not f.filename.startswith("<"))
+        place = next(own, frames[-1])
+        first = (str(error).splitlines() or [""])[0]
+        raise InputError(
+            f"{what} raised {type(error).__name__}: {first} (line {place.lineno} of {place.filename})"
+        ) from error
