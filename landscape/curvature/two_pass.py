@@ -88,7 +88,7 @@ class TwoPass:
         self.settled &= settled
         self.exhausted |= state.exhausted
         self.scale = state.scale
-        if not found:
+        if not len(self.rows):
             self.rows = self.rows.new_empty((self.wanted, self.rows.shape[1]))
         state.combine(s, self.rows[found])
         self.products += state.products
