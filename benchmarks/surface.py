@@ -1,27 +1,34 @@
 """A point of a surface against a bare forward: at the same batch size, and against the best of ten bare arms.
 
-Bars: 1.05x both. Networks: digits MLP, MLP 784-1000-1000-10 and ResNet-20. A bare arm is forward and cross-entropy over
-all examples under inference_mode, the sum fetched at the end; ours makes the accuracy too, as does the arm "bare with
-accuracy". Arms are interleaved; ratios are medians over rounds of CPU time (wall time on a GPU), as the machine may
-be shared.
+Bars: 1.05x both. Networks: digits MLP, MLP 784-1000-1000-10, ResNet-20, and five convolutions that nothing was tuned
+for. A bare arm is forward and cross-entropy over all examples under inference_mode, the sum fetched at the end; ours
+makes the accuracy too, as does the arm "bare with accuracy". Arms are interleaved; ratios are medians over rounds of
+CPU time (wall time on a GPU), as the machine may be shared.
 
-    python benchmarks/surface.py [--networks digits-mlp mlp-1000 resnet20] [--rounds 7]
+A second table has whole surfaces of the five convolutions, checks included: against as many forwards of the best bare
+arm, and against a loop as one writes it, in a process that leaves the allocator alone.
+
+    python benchmarks/surface.py [--networks digits-mlp mlp-1000 resnet20 five-convolutions] [--rounds 7]
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 
 from timing import interleaved, machine, ratio, table  # isort: skip  (sets OMP_WAIT_POLICY before torch is loaded)
 
 import torch
+from allocator import small_convolutions
 from sklearn.datasets import load_digits
 from torch import nn
 
-from landscape import Problem
+from landscape import Problem, surface
 from landscape.surfaces.directions.directions import directions
 from landscape.surfaces.grid.choice import choose
 from landscape.surfaces.grid.evaluation import Choice, GridEvaluation
@@ -29,8 +36,15 @@ from trainers.models import build_model
 
 LOSS = nn.CrossEntropyLoss()
 SIZES = (64, 128, 256, 512, None)
-POINTS = {"digits-mlp": 40, "mlp-1000": 4, "resnet20": 1}
+POINTS = {"digits-mlp": 40, "mlp-1000": 4, "resnet20": 1, "five-convolutions": 12}
 """Points a timing: each takes a few tenths of a second."""
+GIVEN = {"five-convolutions": 125}
+"""Examples in the batches as given, where not 128."""
+WHOLE = ("five-convolutions",)
+"""Networks of which whole surfaces are timed, too."""
+GRIDS = (11, 21)
+LOOPED = 20
+"""Points of a loop in a process of its own."""
 
 
 def digits_mlp() -> tuple[nn.Module, torch.Tensor, torch.Tensor]:
@@ -49,7 +63,16 @@ def resnet20() -> tuple[nn.Module, torch.Tensor, torch.Tensor]:
     return model, torch.randn(1000, 3, 32, 32), torch.randint(0, 10, (1000,))
 
 
-NETWORKS = {"digits-mlp": digits_mlp, "mlp-1000": mlp_1000, "resnet20": resnet20}
+def five_convolutions() -> tuple[nn.Module, torch.Tensor, torch.Tensor]:
+    return small_convolutions(), torch.randn(500, 3, 24, 24), torch.randint(0, 10, (500,))
+
+
+NETWORKS = {
+    "digits-mlp": digits_mlp,
+    "mlp-1000": mlp_1000,
+    "resnet20": resnet20,
+    "five-convolutions": five_convolutions,
+}
 
 
 def bare(
@@ -96,12 +119,93 @@ def ours(problem: Problem, choice: Choice, points: int) -> Callable[[], torch.Te
     return run
 
 
+def batches(name: str, x: torch.Tensor, y: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    size = GIVEN.get(name, 128)
+    return list(zip(x.split(size), y.split(size), strict=True))
+
+
+def whole(name: str, rounds: int) -> list[list[object]]:
+    """Surfaces from the Problem on: each point's share of them against bare forwards."""
+    torch.manual_seed(0)
+    model, x, y = NETWORKS[name]()
+    model.eval()
+    problem = Problem(model, LOSS, batches(name, x, y))
+    formats = (False, True) if x.dim() == 4 else (False,)
+    arms: dict[str, Callable[[], object]] = {
+        label(size, last): bare(model, x, y, size, last, POINTS[name]) for size in SIZES for last in formats
+    }
+    first = interleaved(arms, 3, time.process_time)
+    best = min(arms, key=lambda k: statistics.median(first[k]))
+    size, last = next((s, f) for s in SIZES for f in formats if label(s, f) == best)
+    arms = {"bare": bare(model, x, y, size, last, GRIDS[0] ** 2)} | {
+        f"{g}": lambda g=g: surface(problem, grid=g, radius=0.1) for g in GRIDS
+    }
+    seconds = interleaved(arms, rounds, time.process_time)
+    loops = [loop_apart(name) for _ in range(rounds)]
+    rows: list[list[object]] = []
+    for g in GRIDS:
+        with problem.counting() as cost:
+            arms[f"{g}"]()
+        ours = [s / g**2 for s in seconds[f"{g}"]]
+        rows.append(
+            [
+                name,
+                g**2,
+                f"{cost['forward'] - g**2:.0f}",
+                best,
+                1e3 * statistics.median(ours),
+                statistics.median(a / b * GRIDS[0] ** 2 for a, b in zip(ours, seconds["bare"], strict=True)),
+                statistics.median(ours) / statistics.median(loops),
+            ]
+        )
+    return rows
+
+
+def loop(name: str) -> float:
+    """CPU seconds a point of a loop as one writes it: move the weights, go over the batches as they come, add up."""
+    torch.manual_seed(0)
+    model, x, y = NETWORKS[name]()
+    model.eval()
+    given, center = batches(name, x, y), [p.detach().clone() for p in model.parameters()]
+    one, two = ([torch.randn_like(p) for p in center] for _ in range(2))
+
+    def point(a: float, b: float) -> tuple[float, float]:
+        loss, right = 0.0, 0
+        with torch.no_grad():
+            for p, w, d, e in zip(model.parameters(), center, one, two, strict=True):
+                p.copy_(w + a * d + b * e)
+            for inputs, labels in given:
+                outputs = model(inputs)
+                loss += LOSS(outputs, labels).item() * len(labels)
+                right += (outputs.argmax(dim=1) == labels).sum().item()
+        return loss / len(x), right / len(x)
+
+    for _ in range(2):
+        point(0.0, 0.0)
+    started = time.process_time()
+    for i in range(LOOPED):
+        point(1e-3 * i, 1e-3)
+    return (time.process_time() - started) / LOOPED
+
+
+def loop_apart(name: str) -> float:
+    """`loop` in a process whose allocator is as it comes."""
+    done = subprocess.run(
+        [sys.executable, __file__, "--loop", name],
+        env={**os.environ, "LANDSCAPE_ALLOCATOR": "default", "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return float(done.stdout.splitlines()[-1])
+
+
 def measure(name: str, rounds: int) -> list[object]:
     torch.manual_seed(0)
     model, x, y = NETWORKS[name]()
     model.eval()
     points = POINTS[name]
-    problem = Problem(model, LOSS, list(zip(x.split(128), y.split(128), strict=True)))
+    problem = Problem(model, LOSS, batches(name, x, y))
     plane = directions("gaussian", problem)
     clock = time.perf_counter if torch.cuda.is_available() else time.process_time
     start = clock()
@@ -143,7 +247,12 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--networks", nargs="+", default=list(NETWORKS), choices=list(NETWORKS))
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--loop", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    if arguments.loop:
+        torch.set_num_threads(1)
+        print(loop(arguments.loop))
+        return
     rows = [measure(name, arguments.rounds) for name in arguments.networks]
     header = [
         *("network", "examples", "chosen arm", "best bare arm", "ms a point"),
@@ -158,6 +267,12 @@ def main() -> None:
     print(machine())
     print()
     print(table(rows, header))
+    names = [name for name in WHOLE if name in arguments.networks]
+    if names:
+        header = ["network", "points", "forwards beside them", "best bare arm", "ms a point"]
+        header += ["ours / best bare", "ours / loop in a process as it comes"]
+        print()
+        print(table([row for name in names for row in whole(name, max(arguments.rounds // 2, 3))], header))
 
 
 if __name__ == "__main__":

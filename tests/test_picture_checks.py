@@ -66,6 +66,22 @@ def test_center_that_is_not_the_minimum():
     assert finding(bottom, "minimum")["ok"]
 
 
+@pytest.mark.parametrize(
+    ("make", "kind", "grid", "passes"),
+    [
+        (trained, "gaussian", 9, 4),  # finite at the center, the same again, the highest point against the center
+        (trained, "gaussian", 11, 5),  # other batches leave the loss as it is
+        (mlp, "gradient", 11, 6),  # the lowest point against the center
+    ],
+)
+def test_passes_beside_those_over_the_points(make, kind, grid, passes):
+    problem = make()
+    plane = directions(kind, problem)
+    with problem.counting() as cost:
+        landscape.surface(problem, plane, radius=0.3, grid=grid)
+    assert cost["forward"] == grid**2 + passes
+
+
 def test_parallel_directions():
     problem = mlp(dtype=torch.float64)
     one, two = directions("gaussian", problem).vectors

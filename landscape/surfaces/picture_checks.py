@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from landscape.ball.vectors import dot
 from landscape.errors import InputError
@@ -31,6 +32,7 @@ _LOST = 0.5
 """Share of a step of the grid, beyond which its points are places where rounding has put them."""
 _COSINE = 0.05
 _NEGATIVE = 0.05
+_Errors = Callable[[tuple[float, ...]], float]
 
 
 @dataclass(frozen=True)
@@ -53,14 +55,16 @@ class PictureCheck:
 def check(surface: Surface, problem: Problem, evaluation: GridEvaluation) -> list[dict[str, Any]]:
     """All checks of a finished surface, as plain dicts.
 
-    Cost: two or three forward passes; where eigenvalues say more than the losses, a Hessian-vector product per axis.
+    Cost: three forward passes, one more where the center is not the lowest point; where eigenvalues say more than the
+    losses, a Hessian-vector product per axis.
     """
+    sampling_error = sampling_errors(problem, evaluation)
     checks = [
         *_deterministic(surface, problem, evaluation),
         *_displacement(surface, problem, evaluation),
-        *_range(surface, problem, evaluation),
+        *_range(surface, problem, sampling_error),
         *_saturation(surface, problem),
-        *_minimum(surface, problem, evaluation),
+        *_minimum(surface, problem, sampling_error),
         *_curvature(surface, problem, evaluation),
         *_cosine(surface),
         *_batch_norm(surface, problem),
@@ -110,20 +114,30 @@ def _displacement(surface: Surface, problem: Problem, evaluation: GridEvaluation
         yield PictureCheck("displacement", True, text, lost)
 
 
-def sampling_error(problem: Problem, evaluation: GridEvaluation, point: tuple[float, ...]) -> float:
-    """Standard error of L(point) - L(center) over samples of n examples: the same examples are used at both, so that
-    it is the deviation of the paired differences divided by sqrt(n). nan where the loss gives no value per example.
+def sampling_errors(problem: Problem, evaluation: GridEvaluation) -> _Errors:
+    """Standard error of L(point) - L(center) over samples of n examples, as a function of the point.
 
-    Cost: two forward passes.
+    The same examples are used at both, so that it is the deviation of the paired differences divided by sqrt(n). nan
+    where the loss gives no value per example.
+
+    Cost: a forward pass a point, and one for all of them at the center.
     """
-    try:
-        differences = problem.losses(evaluation.at(point)) - problem.losses(evaluation.at((0.0,) * len(point)))
-    except NO_EXAMPLES:
-        return math.nan
-    return float(differences.std() / math.sqrt(problem.examples)) if differences.numel() > 1 else math.nan
+    at_center: list[Tensor] = []
+
+    def error(point: tuple[float, ...]) -> float:
+        try:
+            at_point = problem.losses(evaluation.at(point))
+            if not at_center:
+                at_center.append(problem.losses(evaluation.at((0.0,) * len(point))))
+        except NO_EXAMPLES:
+            return math.nan
+        differences = at_point - at_center[0]
+        return float(differences.std() / math.sqrt(problem.examples)) if differences.numel() > 1 else math.nan
+
+    return error
 
 
-def _range(surface: Surface, problem: Problem, evaluation: GridEvaluation) -> Iterator[PictureCheck]:
+def _range(surface: Surface, problem: Problem, sampling_error: _Errors) -> Iterator[PictureCheck]:
     finite = np.isfinite(surface.loss)
     if not finite.any():
         yield PictureCheck("range", False, "no point has a finite loss: choose a smaller radius")
@@ -131,14 +145,14 @@ def _range(surface: Surface, problem: Problem, evaluation: GridEvaluation) -> It
     loss = np.where(finite, surface.loss, np.nan)
     relief = float(np.nanmax(loss) - np.nanmin(loss))
     rounding = _rounding(surface, problem, float(np.nanmax(np.abs(loss))))
-    highest = _point(surface, np.nanargmax(loss))
-    error = sampling_error(problem, evaluation, highest)
     if relief <= rounding:
         text = "the loss varies by no more than rounding: choose a larger radius"
         if surface.rounding is not None:
             text += ", or float32"
         yield PictureCheck("range", False, text, relief)
-    elif relief < 2 * error:
+        return
+    error = sampling_error(_point(surface, np.nanargmax(loss)))
+    if relief < 2 * error:
         text = (
             f"the relief {relief:.2g} is within two standard errors of sampling, {2 * error:.2g}: choose a larger "
             "radius or more samples"
@@ -185,10 +199,10 @@ def plateau(loss: np.ndarray) -> float:
 
 def chance_accuracy(problem: Problem) -> float | None:
     """Accuracy of always naming the most frequent class; None where targets are not class indices."""
-    counts: torch.Tensor | None = None
+    counts: Tensor | None = None
     for batch in problem.batches:
         target = batch.target
-        if not isinstance(target, torch.Tensor) or target.is_floating_point() or target.shape != (batch.size,):
+        if not isinstance(target, Tensor) or target.is_floating_point() or target.shape != (batch.size,):
             return None
         if int(target.min()) < 0:
             return None
@@ -201,11 +215,11 @@ def chance_accuracy(problem: Problem) -> float | None:
     return None if counts is None else float(counts.max() / counts.sum())
 
 
-def _padded(counts: torch.Tensor, length: int) -> torch.Tensor:
+def _padded(counts: Tensor, length: int) -> Tensor:
     return torch.nn.functional.pad(counts, (0, length - len(counts)))
 
 
-def _minimum(surface: Surface, problem: Problem, evaluation: GridEvaluation) -> Iterator[PictureCheck]:
+def _minimum(surface: Surface, problem: Problem, sampling_error: _Errors) -> Iterator[PictureCheck]:
     index = surface.center
     if index is None:
         yield PictureCheck("minimum", False, "the trained weights are not on the grid")
@@ -224,7 +238,7 @@ def _minimum(surface: Surface, problem: Problem, evaluation: GridEvaluation) -> 
             text = f"no point lies below the center by more than rounding, {rounding:.2g}"
         yield PictureCheck("minimum", True, text, 0.0)
         return
-    error = sampling_error(problem, evaluation, point)
+    error = sampling_error(point)
     if below < 2 * error:
         text = f"the lowest point is within two standard errors of sampling, {2 * error:.2g}, of the center"
         yield PictureCheck("minimum", True, text, below)

@@ -68,8 +68,9 @@ def header(
     arguments: Mapping[str, Any],
     batch_size: int | None,
     points_per_launch: int | None,
+    loss: float,
 ) -> dict[str, Any]:
-    """Axes and choice: what a resumed run keeps."""
+    """Axes and choice, by the loss at the center: what a resumed run keeps."""
     axes = axes_of(arguments["grid"], spans(plane, arguments), spacing=arguments["spacing"], center=arguments["center"])
     choice = choose(
         problems,
@@ -79,5 +80,6 @@ def header(
         batch_size=batch_size,
         points_per_launch=points_per_launch,
         precision=arguments["precision"],
+        loss=loss,
     )
     return {"axes": [a.tolist() for a in axes], "choice": asdict(choice)}

@@ -94,7 +94,8 @@ def surface(
             that is not finite, a radius that is not positive; a file that holds a surface of another checkpoint, sample
             or set of arguments, or that another process writes.
 
-    Cost: one forward pass per point and dataset, and four for the checks; one forward and one backward more with
+    Cost: one forward pass per point and dataset, and four to six for the checks (one of them where other batches than
+    those given are chosen, one where the center is not the lowest point); one forward and one backward more with
     `gradient_norm`; one forward more with `noise_draws`; 20 to 60 Hessian-vector products more with `curvature`, up to
     150 at some points. Under torch.distributed the points are shared among the processes.
     """
@@ -136,8 +137,11 @@ def surface(
                 processes.broadcast(vector)
         header = journal.header if journal else None
         if header is None:
-            check_loss(problem.evaluate().loss)
-            header = processes.agree(plan.header(problems, plane, arguments, batch_size, points_per_launch))
+            loss = problem.loss()
+            check_loss(loss)
+            header = processes.agree(
+                plan.header(problems, plane, arguments, batch_size, points_per_launch, float(loss))
+            )
             if journal and processes.rank() == 0:
                 journal.begin(header, plane)
         return plane, header

@@ -36,6 +36,7 @@ def choose(
     batch_size: int | None = None,
     points_per_launch: int | None = None,
     precision: str = "native",
+    loss: float | None = None,
 ) -> Choice:
     """The choice for a surface of `points` points.
 
@@ -47,8 +48,9 @@ def choose(
         batch_size: a size instead of the rule; 0 keeps the batches as given.
         points_per_launch: a number instead of the rule.
         precision: see `Choice`.
+        loss: L(w0) over the batches as given, in the native precision, where it is known.
 
-    Cost: two forward passes, which show that other batches leave the loss as it is.
+    Cost: two forward passes, which show that other batches leave the loss as it is; one where the loss is known.
     """
     if precision not in ("native", "tf32", "bfloat16"):
         raise InputError(f"precision must be native, tf32 or bfloat16, received {precision!r}")
@@ -65,7 +67,7 @@ def choose(
         reason = bound_to_batches or f"batches as given: {points} points do not repay others"
         choice = replace(base, reason=reason)
     else:
-        choice = _agreeing(_by_rule(problem, base), problem, center, vectors)
+        choice = _agreeing(_by_rule(problem, base), problem, center, vectors, loss)
     if points_per_launch is None:
         points_per_launch = _points_rule(problem, choice, points)
     choice = replace(choice, points_per_launch=points_per_launch)
@@ -112,19 +114,21 @@ def fitting_examples(activations: int, *, device: str, images: bool) -> int:
     return min(max(fitting, 64), 256 if images and device == "cpu" else LARGEST)
 
 
-def _agreeing(choice: Choice, problem: Problem, center: Tensor, vectors: Sequence[Tensor]) -> Choice:
+def _agreeing(
+    choice: Choice, problem: Problem, center: Tensor, vectors: Sequence[Tensor], known: float | None
+) -> Choice:
     """The choice, unless other batches change L(w): a loss with class weights averages each batch by its own sum."""
     if choice.batch_size == 0:
         return choice
-    reference = _center_loss(replace(choice, batch_size=0, channels_last=False), problem, center, vectors)
+    as_given = replace(choice, batch_size=0, channels_last=False)
+    spared = known is not None and choice.precision == "native"
+    reference = known if spared else _center_loss(as_given, problem, center, vectors)
     chosen = _center_loss(choice, problem, center, vectors)
     low = choice.precision != "native" or center.dtype in (torch.bfloat16, torch.float16)
     tolerance = 1e-2 if low else max(1e3 * torch.finfo(center.dtype).eps, 1e-8)
     if abs(chosen - reference) <= tolerance * max(abs(reference), 1e-3) or reference != reference:
         return choice
-    return replace(
-        choice, batch_size=0, channels_last=False, reason="batches as given: the loss depends on the division into them"
-    )
+    return replace(as_given, reason="batches as given: the loss depends on the division into them")
 
 
 def _center_loss(choice: Choice, problem: Problem, center: Tensor, vectors: Sequence[Tensor]) -> float:
