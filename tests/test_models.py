@@ -166,6 +166,19 @@ def test_options_that_weights_do_not_show_change_the_function_alone(name, option
     assert torch.equal(first(x), other(x)) == (value == entry.facts["same_weights"][option][0])
 
 
+def test_building_networks_leaves_torch_compiler_unimported():
+    """It takes a second; a sketch without memory would import it to draw weights."""
+    lines = "import sys; from trainers.models import MODELS, build_model"
+    build = "[build_model(n, classes=4, **MODELS.entry(n).facts['small']) for n in MODELS]"
+    done = subprocess.run(
+        [sys.executable, "-c", f"{lines}; {build}; print('torch._dynamo' in sys.modules)"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.strip() == "False"
+
+
 def test_table2_has_no_activation_after_the_first_layer():
     layers = [type(m).__name__ for m in build_model("table2-mlp", classes=2, input_shape=(2,))]
     assert layers == ["Linear", "Linear", "ReLU", "Linear", "ReLU", "Linear", "ReLU", "Linear"]

@@ -52,11 +52,13 @@ def build_model(
     """
     import torch
 
+    from trainers.sketch import sketching
+
     options = checked_arguments(MODELS.entry(name), arguments)
     classes, shape = _checked_shape(classes, input_shape)
     with torch.random.fork_rng(devices=[]):
         # A network that looks at its weights while it is built has no sketch.
-        with torch.device("meta"), contextlib.suppress(RuntimeError):
+        with sketching(), contextlib.suppress(RuntimeError):
             _require_memory(name, MODELS[name](classes, shape, **options), copies)
         torch.manual_seed(0 if seed is None else seed)
         return MODELS[name](classes, shape, **options)
@@ -112,6 +114,8 @@ def require_buildable(text: str) -> None:
     """
     import torch
 
+    from trainers.sketch import sketching
+
     name, arguments = parse_name(text)
     entry = MODELS.entry(name)
     facts = entry.facts.get("small", {})
@@ -121,7 +125,7 @@ def require_buildable(text: str) -> None:
     shapes = [arguments.pop("input_shape")] if "input_shape" in arguments else [small, *_INPUT_SHAPES]
     classes, _ = _checked_shape(arguments.pop("classes", 10), shapes[0])
     options, error = checked_arguments(entry, arguments), None
-    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+    with torch.random.fork_rng(devices=[]), sketching():
         for shape in shapes:
             try:
                 MODELS[name](classes, shape, **options)
