@@ -115,14 +115,14 @@ def fitting_examples(activations: int, *, device: str, images: bool) -> int:
 
 
 def _agreeing(
-    choice: Choice, problem: Problem, center: Tensor, vectors: Sequence[Tensor], known: float | None
+    choice: Choice, problem: Problem, center: Tensor, vectors: Sequence[Tensor], reference: float | None
 ) -> Choice:
     """The choice, unless other batches change L(w): a loss with class weights averages each batch by its own sum."""
     if choice.batch_size == 0:
         return choice
     as_given = replace(choice, batch_size=0, channels_last=False)
-    spared = known is not None and choice.precision == "native"
-    reference = known if spared else _center_loss(as_given, problem, center, vectors)
+    if reference is None or choice.precision != "native":
+        reference = _center_loss(as_given, problem, center, vectors)
     chosen = _center_loss(choice, problem, center, vectors)
     low = choice.precision != "native" or center.dtype in (torch.bfloat16, torch.float16)
     tolerance = 1e-2 if low else max(1e3 * torch.finfo(center.dtype).eps, 1e-8)
