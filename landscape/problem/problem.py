@@ -54,7 +54,9 @@ class Problem(Variants):
     is left bit-identical: weights, buffers, training flags, requires_grad.
 
     Args:
-        model: any nn.Module on one device; torch.compile, DataParallel and DistributedDataParallel are unwrapped.
+        model: any nn.Module on one device; torch.compile, DataParallel and DistributedDataParallel are unwrapped. With
+            distributed=True also one that `fully_shard` (FSDP2) has divided: flat vectors are then spread over the
+            processes, see `whole` and `gathered`.
         loss: called as loss(outputs, targets) with what the model returned; returns a mean-reduced scalar or one value
             per example. One of torch's losses gets the `.logits` of an output that has them. None takes the loss that
             the model returns.
@@ -67,7 +69,8 @@ class Problem(Variants):
         logit_normalization: outputs are centered and scaled to unit length per example before the loss
             (Andriushchenko 2023, arXiv 2302.07011): without it, scaling up the last layer changes every sharpness.
         evaluation_mode: False keeps the model's own training flags.
-        distributed: sum over the processes of torch.distributed; each holds its own share of the examples.
+        distributed: sum over the processes of torch.distributed; each holds its own share of the examples, of a sharded
+            model in as many batches as the others.
         check: look at one batch: whether two evaluations agree (else NonDeterministicWarning, naming the cause),
             whether passes with and without a graph compute the same, and whether the loss follows the weights.
 
