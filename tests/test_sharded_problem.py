@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -191,7 +192,47 @@ def refusals(problem):
         lambda: torch.save(problem.weights, io.BytesIO()),
         lambda: landscape.surface(problem, grid=3, file="never.h5"),
         lambda: landscape.top_eigenvalues(network_problem().gathered()),
+        lambda: np.asarray(problem.weights),
+        lambda: torch.einsum("i,i->", problem.weights, problem.weights),
+        lambda: nn.functional.cosine_similarity(problem.weights, problem.weights, dim=0),
+        lambda: float(problem.weights[0]),
+        lambda: problem.with_batches(list(problem.batches)[: 1 + processes.rank()]),
+        lambda: landscape.geodesic_sharpness(problem),
+        lambda: of_layers(nn.Linear(5, 4), nn.BatchNorm1d(4), batch_norm="recalibrate"),
+        lambda: of_layers(nn.Linear(5, 4), nn.BatchNorm1d(4)).with_batch_norm("recalibrate"),
+        lambda: of_layers(Cached(5, 2)),
+        lambda: of_layers(nn.Embedding(9, 3, max_norm=1.0)),
+        lambda: penalized(lambda p: p.square().sum()),
+        lambda: penalized(lambda p: p.full_tensor().square().sum()),
     ]
+
+
+class Cached(nn.Linear):
+    """Keeps what it computes from its weights."""
+
+    kept = None
+
+    def forward(self, x):
+        if self.kept is None:
+            self.kept = self.weight.exp()
+        return nn.functional.linear(x, self.kept, self.bias)
+
+
+def of_layers(*layers, **options):
+    model = nn.Sequential(*layers).double()
+    for layer in model:
+        fully_shard(layer)
+    return landscape.Problem(fully_shard(model), nn.CrossEntropyLoss(), batches("mlp"), distributed=True, **options)
+
+
+def penalized(penalty):
+    """Of processes whose batches weigh differently."""
+
+    def objective(model, batch):
+        loss = nn.functional.cross_entropy(model(batch[0]), batch[1])
+        return loss + sum(penalty(p) for p in model.parameters()), 1.0 + processes.rank()
+
+    return landscape.Problem(sharded("mlp"), batches=batches("mlp"), objective=objective, distributed=True)
 
 
 def network_problem():
@@ -272,5 +313,17 @@ def test_what_is_refused_is_named(several):
         "save problem.whole(vector)",
         "leave out file",
         "the parameters are whole already",
+        "__array__ of a vector",
+        "einsum of a vector",
+        "cosine_similarity of a vector",
+        "__float__ of a vector",
+        "give each as many",
+        "cannot be copied: take problem.gathered()",
+        "would estimate other statistics in each process",
+        "would estimate other statistics in each process",
+        "keeps 'kept', computed from its weights",
+        "has max_norm",
+        "returned a DTensor",
+        "outside of the module that gathers them",
     ]
     assert [w in r for w, r in zip(words, several["refused"], strict=True)] == [True] * len(words), several["refused"]

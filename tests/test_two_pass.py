@@ -12,7 +12,7 @@ from torch import nn
 import landscape
 from audit.subjects import spectrum as adversarial
 from landscape.ball import vectors
-from landscape.curvature import krylov, operators, three_term, two_pass
+from landscape.curvature import factorization, krylov, operators, three_term, two_pass
 from landscape.curvature.factorization import Factorization
 from landscape.curvature.operators import Operator
 from landscape.curvature.three_term import ThreeTerm
@@ -120,6 +120,40 @@ def test_the_search_does_not_go_round_in_a_cluster():
     assert found.converged
     right = np.linalg.eigvalsh(a.numpy())[:3][::-1]
     np.testing.assert_allclose(found.values, right, rtol=1e-3)
+
+
+def test_bounds_hold_where_a_later_pair_explains_nearly_all_of_a_residual():
+    draw = np.random.default_rng(5)
+    for trial in range(300):
+        eigenvalues = [*(1 + 1e-5 * draw.normal(size=2)), *draw.uniform(-1, 0.9, size=1 + trial % 2)]
+        a, _, _ = symmetric(eigenvalues)
+        found = run(a, 2, capacity=0)
+        values = torch.from_numpy(found.values)
+        residuals = torch.linalg.vector_norm(found.vectors @ a - values[:, None] * found.vectors, dim=1).numpy()
+        assert found.converged
+        assert np.all(residuals <= found.residuals)
+
+
+def test_looks_that_see_nothing_do_not_add_up_to_certainty():
+    # One eigenvalue stands out by 50 roundings: every look ends after a product, which shows as good as nothing.
+    epsilon = torch.finfo(torch.float32).eps
+    for seed in range(8):
+        values = torch.full((150,), 1 - 50 * epsilon)
+        values[0] = 1.0
+        operator = Operator("diagonal", lambda v, values=values: values * v, values)
+        stream = torch.Generator().manual_seed(seed)
+        found = krylov.lanczos(operator, 1, tol=1e-8, generator=stream, capacity=0)
+        assert not found.converged or abs(found.values[0] - 1) <= found.residuals[0]
+
+
+def test_the_joint_probability_of_looks_is_one():
+    draws = np.random.default_rng(0).random((4000, 8))
+    joint = np.array([factorization.joint(row) for row in draws])
+    for level in (0.01, 0.1, 0.5):
+        assert np.mean(joint <= level) == pytest.approx(level, rel=0.3)
+    assert factorization.joint([0.2]) == pytest.approx(0.2)
+    assert factorization.joint([1.0, 1.0]) == 1.0
+    assert factorization.joint([0.5, 0.0]) == 0.0
 
 
 def test_no_more_products_than_allowed_and_a_bound_that_is_true():

@@ -20,7 +20,10 @@ from landscape.errors import InputError
 _SUMS = """
     sum mean norm vector_norm linalg_norm linalg_vector_norm matrix_norm dot vdot inner max min amax amin aminmax argmax
     argmin prod std var any all median quantile sort topk cumsum logsumexp allclose equal count_nonzero nonzero unique
-    histc bincount item tolist numpy matmul __matmul__ __rmatmul__ mv mm _foreach_norm
+    histc bincount item tolist numpy matmul __matmul__ __rmatmul__ mv mm _foreach_norm einsum tensordot dist cdist
+    nansum nanmean nanmedian nanquantile std_mean var_mean mode kthvalue msort cumprod cummax cummin logcumsumexp
+    softmax log_softmax histogram trapezoid renorm normalize cosine_similarity pairwise_distance mse_loss l1_loss
+    __array__ __float__ __int__
 """
 _REFUSED = frozenset(_SUMS.split())
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -44,6 +44,20 @@ def symmetric(asymmetry: float, scale: float, cause: Callable[[], str]) -> bool:
             stacklevel=2,
         )
     return bool(relative <= _SYMMETRIC)
+
+
+def joint(chances: Sequence[float]) -> float:
+    """Probability that independent random vectors all overlook as much as by these probabilities of each.
+
+    The product c of n such numbers is below a level far more often than that says: sum_k<n (-ln c)^k / k! times as
+    often (Fisher 1932), since where an eigenvalue is overlooked each of them is spread evenly between 0 and 1.
+    """
+    if not min(chances, default=1.0) > 0:
+        return 0.0
+    s = -sum(math.log(chance) for chance in chances)
+    if not s > 0:
+        return 1.0
+    return min(sum(math.exp(k * math.log(s) - s - math.lgamma(k + 1)) for k in range(len(chances))), 1.0)
 
 
 class _Chapter(NamedTuple):
@@ -159,13 +173,13 @@ class Factorization:
         For its unit eigenvector u, u'V (x - T) = beta <u, v_next> e_last' gives <u, v_j> for all j up to one factor,
         and their squares sum to at most 1: <u, v_1> is at most 1/sqrt(sum_j p_j(x)^2), p_j the Lanczos polynomials
         (Christoffel's bound on the mass at x of a measure with these moments). A random v_1 of d entries lies that
-        nearly at right angles to u with a probability of erf(|<u, v_1>| sqrt(d / 2)). Start vectors are independent:
-        their probabilities multiply.
+        nearly at right angles to u with a probability of erf(|<u, v_1>| sqrt(d / 2)). Start vectors are independent,
+        see `joint`.
         """
         if self.steps == self.dimension or self.scale == 0:
             return 0.0
         now = _Chapter(self.t[: self.steps, : self.steps], self.beta, self._first, True)
-        chance, gain = 1.0, 1.0
+        chances, gain = list[float](), 1.0
         for t, beta, first, ended in [*self._chapters, now]:
             if first < len(t):
                 last = np.zeros(len(t))
@@ -173,9 +187,9 @@ class Factorization:
                 along = np.linalg.solve(x * np.eye(len(t)) - t, last)
                 gain *= abs(along[first]) / (math.sqrt(1 + along @ along) if ended else 1.0)
             if ended:
-                chance *= math.erf(gain * math.sqrt(self.dimension / 2))
+                chances.append(math.erf(gain * math.sqrt(self.dimension / 2)))
                 gain = 1.0
-        return chance
+        return joint(chances)
 
     def restart(self, keep: np.ndarray) -> None:
         """Thick restart: keep the Ritz pairs at these indices, and the next vector."""

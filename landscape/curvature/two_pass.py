@@ -24,7 +24,7 @@ from landscape import random
 from landscape.ball import vectors
 from landscape.ball.spread import plain
 from landscape.ball.vectors import dot, dots, norm
-from landscape.curvature.factorization import symmetric
+from landscape.curvature.factorization import joint, symmetric
 from landscape.curvature.missed import CHANCE, SMALL, USUAL
 from landscape.curvature.three_term import COLUMNS, ThreeTerm, product
 from landscape.curvature.wanted import Eigenpairs, Fence, Request, wanted
@@ -125,8 +125,11 @@ class TwoPass:
         coupling = dots(before, y, COLUMNS).cpu().numpy() if i else np.zeros(0)
         if i:
             y.addmv_(before.mT, torch.from_numpy(coupling).to(y), alpha=-1.0)
-        # What the coupling explains of the others' residuals is no longer an error.
-        explained = np.sqrt(np.maximum(self.rests**2 - coupling**2, 0))
+        # What the coupling explains of the others' residuals is no longer an error; roundings that are small beside a
+        # residual are not beside what is left of it.
+        floor = self.request.rounding(self.scale) / 2
+        left = np.sqrt(np.maximum((self.rests + floor) ** 2 - coupling**2, 0))
+        explained = np.maximum(left - floor, 0)
         matrix = np.diag([*self.values, value])
         matrix[:i, i] = matrix[i, :i] = coupling
         self.values, q = np.linalg.eigh(matrix)
@@ -190,7 +193,7 @@ class TwoPass:
     def _completed(self, verify: bool) -> tuple[float | None, float]:
         """Probability that a pair is missed, and which is enough; what a look sees replaces the last wanted pair."""
         thorough = verify or self.exhausted or self.operator.dimension <= SMALL
-        enough, chance = CHANCE if thorough else USUAL, None
+        enough, chance, looks = CHANCE if thorough else USUAL, None, list[float]()
         while self._converged() and (chance is None or chance > enough):
             if self.wanted == self.operator.dimension:
                 return 0.0, enough
@@ -199,16 +202,19 @@ class TwoPass:
             draw = self._repeatable(lambda: random.normal(self.operator.like, self.generator))
             ends = self.values[wanted(self.values, self.request.k, self.request.which)]
             fences = self.request.fences(ends, self.scale, self.operator.dimension)
-            # Looks are independent: their probabilities multiply.
-            seen, missed = self._look(draw, fences, enough / (chance or 1.0))
-            chance = seen * (1.0 if chance is None else chance)
+            overlooked, missed = self._look(draw, fences, enough, looks)
+            looks.append(overlooked)
+            chance = joint(looks)
             if missed is not None:
-                enough, chance = CHANCE, None
+                enough, chance, looks = CHANCE, None, []
                 self._replace(missed, draw)
         return chance if self._converged() else None, enough
 
-    def _look(self, draw: Draw, fences: list[Fence], enough: float) -> tuple[float, Fence | None]:
-        """Probability that an eigenvalue beyond a fence is overlooked, and the fence beyond which there is one."""
+    def _look(self, draw: Draw, fences: list[Fence], enough: float, before: list[float]) -> tuple[float, Fence | None]:
+        """Probability that an eigenvalue beyond a fence is overlooked, and the fence beyond which there is one.
+
+        Ends where that is `enough` together with the looks before.
+        """
         state = ThreeTerm(self.operator, draw, self.rows, self.scale)
         left = self._left()
         while True:
@@ -218,7 +224,8 @@ class TwoPass:
             values = state.ritz()[0]
             beyond = next((f for f in fences if np.any(f.sign * values >= f.level)), None)
             chance = max(state.chance(f.sign * f.excluded) for f in fences)
-            if beyond is not None or chance <= enough or state.exhausted or state.products >= left:
+            done = joint([*before, chance]) <= enough
+            if beyond is not None or done or state.exhausted or state.products >= left:
                 return chance, beyond
 
     def _replace(self, fence: Fence, draw: Draw) -> None:

@@ -39,6 +39,7 @@ _DTYPES_DIFFER = ("same dtype", "expected scalar type", "should be the same", "F
 
 def settle(problem: Problem, *, check: bool) -> None:
     """Evaluate the first batch of a new Problem: what its loss is, and what c_b is where only evaluating shows it."""
+    require_common_statistics(problem)
     with problem.uncounted(), forked():
         sharded = spread_of(problem.weights) is not None
         if sharded:
@@ -47,7 +48,7 @@ def settle(problem: Problem, *, check: bool) -> None:
         first = next(problem.weighted_batches(), None)
         if first is None:
             return  # Problem says that no target counts
-        if check and not sharded:
+        if check:
             require_no_kept_weights(problem, first)
         outputs = _first_outputs(problem, first)
         if isinstance(outputs, Pair):
@@ -61,7 +62,18 @@ def settle(problem: Problem, *, check: bool) -> None:
             _check(problem, first)
 
 
-def _require_same_passes(problem: Problem) -> None:
+def require_common_statistics(problem: BatchPasses) -> None:
+    """Refuse statistics that each process would estimate from its own examples: L would be another one in each."""
+    if problem.batch_norm != "recalibrate" or not problem.evaluator.batch_norms:
+        return
+    if problem.distributed and processes.world() > 1:
+        raise InputError(
+            "batch_norm='recalibrate' would estimate other statistics in each process, from its own examples: take "
+            "'frozen' or 'batch', or analyze the checkpoint in one process"
+        )
+
+
+def _require_same_passes(problem: BatchPasses) -> None:
     """Refuse batches of which one process has more: the others would wait for its passes for ever."""
     counts = processes.gather((len(problem.batches), sum(bool(c) for c in problem.batches.weights)))
     if len(set(counts)) > 1:
@@ -84,9 +96,11 @@ def total(problem: BatchPasses) -> None:
     """Set the number of examples and the weight, over all processes.
 
     Raises:
-        InputError: a process none of whose targets count.
+        InputError: a process none of whose targets count, or with another number of batches of a sharded network.
     """
     batches = problem.batches
+    if problem.distributed and spread_of(problem.weights) is not None:
+        _require_same_passes(problem)
     totals = torch.tensor(
         [batches.examples, batches.weight, batches.classified], dtype=torch.float64, device=problem.weights.device
     )
@@ -178,10 +192,19 @@ def require_no_kept_weights(problem: Problem, batch: Batch) -> None:
         InputError: a module keeps a tensor that was computed from weights, and would use it at other weights too.
     """
     before = [(m, dict(vars(m))) for m in problem.model.modules()]
+    uses_shards, first = False, replace(batch, weight=math.nan)
     try:
-        _graphed(problem, replace(batch, weight=math.nan))
+        if spread_of(problem.weights) is None:
+            _graphed(problem, first)
+        else:
+            uses_shards = _uses_shards(problem, first)
     except InputError:
         return  # the next pass says what is wrong
+    if uses_shards:
+        raise InputError(
+            "the loss uses sharded parameters outside of the module that gathers them, where their gradients are not "
+            "summed over the processes: compute that term in the module's forward(), or leave it out"
+        )
     for name, module in problem.model.named_modules():
         held = next(attributes for m, attributes in before if m is module)
         for key, value in list(vars(module).items()):
@@ -193,6 +216,16 @@ def require_no_kept_weights(problem: Problem, batch: Batch) -> None:
                     f"the module {name or 'itself'!r} keeps {key!r}, computed from its weights, for later calls, so "
                     "that the loss at other weights cannot be computed: compute it at every call, also in eval mode"
                 )
+
+
+def _uses_shards(problem: Problem, batch: Batch) -> bool:
+    """Whether the loss reaches shards past the module that gathers them; one forward and one backward pass."""
+    leaves = problem.bindable()
+    with torch.enable_grad(), problem.bound_tensors(leaves):
+        loss = problem.batch_loss(problem.forward(batch), batch)
+        shards = any(hasattr(leaf, "placements") for leaf in second_derivative.leaves(loss))
+        problem.evaluator.gradients(loss, leaves)
+    return shards
 
 
 def require_function_of_weights(problem: Problem, batch: Batch) -> None:

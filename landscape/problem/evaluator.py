@@ -42,7 +42,15 @@ def unwrapped(model: Any) -> nn.Module:
 
 
 def copied(model: nn.Module) -> nn.Module:
-    """A deep copy, also of modules whose hooks left a computed tensor behind (weight_norm by hooks)."""
+    """A deep copy, also of modules whose hooks left a computed tensor behind (weight_norm by hooks).
+
+    Raises:
+        InputError: a network that fully_shard has divided.
+    """
+    if any(hasattr(p, "placements") for p in model.parameters()):
+        raise InputError(
+            "a network that fully_shard has divided cannot be copied: take problem.gathered(), whose weights are whole"
+        )
     with _computed_attributes(model):
         for module in model.modules():
             for name in _computed(module):

@@ -311,6 +311,8 @@ class Objective:
         one_each = batch.size if self.function is None else -1
         if not isinstance(value, Tensor):
             received = f"{type(value).__name__}, no tensor"
+        elif hasattr(value, "placements"):
+            received = "a DTensor, computed from shards outside of the module that gathers them"
         elif value.is_complex() or not value.is_floating_point():
             received = f"a tensor of {value.dtype}"
         elif value.dim() == 0 or value.shape == (one_each,):

@@ -65,7 +65,7 @@ class Problem(Variants):
         objective: called as objective(model, batch) in place of a loss; returns the loss, or (loss, weight).
         parameters: shell pattern(s) of the parameters that make up w; the others stay as they are.
         batch_norm: "frozen", "batch" or "recalibrate" (statistics estimated at each w on the first
-            `recalibration_examples`).
+            `recalibration_examples`; not with several processes).
         logit_normalization: outputs are centered and scaled to unit length per example before the loss
             (Andriushchenko 2023, arXiv 2302.07011): without it, scaling up the last layer changes every sharpness.
         evaluation_mode: False keeps the model's own training flags.

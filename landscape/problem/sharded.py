@@ -141,6 +141,16 @@ def _require_rows(name: str, tensor: Any, tensors: Sequence[Any]) -> None:
         )
 
 
+def _refuse_max_norm(model: nn.Module) -> None:
+    """Of whole weights `landscape.problem.checks` sees whatever writes to them."""
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.max_norm is not None:
+            raise InputError(
+                f"the embedding {name!r} has max_norm and writes to its weights in the forward pass, so that the loss "
+                "is not a function of the weights: take that out, or do it once before"
+            )
+
+
 class ShardedEvaluator(Evaluator):
     """Evaluates a sharded network by its own passes, which gather one layer after the other.
 
@@ -151,6 +161,7 @@ class ShardedEvaluator(Evaluator):
         self, model: nn.Module, parameters: Parameters, batch_norm: str = "frozen", *, evaluation_mode: bool = True
     ) -> None:
         super().__init__(model, parameters, batch_norm, evaluation_mode=evaluation_mode)
+        _refuse_max_norm(model)
         usual = {"reduce_grads": True, "all_reduce_grads": True, "gradient_divide_factor": None}
         changed = {k for g in groups(model) for k, v in usual.items() if getattr(g, k, v) != v}
         if changed or postpones(model) or unreduced(model):

@@ -119,6 +119,7 @@ class Variants(BatchPasses):
         other = copy.copy(self)
         other.batch_norm = policy
         other.evaluator = self.evaluator.rebound(self.model, self.parameters, policy)
+        checks.require_common_statistics(other)
         return other
 
     def gathered(self, w: Tensor | None = None) -> Self:
