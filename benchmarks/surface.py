@@ -19,7 +19,8 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+import unittest.mock
+from collections.abc import Callable, Sequence
 
 from timing import interleaved, machine, ratio, table  # isort: skip  (sets OMP_WAIT_POLICY before torch is loaded)
 
@@ -145,13 +146,14 @@ def whole(name: str, rounds: int) -> list[list[object]]:
     rows: list[list[object]] = []
     for g in GRIDS:
         with problem.counting() as cost:
-            arms[f"{g}"]()
+            beside = beside_the_points(problem, g)
         ours = [s / g**2 for s in seconds[f"{g}"]]
         rows.append(
             [
                 name,
                 g**2,
                 f"{cost['forward'] - g**2:.0f}",
+                beside,
                 best,
                 1e3 * statistics.median(ours),
                 statistics.median(a / b * GRIDS[0] ** 2 for a, b in zip(ours, seconds["bare"], strict=True)),
@@ -159,6 +161,24 @@ def whole(name: str, rounds: int) -> list[list[object]]:
             ]
         )
     return rows
+
+
+def beside_the_points(problem: Problem, grid: int) -> float:
+    """What a surface spends beside its points, in CPU time of one of them: seen within one run, as arms drift."""
+    evaluate, spent, points = GridEvaluation.__call__, 0.0, 0
+
+    def timed(evaluation: GridEvaluation, some: Sequence[Sequence[float]]) -> torch.Tensor:
+        nonlocal spent, points
+        started = time.process_time()
+        values = evaluate(evaluation, some)
+        spent, points = spent + time.process_time() - started, points + len(some)
+        return values
+
+    with unittest.mock.patch.object(GridEvaluation, "__call__", timed):
+        started = time.process_time()
+        surface(problem, grid=grid, radius=0.1)
+        total = time.process_time() - started
+    return total / (spent / points) - grid**2
 
 
 def loop(name: str) -> float:
@@ -269,7 +289,8 @@ def main() -> None:
     print(table(rows, header))
     names = [name for name in WHOLE if name in arguments.networks]
     if names:
-        header = ["network", "points", "forwards beside them", "best bare arm", "ms a point"]
+        header = ["network", "points", "forwards beside them", "CPU time beside them, in points"]
+        header += ["best bare arm", "ms a point"]
         header += ["ours / best bare", "ours / loop in a process as it comes"]
         print()
         print(table([row for name in names for row in whole(name, max(arguments.rounds // 2, 3))], header))
