@@ -204,12 +204,16 @@ def of_eigenvalues() -> str:
             problem = Problem(problem.model, LOSS, [examples(512)], check=False)
         graph, v = HessianGraph(problem), torch.randn(problem.dimension)
         product = seconds(lambda graph=graph, v=v: graph.product(v))
-        for k in (1, 2, 5, 10, 20):
+        grown, columns = (1, 2, 5, 10, 20), []
+        for k in grown:
             started = time.process_time()
             result = top_eigenvalues(problem, k=k, tol=1e-3)
             spent = time.process_time() - started
             share = max(0.0, 1 - result.hvps * product / spent)
             rows.append([f"{d:.0e}", k, result.hvps, f"{result.hvps / k:.1f}", spent, f"{share:.0%}"])
+            columns.append((result.hvps, spent))
+        name, *slopes = exponents(f"{d:.0e}", grown, zip(*columns, strict=True), 0)
+        rows.append([name, "", slopes[0], "", slopes[1], ""])
     return table(rows, ["d", "k", "products", "products for each", "CPU s", "beside the products"])
 
 
