@@ -81,7 +81,7 @@ def problem_of(kind, model, dtype=torch.float64):
     return landscape.Problem(model, loss, own, distributed=world > 1)
 
 
-def measured(problem, whole=lambda v: v):
+def measured(kind, problem, whole=lambda v: v):
     """Numbers of every kind of pass and of vector."""
     v = random.normal(problem.weights, random.stream(3, "v"))
     w = problem.weights + 0.1 * v
@@ -116,6 +116,13 @@ def measured(problem, whole=lambda v: v):
             ],
             "worst case": landscape.worst_case_sharpness(problem, rho=0.1, steps=6, restarts=2).value,
             "average": landscape.average_sharpness(problem, rho=0.1, draws=4).value,
+            "from whole vectors": [
+                landscape.top_eigenvalues(problem, k=1, start=whole(gradient)).values[0],
+                landscape.critical_sharpness(problem, direction=whole(gradient)).value,
+            ],
+            "of two Problems": landscape.relative_critical_sharpness(
+                problem, direction=problem.gradient(), other=problem_of(kind, problem.model)
+            ).value,
             "critical": landscape.critical_sharpness(problem, direction=problem.gradient()).value,
             "surfaces": [
                 landscape.surface(problem, directions=d, grid=3).loss
@@ -126,7 +133,7 @@ def measured(problem, whole=lambda v: v):
 
 
 def one(kind):
-    return measured(problem_of(kind, network(kind)))
+    return measured(kind, problem_of(kind, network(kind)))
 
 
 def in_group(rank, folder, world):
@@ -142,7 +149,7 @@ def in_group(rank, folder, world):
         with torch.no_grad():  # leaves the parameters gathered
             model(**batches(kind)[0]) if kind != "mlp" else model(batches(kind)[0][0])
         problem = problem_of(kind, model)
-        found[kind] = measured(problem, problem.whole)
+        found[kind] = measured(kind, problem, problem.whole)
         found[f"{kind}, gathered"] = {"loss": problem.gathered().loss(), "gradient": problem.gathered().gradient()}
         with torch.no_grad():
             model(**batches(kind)[0]) if kind != "mlp" else model(batches(kind)[0][0])

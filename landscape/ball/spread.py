@@ -8,6 +8,7 @@ forgotten is then an error and no wrong number.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NoReturn
@@ -42,6 +43,15 @@ class Spread:
     ranges: tuple[tuple[int, int], ...]
     length: int
 
+    @classmethod
+    def of(cls, group: Any, ranges: tuple[tuple[int, int], ...], length: int) -> Spread:
+        """The one of these arguments: vectors of two Problems of one network are spread alike."""
+        key = id(group), ranges, length
+        spread = _ALIVE.get(key)
+        if spread is None:
+            spread = _ALIVE[key] = cls(group, ranges, length)
+        return spread
+
     def here(self, whole: Tensor) -> Tensor:
         """The entries of a whole vector (d,) that belong here."""
         return torch.cat([whole[start:stop] for start, stop in self.ranges]).as_subclass(self.type)
@@ -65,6 +75,10 @@ class Spread:
         if "_type" not in self.__dict__:
             object.__setattr__(self, "_type", type("SpreadVector", (SpreadVector,), {"spread": self}))
         return self.__dict__["_type"]
+
+
+_ALIVE: weakref.WeakValueDictionary[Any, Spread] = weakref.WeakValueDictionary()
+"""Those in use; each keeps its group, so that no other has its id."""
 
 
 class SpreadVector(Tensor):

@@ -193,8 +193,10 @@ class Search:
 
 def mixed(vectors: Tensor, like: Tensor, generator: torch.Generator, share: float) -> Tensor:
     """The sum of some vectors and a random one of `share` of its length: no eigenvector is shut out."""
-    rows = vectors.reshape(-1, vectors.shape[-1]).to(like)
-    if rows.shape[1] != like.numel() or spread_of(rows) is not spread_of(like):
+    rows, spread = vectors.reshape(-1, vectors.shape[-1]).to(like.device, like.dtype), spread_of(like)
+    if spread is not None and spread_of(rows) is None and rows.shape[1] == spread.length:
+        rows = torch.stack([spread.here(row) for row in rows])
+    if rows.shape[1] != like.numel() or spread_of(rows) is not spread:
         raise InputError(f"start vectors must have length d = {dimension(like)}, received shape {tuple(vectors.shape)}")
     total = rows[0] if len(rows) == 1 else plain(rows).sum(dim=0).as_subclass(type(like))
     noise = random.normal(like, generator)

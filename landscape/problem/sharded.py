@@ -87,7 +87,7 @@ class SpreadParameters(Parameters):
             first = min(rank * -(-rows // count), rows)
             shapes.append(plain(tensor).shape)
             ranges.append((slot.start + first * size, slot.start + (first + shapes[-1][0]) * size))
-        spread = Spread(mesh.get_group(dim), tuple(ranges), slots[-1].stop)
+        spread = Spread.of(mesh.get_group(dim), tuple(ranges), slots[-1].stop)
         start, parts = 0, []
         for slot, shape in zip(slots, shapes, strict=True):
             parts.append(

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from landscape.ball.spread import spread_of
 from landscape.ball.vectors import any_entry, dot, finite, norm
 from landscape.errors import InputError
 from landscape.problem.problem import Problem
@@ -51,6 +52,8 @@ def update_direction(problem: Problem, direction: Direction, gradient: Tensor) -
         raise InputError(f"direction {direction!r}: 'gradient', a flat vector (d,) or an optimizer is needed")
     if isinstance(direction, Tensor):
         d = direction.detach()
+        if spread_of(problem.weights) is not None:
+            d = problem.at(d)
         if d.shape != problem.weights.shape:
             raise InputError(
                 f"direction must be a flat vector of shape ({problem.dimension},), received {tuple(d.shape)}"
