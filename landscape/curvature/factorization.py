@@ -54,10 +54,9 @@ def joint(chances: Sequence[float]) -> float:
     """
     if not min(chances, default=1.0) > 0:
         return 0.0
-    s = -sum(math.log(chance) for chance in chances)
-    if not s > 0:
-        return 1.0
-    return min(sum(math.exp(k * math.log(s) - s - math.lgamma(k + 1)) for k in range(len(chances))), 1.0)
+    s = max(-sum(math.log(chance) for chance in chances), 0.0)
+    counted = torch.tensor([max(len(chances), 1), s], dtype=torch.float64)
+    return float(torch.special.gammaincc(counted[0], counted[1]))
 
 
 class _Chapter(NamedTuple):
