@@ -94,6 +94,13 @@ class SpreadVector(Tensor):
                 f"{function.__name__} of a vector that is spread over processes would be that of this process's part: "
                 "take norm and dot of landscape.ball.vectors, or problem.whole(vector) first"
             )
+        if function.__name__ == "to" and not isinstance(args[0], SpreadVector) and args[0].dim():
+            part = next(a for a in (*args, *(kwargs or {}).values()) if isinstance(a, SpreadVector))
+            if args[0].shape[-1] == part.spread.length != part.shape[-1]:
+                raise InputError(
+                    f"a whole vector of {part.spread.length} entries is no part of one that is spread over processes: "
+                    "spread.here(vector) takes the entries that belong here"
+                )
         return super().__torch_function__(function, types, args, kwargs or {})
 
     def __reduce_ex__(self, protocol: Any) -> NoReturn:
