@@ -218,7 +218,9 @@ def test_accelerate(precision):
     watched, rows = trained(watch=True)
     assert_same(watched, trained(watch=False)[0])
     assert [step for step, _ in rows] == [0, 2, 4]
-    assert all(values.keys() == NAMES for _, values in rows)
+    beside = {"landscape/sharpness.error_bound"} if precision == "bf16" else set()
+    assert [set(values) - beside for _, values in rows] == [NAMES] * 3
+    assert all(values.keys() >= beside for _, values in rows)
 
 
 def test_loggers_get_every_row():

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from landscape.ball.spread import spread_of
 from landscape.curvature.products import second_derivative
 from landscape.errors import InputError
-from landscape.problem import additivity, checks, precision
+from landscape.problem import checks, precision
 from landscape.problem.batch_passes import Shared
 from landscape.problem.batches import Batch, Batches, Reader, source_of
 from landscape.problem.evaluator import Evaluator, unwrapped
@@ -272,23 +272,6 @@ class Problem(Variants):
         return plan(self, vectors=vectors, eigenpairs=eigenpairs)
 
     # -- what L is known by ----------------------------------------------------------------------------------------
-
-    @property
-    def undividable(self) -> str | None:
-        """Why the batches may not be regrouped, in words; None where L provably stays as it is.
-
-        Tried out once, see `landscape.problem.additivity`.
-        """
-        if not self._shared.division:
-            self.settle_division(additivity.obstacle(self.alone()))
-        return self._shared.division[0]
-
-    def settle_division(self, reason: str | None) -> None:
-        """Divide the batches from here on, or, for a reason, never; a note says so where L is that of these batches."""
-        self._shared.division = [reason]
-        coupled = reason in additivity.COUPLED or (reason is not None and not self.objective.exact)
-        if coupled and len(self.batches) > 1:
-            self.notes.append(f"L is that of these {len(self.batches)} batches, never regrouped: {reason}")
 
     @property
     def computed_in(self) -> torch.dtype:

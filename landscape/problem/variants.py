@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self, cast
 
 from torch import Tensor, nn
 
 from landscape.ball.spread import spread_of
 from landscape.errors import InputError
-from landscape.problem import checks
+from landscape.problem import additivity, checks
 from landscape.problem.batch_passes import BatchPasses
 from landscape.problem.batches import Batch
 from landscape.problem.evaluator import copied
@@ -18,14 +18,29 @@ from landscape.problem.parameters import Parameters
 from landscape.problem.sharded import ShardedEvaluator
 from landscape.problem.skeleton import skeleton
 
+if TYPE_CHECKING:
+    from landscape.problem.problem import Problem
+
 
 class Variants(BatchPasses):
     """What a `Problem` derives from itself."""
 
     @property
     def undividable(self) -> str | None:
-        """Why the batches may not be regrouped, in words; None where they may."""
-        raise NotImplementedError
+        """Why the batches may not be regrouped, in words; None where L provably stays as it is.
+
+        Tried out once, see `landscape.problem.additivity`.
+        """
+        if not self._shared.division:
+            self.settle_division(additivity.obstacle(cast("Problem", self.alone())))
+        return self._shared.division[0]
+
+    def settle_division(self, reason: str | None) -> None:
+        """Divide the batches from here on, or, for a reason, never; a note says so where L is that of these batches."""
+        self._shared.division = [reason]
+        coupled = reason in additivity.COUPLED or (reason is not None and not self.objective.exact)
+        if coupled and len(self.batches) > 1:
+            self.notes.append(f"L is that of these {len(self.batches)} batches, never regrouped: {reason}")
 
     def alone(self) -> Self:
         """The same loss over the batches of this process alone."""
