@@ -58,15 +58,17 @@ def atomic(path: str | Path) -> Iterator[Path]:
         ) from error
     finally:
         temporary.unlink(missing_ok=True)
-        os.close(handle)
+        if handle is not None:
+            os.close(handle)
 
 
-def _temporary(path: Path) -> tuple[int, Path]:
-    """An open, locked file beside `path`."""
+def _temporary(path: Path) -> tuple[int | None, Path]:
+    """A file beside `path`, open and locked; where there are no locks closed, since Windows replaces no open file."""
     while True:
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:100]}.", suffix=UNFINISHED)
         if fcntl is None:
-            return handle, Path(name)
+            os.close(handle)
+            return None, Path(name)
         with contextlib.suppress(OSError):  # a file system without locks
             fcntl.flock(handle, fcntl.LOCK_EX)
         if os.path.exists(name):

@@ -13,7 +13,7 @@ from torch import nn
 
 import cli
 import landscape
-from landscape import InputError, Problem
+from landscape import InputError, Problem, files
 from landscape.files import atomic
 from landscape.locks import locked
 from trainers import train
@@ -146,3 +146,16 @@ def test_the_next_writer_of_a_file_removes_what_a_killed_one_left_of_it_but_not_
         assert mine.exists()
     assert (tmp_path / "table.csv").read_text() == "mine"
     assert [p.name for p in tmp_path.glob(".*.unfinished")] == [other.name]
+
+
+def test_a_system_without_locks_holds_no_file_open_and_removes_no_others(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "fcntl", None)
+    leftover = tmp_path / ".table.csv.a1.unfinished"
+    leftover.touch()
+    handle, temporary = files._temporary(tmp_path / "table.csv")
+    assert handle is None
+    temporary.unlink()
+    with atomic(tmp_path / "table.csv") as temporary:
+        temporary.write_text("1")
+    assert (tmp_path / "table.csv").read_text() == "1"
+    assert leftover.exists()
