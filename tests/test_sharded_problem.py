@@ -48,6 +48,26 @@ class LanguageModel(nn.Module):
         return {"loss": loss, "logits": logits}
 
 
+class Bowl(nn.Module):
+    """L = sum_i h_i w_i^2 / 2 with h_i the mean of x_i^2: everything is known in closed form."""
+
+    def __init__(self):
+        super().__init__()
+        self.w = nn.Parameter(torch.linspace(1, 2, 9, dtype=torch.float64))
+
+    def forward(self, x):
+        return x * self.w
+
+
+def half_square(outputs, targets):
+    return outputs.square().sum(1).mean() / 2
+
+
+def bowl_batches():
+    x = torch.arange(1, 37, dtype=torch.float64).reshape(4, 9) / 10
+    return [(row[None], torch.zeros(1)) for row in x]
+
+
 def network(kind, dtype=torch.float64):
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -176,6 +196,16 @@ def variants():
     narrow = problem_of("mlp", sharded("mlp", torch.float32), torch.float32)
     value, gradient = narrow.loss_and_gradient()
     found["float32"] = {"loss": value, "gradient": narrow.whole(gradient)}
+    bowl = landscape.Problem(fully_shard(Bowl()), half_square, bowl_batches()[processes.rank() :: 2], distributed=True)
+    found["bowl"] = {
+        "eigenvalues": landscape.top_eigenvalues(bowl, k=2, tol=1e-6).values,
+        "without a basis": landscape.top_eigenvalues(bowl, k=2, tol=1e-6, basis=0).values,
+        "by differences": landscape.top_eigenvalues(bowl, k=2, tol=1e-6, hvp="differences").values,
+        "trace": landscape.trace(bowl).value,
+        "sharpness": landscape.sam_sharpness(bowl, rho=0.1).value,
+        "critical": landscape.critical_sharpness(bowl, direction=bowl.gradient()).value,
+    }
+    found["bowl"] = {name: torch.as_tensor(value, dtype=torch.float64) for name, value in found["bowl"].items()}
     found["refused"] = [message(refuse) for refuse in refusals(narrow)]
     return found
 
@@ -303,6 +333,23 @@ def test_other_ways_of_sharding_are_the_same(several):
     expected = problem_of("mlp", network("mlp", torch.float32), torch.float32)
     assert float(several["float32"]["loss"]) == pytest.approx(float(expected.loss()), rel=1e-6)
     torch.testing.assert_close(several["float32"]["gradient"], expected.gradient(), rtol=0, atol=1e-6)
+
+
+def test_a_bowl_has_the_numbers_of_its_formula(several):
+    if "bowl" not in several:
+        pytest.skip("tried with two processes")
+    h = torch.cat([x for x, _ in bowl_batches()]).square().mean(0)
+    w = torch.linspace(1, 2, 9, dtype=torch.float64)
+    g = h * w
+    step = 0.1 * g / g.norm()
+    expected = {
+        "trace": h.sum(),
+        "sharpness": step @ g + step @ (h * step) / 2,
+        "critical": g @ (h * g) / (g @ g),
+        **dict.fromkeys(("eigenvalues", "without a basis", "by differences"), h.sort(descending=True).values[:2]),
+    }
+    for name, value in several["bowl"].items():
+        torch.testing.assert_close(value, expected[name], rtol=1e-9, atol=0, msg=name)
 
 
 def test_what_is_refused_is_named(several):
