@@ -61,13 +61,17 @@ def interval_of_rises(values: np.ndarray) -> np.ndarray:
     The rise under Gaussian noise is a weighted sum of chi-squared variables, skewed where few directions are steep:
     Student's t then holds the mean of 5 draws in 82%. The most skewed is one steep direction, alone or above a flat
     bulk, which only adds a constant that no few draws can tell. The end away from 0 is therefore the outer one of
-    Student's and of what that law needs; the end towards 0, which it leaves too wide, is Student's.
+    Student's and of what that law needs; the end towards 0, which it leaves too wide, is Student's. At a saddle the
+    steep direction may be one of those that lower the loss: where the rises themselves are skewed towards 0 (three or
+    more tell), that end is the law's too.
     """
     n = len(values)
-    with np.errstate(invalid="ignore"):  # an infinite rise has no variance: nan says so
+    with np.errstate(invalid="ignore", divide="ignore"):  # an infinite rise has no variance: nan says so
         mean, error = values.mean(axis=0), standard_error(values)
-        near, far = _student(n) * error, max(_student(n), _skewed(n)) * error
-    return np.stack([mean - np.where(mean < 0, far, near), mean + np.where(mean < 0, near, far)])
+        student, law = _student(n) * error, max(_student(n), _skewed(n)) * error
+        skewness = (((values - mean) / error) ** 3).sum(axis=0)
+    near = np.where((n > 2) & (np.sign(mean) * skewness < 0), law, student)
+    return np.stack([mean - np.where(mean < 0, law, near), mean + np.where(mean < 0, near, law)])
 
 
 @functools.lru_cache

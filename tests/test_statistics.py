@@ -81,6 +81,17 @@ def test_intervals_of_a_steep_direction_above_a_bulk_cover(n, least, bulk, sign)
     assert np.mean((low <= spectrum.sum()) & (spectrum.sum() <= high)) > least
 
 
+@pytest.mark.parametrize("n", [5, 10, 25])
+@pytest.mark.parametrize(("steep", "bulk"), [(-58.0, np.ones(60)), (-30.0, np.ones(60)), (-1.0, np.full(1, 2.0))])
+def test_intervals_of_rises_cover_at_a_saddle(n, steep, bulk):
+    """The steep direction lowers the loss that all others raise: Student's end towards 0 held 0.84 of the first."""
+    spectrum = np.concatenate([[steep], bulk])
+    values = (np.random.default_rng(n).normal(size=(n, 2000, len(spectrum))) ** 2) @ spectrum
+    for sign in (1, -1):
+        low, high = statistics.interval_of_rises(sign * values)
+        assert np.mean((low <= sign * spectrum.sum()) & (sign * spectrum.sum() <= high)) > 0.905
+
+
 @pytest.mark.parametrize("sign", [1, -1])
 def test_towards_zero_the_interval_of_rises_is_students(sign):
     values = sign * (VALUES**2)
