@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from types import FrameType
 
 import torch
 from torch import Tensor
@@ -58,12 +59,21 @@ class Leftovers:
         return min(nonzero, key=Tensor.numel) if nonzero else None
 
 
-def require_cleared(probe: Tensor, parameters: Sequence[Tensor]) -> None:
-    """Raise InputError if the nan that was put into the probe's `.grad` before the closure's pass is still there."""
+def require_cleared(probe: Tensor, marker: Tensor, parameters: Sequence[Tensor], diverged: bool) -> None:
+    """Raise InputError if the nan that was put into the probe's `.grad` before the closure's pass is still there.
+
+    Args:
+        probe: a parameter.
+        marker: what was put into its `.grad`: all nan.
+        parameters: all of them.
+        diverged: whether the gradient of the pass itself may be nan, as its loss is or as float16 overflows.
+    """
     if probe.grad is None or bool(norm([(~probe.grad.isnan()).double()])):
         return
     rest = [p.grad for p in parameters if p is not probe and p.grad is not None]
-    if not rest or bool(norm(rest, torch.inf).isfinite()):  # else the closure's own gradient has diverged
+    # A closure that clips has spread the nan: then the marker itself is still there, and the loss is finite.
+    spread = probe.grad is marker and not diverged
+    if not rest or bool(norm(rest, torch.inf).isfinite()) or spread:
         raise InputError(
             "the gradients of earlier backward passes are in .grad and the closure does not clear them (gradient "
             f"accumulation, accumulate_grad_batches): the method would see the last micro-batch alone: {_INSTEAD}"
@@ -74,15 +84,26 @@ def refuse_accelerate() -> None:
     """Raise InputError if Accelerate accumulates: it calls the closure of every k-th micro-batch alone."""
     state = sys.modules.get("accelerate.state")
     steps = 1 if state is None else state.GradientState().num_steps
-    if steps > 1 and _called_by("accelerate.optimizer"):  # its state is one for all optimizers of the process
+    if steps > 1 and _caller("accelerate.optimizer"):  # its state is one for all optimizers of the process
         raise InputError(
             f"Accelerator(gradient_accumulation_steps={steps}) calls the closure of one micro-batch in {steps} and "
             f"divides its loss by {steps}: leave gradient_accumulation_steps at 1 and {_INSTEAD}"
         )
 
 
-def _called_by(module: str) -> bool:
-    frame = sys._getframe()
+def refuse_unknown_scaler() -> None:
+    """Raise InputError if a GradScaler at work steps an optimizer that was not told of it."""
+    frame = _caller("torch.amp.grad_scaler")
+    if frame is not None and frame.f_locals["self"].is_enabled():
+        raise InputError(
+            "a GradScaler takes the step and the method was not told of it, so that it has taken scaled gradients for "
+            "the gradients: give MethodOptimizer scaler="
+        )
+
+
+def _caller(module: str) -> FrameType | None:
+    """The nearest frame of a module among those that have called."""
+    frame: FrameType | None = sys._getframe()
     while frame is not None and frame.f_globals.get("__name__") != module:
-        frame = frame.f_back  # type: ignore[assignment]
-    return frame is not None
+        frame = frame.f_back
+    return frame

@@ -35,6 +35,14 @@ def mean(values: Sequence[Any], weights: Sequence[float]) -> Any:
     return last
 
 
+def plus_share(total: Sequence[Tensor] | None, value: Any, share: float) -> Any:
+    """The sum total + share value for lists of tensors, share value without a total; anything else as it is."""
+    if not isinstance(value, list) or not all(isinstance(v, Tensor) for v in value):
+        return value
+    scaled = list(torch._foreach_mul(value, share))
+    return scaled if total is None else list(torch._foreach_add(list(total), scaled))
+
+
 def mean_over_processes(value: Any, share: float) -> Any:
     """Mean over processes of a list of floating tensors, each weighted by its share; anything else as it is."""
     tensors = isinstance(value, list) and all(isinstance(v, Tensor) and v.is_floating_point() for v in value)

@@ -63,8 +63,9 @@ class ClosureStep(Step):
         if self.task.same_masks:
             self._align_masks()
         probe, self._probe = self._probe, None
+        marker = None if probe is None else torch.full_like(probe, torch.nan)
         if probe is not None:
-            probe.grad = torch.full_like(probe, torch.nan)
+            probe.grad = marker
         frozen = network.frozen_statistics(() if moves else self.task.norms)
         with frozen, self._communication(), torch.enable_grad():
             try:
@@ -76,12 +77,15 @@ class ClosureStep(Step):
             reshard(self.task.model)
             sharded.require_last_backward(self.task.model)
             sharded.require_reduced(self.task.model, "after the closure")
-        if probe is not None:
-            require_cleared(probe, self.parameters)
         if not isinstance(loss, Tensor):
             raise InputError(
                 f"the closure returned {type(loss).__name__}: it must return the loss it called backward on"
             )
+        if probe is not None and marker is not None:
+            diverged = self.overflow is not None or not bool(loss.detach().isfinite().all())
+            require_cleared(probe, marker, self.parameters, diverged)
+        if not self.shared and all(p.grad is None for p in self.parameters):
+            raise InputError("the closure leaves no gradient: it must call backward on the loss, and clear before that")
         if inputs is not None:
             kept = {id(p) for p in inputs}
             for parameter in self.parameters:

@@ -94,17 +94,6 @@ class TensorSlots:
                 module.training = flag
 
 
-def draws_masks(model: nn.Module) -> bool:
-    """Whether the model has layers that draw random masks in training (dropout, drop path, stochastic depth).
-
-    Attention and recurrent layers, and modules that call the function, hold a rate: a number with "drop" in its name.
-    """
-    modules = list(model.modules())
-    kinds = {type(m).__name__.lower() for m in modules}
-    rates = [v for m in modules for k, v in vars(m).items() if "drop" in k.lower() and isinstance(v, int | float)]
-    return any("drop" in kind or "stochasticdepth" in kind for kind in kinds) or any(rate > 0 for rate in rates)
-
-
 def random_state(device: torch.device) -> dict[str, Tensor]:
     """State of torch's global streams, which dropout draws from: the CPU's and the training device's."""
     state = {"cpu": torch.get_rng_state()}

@@ -18,7 +18,7 @@ and are driven by `trainers.Task` instead.
 
 from __future__ import annotations
 
-import inspect
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -26,8 +26,14 @@ from torch import Tensor, nn
 
 from landscape.errors import InputError
 from trainers.method import sharded
-from trainers.method.accumulation import Leftovers, refuse_accelerate
-from trainers.method.averages import mean
+from trainers.method.accumulation import Leftovers, refuse_accelerate, refuse_unknown_scaler
+from trainers.method.averages import mean, plus_share
+from trainers.method.base_optimizer import (
+    require_all_parameters,
+    require_no_others,
+    require_plain_step,
+    require_settings,
+)
 from trainers.method.closure import Closure, ClosureStep
 from trainers.method.context import Context
 from trainers.method.method import Method, State
@@ -48,8 +54,9 @@ class MethodOptimizer(torch.optim.Optimizer):
     (m-sharpness). Accumulation that does not pass through the closure (Lightning's `accumulate_grad_batches`,
     Accelerate's `accumulate`) is refused: the method would see the last micro-batch alone.
 
-    Parameters may be frozen and unfrozen between steps, and added by `add_param_group`: from the next step on the
-    method takes in those that are trainable then. What it remembers of new ones starts at zero, as their gradient was.
+    Parameters may be frozen and unfrozen between steps, and layers added or replaced, with `add_param_group`: from the
+    next step on the method takes in those that are trainable then. What it remembers of new ones starts at zero, as
+    their gradient was.
 
     `copy.deepcopy` and `pickle` of ``(model, optimizer)`` together (and the scaler), between steps, give a pair that
     trains on as this one does.
@@ -61,7 +68,8 @@ class MethodOptimizer(torch.optim.Optimizer):
         scaler.step(optimizer)
         scaler.update()
 
-    A step that the scaler skips leaves weights, momentum and the method's state as they were.
+    A step that the scaler skips leaves weights, momentum and the method's state as they were; so does an exception in
+    a closure, after which the gradients of micro-batches before it are still there.
 
     DistributedDataParallel: give the wrapped model. Gradients of every pass are averaged (one perturbation for the
     global batch), or with synchronized=False only the result.
@@ -83,11 +91,12 @@ class MethodOptimizer(torch.optim.Optimizer):
         warmup: steps of the learning rate's linear warm-up, for methods that wait for its end (RST, GNP's penalty).
         seed: of the method's draws.
         synchronized: with several processes, whether they share one perturbation.
-        same_masks: dropout draws the same masks in every pass of a step.
+        same_masks: every pass of a step draws the same from torch's global streams (dropout's masks).
 
     Raises:
         InputError: the method needs the batch or a schedule's length; the base optimizer calls the closure itself
-            (LBFGS), does not hold all trainable parameters, or has hyperparameters of the method in its groups; the
+            (LBFGS), does not hold all trainable parameters, or has maximize or hyperparameters of the method in its
+            groups; at a step, that it would move a tensor which is not in the model (of a loss with weights); the
             parameters are sharded otherwise than by `fully_shard` over all processes, or the method or the base
             optimizer needs them whole.
     """
@@ -130,10 +139,10 @@ class MethodOptimizer(torch.optim.Optimizer):
             )
         if method.needs_progress and total_steps is None:
             raise InputError(f"{method.name} follows a schedule over the run: give total_steps")
-        _require_plain_step(base)
+        require_plain_step(base, MethodOptimizer)
         self.base, self.method, self.model = base, method, model
-        self._require_all_parameters()
-        self._require_one_setting(base.param_groups)
+        require_all_parameters(self.task, base)
+        require_settings(method, base, base.param_groups)
         super().__init__(base.param_groups, base.defaults)
         self.total_steps, self.steps_per_epoch, self.lr_min, self.seed = total_steps, steps_per_epoch, lr_min, seed
         self.steps, self.warmup = 0, warmup
@@ -146,10 +155,11 @@ class MethodOptimizer(torch.optim.Optimizer):
     _leftovers: Leftovers
     _state_before: State
     _share: float
+    _loaded: bool
 
-    # The base optimizer's own, whatever it replaces them with on loading.
-    param_groups = property(lambda self: self.base.param_groups, lambda self, _: None)
-    state = property(lambda self: self.base.state, lambda self, _: None)
+    # The base optimizer's own, whatever it, or another, replaces them with.
+    param_groups = property(lambda self: self.base.param_groups, lambda self, new: self._hand_on("param_groups", new))
+    state = property(lambda self: self.base.state, lambda self, new: self._hand_on("state", new))
 
     def step(self, closure: Closure | None = None) -> Any:
         """Compute the method's gradient with the closure and take the base optimizer's step; returns the loss.
@@ -162,10 +172,18 @@ class MethodOptimizer(torch.optim.Optimizer):
                 raise InputError(
                     "in float16 call optimizer.gradient(closure), then scaler.step(optimizer) and scaler.update()"
                 )
+            if self._last is not None:
+                raise InputError(
+                    "a gradient that gradient() has left waits for step(), and step(closure) would drop it: give the "
+                    "last micro-batch to gradient(closure, share=..., add=True) too, then call step() (in Lightning, "
+                    "whose wrapper adds a closure, optimizer.optimizer.step())"
+                )
             loss = self.gradient(closure)
         elif self._last is None:
             raise InputError("no gradient yet: call step(closure), or gradient(closure) first")
         else:
+            if self.task.scaler is None:
+                refuse_unknown_scaler()
             loss = None
         self.base.step()
         assert self._last is not None
@@ -185,29 +203,46 @@ class MethodOptimizer(torch.optim.Optimizer):
         """
         if not add and self._last is not None:  # the scaler skipped the step of the last gradient
             self.method_state = self._state_before
-        last = self._last if add else None
+        require_settings(self.method, self.base, self.base.param_groups)
+        last = self._last = self._last if add else None
         if last is None:
             self._take_up_parameters()
             self._state_before, self._share = dict(self.method_state), 0.0
         probe = None if last is not None else self._leftovers.foreign(self.task.parameters)
         self._leftovers.forget()
-        before = [] if last is None else last.gradients()
+        before = None if last is None else last.gradients()
         step = ClosureStep(self.task, self.model, closure, self.context(), probe)
         state = dict(self._state_before)
-        result = self.method.gradient(step, state)
-        self._share += share
-        if last is not None:  # as m-groups: each starts from the same state, and the states are averaged
-            weights = (1 - share / self._share, share / self._share)
-            step.reached |= last.reached
-            state = mean([self.method_state, state], weights)
-            step.memory.update(mean([last.memory, step.memory], weights))
-        self.method_state = state
-        if share != 1.0 or last is not None:
-            scaled = torch._foreach_mul(step.gradients(), share)
-            step.leave(scaled if last is None else torch._foreach_add(before, scaled))
-        self._last = step
+        try:
+            result = self.method.gradient(step, state)
+            require_no_others(self.task, self.base)
+        except BaseException:
+            self._abandon(last, before)
+            raise
+        self._add(step, last, before, state, share)
         self._leftovers.keep(self.task.parameters, stepped=False)
         return result.loss
+
+    def _add(self, step: Step, last: Step | None, before: Sequence[Tensor] | None, state: State, share: float) -> None:
+        """Add a micro-batch: gradients and what belongs to them are summed, what the method remembers is averaged."""
+        self._share += share
+        if last is not None:  # as m-groups: each starts from the same state
+            step.reached |= last.reached
+            state = mean([self.method_state, state], (1 - share / self._share, share / self._share))
+        if share != 1.0 or last is not None:
+            memory = {} if last is None else last.memory
+            step.leave(plus_share(before, step.gradients(), share))
+            step.memory.update({k: plus_share(memory.get(k), v, share) for k, v in step.memory.items()})
+        self.method_state, self._last = state, step
+
+    def _abandon(self, last: Step | None, before: Sequence[Tensor] | None) -> None:
+        """After an exception: the gradient of the micro-batches before, or none."""
+        if last is not None and before is not None:
+            last.leave(before)
+        else:
+            for parameter in self.task.parameters:
+                parameter.grad = None
+        self._leftovers.keep(self.task.parameters, stepped=False)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clear the gradients."""
@@ -226,30 +261,35 @@ class MethodOptimizer(torch.optim.Optimizer):
             progress=min(1.0, self.steps / total) if self.total_steps else 0.0,
             lr=float(self.param_groups[0]["lr"]),
             lr_min=self.lr_min,
-            lr_max=self.lr_max,
+            lr_max=float(self.param_groups[0].get("max_lr", self.lr_max)),  # OneCycleLR's
             warming=self.steps < self.warmup,
             warmed=min(1.0, (self.steps + 1) / self.warmup) if self.warmup else 1.0,
+            warmup_steps=self.warmup,
             seed=self.seed,
         )
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group to the base optimizer; the method takes its parameters in from the next step on."""
         if not any(param_group is group for group in self.base.param_groups):
-            self._require_one_setting([param_group])
+            require_settings(self.method, self.base, [param_group])
             self.base.add_param_group(param_group)
 
     def state_dict(self) -> dict[str, Any]:
-        """The base optimizer's state dict, and under "method" what the method remembers."""
+        """The base optimizer's state dict, and under "method" what the method remembers.
+
+        Between `gradient` and `step`, or after a step that the scaler has skipped, it stands before that gradient.
+        """
         method = {
             "name": self.method.name,
             "arguments": without_tuples(self.method.arguments),
-            "state": self.method_state,
+            "state": self._settled_state(),
             "steps": self.steps,
+            "lr_max": self.lr_max,
         }
         return {**self.base.state_dict(), "method": method}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take up a `state_dict`.
+        """Take up a `state_dict`; a gradient that waits for `step` is dropped.
 
         Raises:
             InputError: it belongs to another method.
@@ -261,61 +301,59 @@ class MethodOptimizer(torch.optim.Optimizer):
                 "(torch.distributed.checkpoint leaves the method's out: give it optimizer.base)"
             )
         self.base.load_state_dict({k: v for k, v in state_dict.items() if k != "method"})
+        self._take_up_parameters()
         self.method_state, self.steps = dict(stored["state"]), stored["steps"]
+        self.lr_max = stored.get("lr_max", self.lr_max)  # absent from older files
+        self._begin()
+        self._loaded = True
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy has no gradients, so that it stands before those that have not been stepped along yet.
-        state = {name: self.__dict__[name] for name in self._COPIED}
-        return {**state, "method_state": self.method_state if self._last is None else self._state_before}
+        return {**{name: self.__dict__[name] for name in self._COPIED}, "method_state": self._settled_state()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._begin()
 
     def _begin(self) -> None:
-        self._last, self._leftovers = None, Leftovers()
+        self._last, self._leftovers, self._loaded = None, Leftovers(), False
         self._state_before, self._share = dict(self.method_state), 0.0
 
+    def _settled_state(self) -> State:
+        """What the method remembers of the steps that were taken."""
+        return self.method_state if self._last is None else self._state_before
+
+    def _hand_on(self, name: str, value: Any) -> None:
+        if "_leftovers" in self.__dict__:  # torch's constructor would clear what is the base optimizer's
+            setattr(self.base, name, value)
+
     def _take_up_parameters(self) -> None:
-        """Follow what was frozen or unfrozen; lists of one tensor per parameter follow in the method's state."""
-        if not self.task.outdated:
-            return
-        before = self.task.parameters
-        self.task.find_parameters()
-        self._require_all_parameters()
+        """Follow what was frozen, unfrozen, added; lists of one tensor per parameter follow in the method's state."""
+        if self.task.outdated:
+            before = self.task.parameters
+            self.task.find_parameters()
+            require_all_parameters(self.task, self.base)
+            self._move_state(before)
+        if self._loaded:
+            self._require_fitting_state()
+            self._loaded = False
+
+    def _move_state(self, before: Sequence[Tensor]) -> None:
+        now = {id(p) for p in self.task.parameters}
+        for parameter in before:
+            if id(parameter) not in now:
+                parameter.grad = None  # the last step's, along which the base optimizer would go on
         for name, value in self.method_state.items():
             if isinstance(value, list) and [t.shape for t in value] == [p.shape for p in before]:
                 known = {id(p): t for p, t in zip(before, value, strict=True)}
                 moved = [known.get(id(p), torch.zeros_like(p)) for p in self.task.parameters]
                 self.method_state = {**self.method_state, name: moved}
 
-    def _require_one_setting(self, groups: list[dict[str, Any]]) -> None:
-        """Groups may differ in what the base optimizer reads; nobody would read another rho of theirs."""
-        for group in groups:
-            ignored = sorted({*group} & {*self.method.arguments} - {*self.base.defaults})
-            if ignored:
+    def _require_fitting_state(self) -> None:
+        shapes = [p.shape for p in self.task.parameters]
+        for name, value in self.method_state.items():
+            if isinstance(value, list) and [t.shape for t in value] != shapes:
                 raise InputError(
-                    f"a parameter group has {ignored[0]}={group[ignored[0]]}, and {self.method.name} has one "
-                    f"{ignored[0]} for all parameters: give it to the method and leave it out of the group"
+                    f"the state that was loaded has {self.method.name}'s {name} of {len(value)} other parameters, and "
+                    f"{len(shapes)} are trained: freeze or unfreeze as when it was saved before loading it"
                 )
-
-    def _require_all_parameters(self) -> None:
-        held = {id(p) for g in self.base.param_groups for p in g["params"]}
-        absent = [s.name for s, p in zip(self.task.layout, self.task.parameters, strict=True) if id(p) not in held]
-        if absent:
-            when = " before the first pass, which leaves gathered ones behind" if self.task.sharded else ""
-            raise InputError(
-                f"the base optimizer does not hold {absent[0]}: build it from model.parameters(){when}, or set "
-                "requires_grad=False on what is not trained"
-            )
-
-
-def _require_plain_step(base: torch.optim.Optimizer) -> None:
-    """Raise InputError for an optimizer that evaluates the closure itself, at points of its own (LBFGS)."""
-    closure = inspect.signature(base.step).parameters.get("closure")
-    required = closure is not None and closure.default is inspect.Parameter.empty
-    if required or isinstance(base, MethodOptimizer):
-        raise InputError(
-            f"{type(base).__name__} calls the closure itself and cannot step along a method's gradient: "
-            "choose a base optimizer whose step() needs no closure (SGD, Adam, AdamW, ...)"
-        )

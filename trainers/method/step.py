@@ -95,7 +95,8 @@ class Step:
         Parameters that no pass of the step has reached stay without one.
         """
         for parameter, gradient in zip(self.parameters, gradients, strict=True):
-            parameter.grad = gradient if id(parameter) in self.reached else None
+            # A 0-dim parameter's gradient has taken the dtype of 0-dim factors.
+            parameter.grad = gradient.to(parameter.dtype) if id(parameter) in self.reached else None
 
     def reach_everywhere(self) -> None:
         """Count a parameter as reached where a pass of any process reached it."""

@@ -8,6 +8,7 @@ step, and the count of forward and backward examples.
 from __future__ import annotations
 
 import contextlib
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -44,7 +45,8 @@ class Task:
             pass adds decay * w to the gradient. None leaves the decay to the optimizer ("outside").
         group_size: m of m-sharpness: the batch is divided into groups of m examples, each with its own perturbation.
         synchronized: with several processes, one perturbation for the global batch (True) or one per process.
-        same_masks: dropout draws the same masks in every pass of a step, as the authors' JAX code of SAM does.
+        same_masks: every pass of a step draws the same from torch's global streams (dropout's masks), as the authors'
+            JAX code of SAM does.
         closures: the passes are a user's closures, for which `fully_shard` may have divided the parameters.
     """
 
@@ -75,27 +77,35 @@ class Task:
         self.precision = None if precision == "float32" else getattr(torch, precision)
         self.scaler = scaler if scaler is not None and scaler.is_enabled() else None
         self.group_size, self.synchronized = group_size, synchronized
-        self.norms = network.statistics_of(self.model)
-        self.meets = any(isinstance(m, SynchronizedBatchNorm) for m in self.model.modules())
-        self.slots = network.TensorSlots(self.model)
-        self.same_masks = same_masks and network.draws_masks(self.model)
+        self.same_masks = same_masks
         self.passes = Passes()
         self.world, self.rank = processes.world(), processes.rank()
         pairs = zip(self.parameters, decay or [0.0] * len(self.parameters), strict=True)
         self.decayed = [(p, c) for p, c in pairs if c]
 
     def find_parameters(self) -> None:
-        """Take up the model's trainable parameters as they are now: `layout` and `parameters`."""
+        """Take up the model as it is now: `layout`, its trainable `parameters`, and layers that are treated apart."""
         reshard(self.model)
         self.layout = Parameters.of(self.model)
         named = dict(self.model.named_parameters())
         self.parameters = [named[slot.name] for slot in self.layout]
+        self.norms = network.statistics_of(self.model)
+        self._modules = list(self.model.modules())
+        self.meets = any(isinstance(m, SynchronizedBatchNorm) for m in self._modules)
+        self.slots = network.TensorSlots(self.model)
         self._trainable = [(p, p.requires_grad) for p in named.values()]
+        self._held = self._held_now()
 
     @property
     def outdated(self) -> bool:
-        """Whether a parameter was frozen or unfrozen since `find_parameters`."""
-        return any(p.requires_grad != before for p, before in self._trainable)
+        """Whether a parameter was frozen, unfrozen, added or replaced since `find_parameters`."""
+        now = self._held_now()
+        same = len(now) == len(self._held) and all(map(operator.is_, now, self._held))
+        return not same or any(p.requires_grad != before for p, before in self._trainable)
+
+    def _held_now(self) -> list[nn.Module | Tensor | None]:
+        """What is in the modules that were seen; new modules hang from one of them."""
+        return [held for m in self._modules for slots in (m._modules, m._parameters) for held in slots.values()]
 
     def step(
         self,
@@ -115,12 +125,12 @@ class Task:
             sizes: examples on each process; None means as many as here.
 
         Raises:
-            InputError: parameters were frozen or unfrozen since the Task was made.
+            InputError: parameters were frozen, unfrozen, added or replaced since the Task was made.
         """
         if self.outdated:
             raise InputError(
-                "parameters were frozen or unfrozen since this Task was made: make a new Task, and a new state by "
-                "method.init"
+                "parameters were frozen or unfrozen since this Task was made, or added or replaced: make a new Task, "
+                "and a new state by method.init"
             )
         batch = batch if isinstance(batch, Batch) else as_batch(batch, keep_target=self.loss is None)
         sizes = (batch.size,) * self.world if sizes is None else tuple(sizes)

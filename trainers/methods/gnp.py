@@ -61,7 +61,7 @@ class GNP(Method):
         require(
             not follows,
             f"penalty_warmup={self.penalty_warmup} follows the learning rate's warm-up, which is 0 steps: "
-            "give --warmup",
+            "give --warmup (MethodOptimizer: warmup=)",
         )
         return {}
 
