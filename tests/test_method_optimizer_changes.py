@@ -372,3 +372,53 @@ def test_functional_dropout_draws_the_same_masks_in_all_passes():
     steps(adapted(model), model, batches(2))
     assert torch.equal(model.masks[0], model.masks[1])
     assert not torch.equal(model.masks[0], model.masks[2])
+
+
+def test_statistics_move_in_one_pass_where_the_closure_sets_the_mode():
+    model, (x, y) = network(), batches(1)[0]
+    optimizer = adapted(model.eval())
+
+    def closure():
+        model.train()
+        loss = closure_of(optimizer, model, x, y)()
+        model.eval()
+        return loss
+
+    optimizer.step(closure)
+    assert int(model[1].num_batches_tracked) == 1
+
+
+def test_a_parameter_that_is_taken_out_of_the_groups_is_refused():
+    model = plain()
+    optimizer = adapted(model)
+    steps(optimizer, model, batches(1))
+    optimizer.param_groups[0]["params"] = list(model[2].parameters())
+    with pytest.raises(InputError, match="does not hold 0.weight"):
+        steps(optimizer, model, batches(1))
+
+
+def test_a_scaler_where_float64_is_the_default():
+    """What is skipped is as if it had not been tried, and a power of two leaves every bit: equal without a scaler."""
+    torch.set_default_dtype(torch.float64)
+    try:
+        model, twin = plain(), plain()
+        scaler = torch.amp.GradScaler("cpu", init_scale=2.0**16)
+        base = torch.optim.SGD(model.parameters(), lr=RATE)
+        optimizer = MethodOptimizer(base, METHODS["vasso"](rho=RHO, theta=0.3), model, scaler=scaler)
+        other = adapted(twin, "vasso", rho=RHO, theta=0.3)
+        for i, (x, y) in enumerate(batches(4)):
+            for factor in (torch.inf, 1.0) if i == 2 else (1.0,):
+
+                def closure(x=x, y=y, factor=factor):
+                    optimizer.zero_grad()
+                    loss = F.cross_entropy(model(x), y)
+                    scaler.scale(loss * factor).backward()
+                    return loss
+
+                optimizer.gradient(closure)
+                scaler.step(optimizer)
+                scaler.update()
+            steps(other, twin, [(x, y)])
+        assert_equal_models(model, twin, rtol=0, atol=1e-14)
+    finally:
+        torch.set_default_dtype(torch.float32)

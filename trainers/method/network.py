@@ -43,12 +43,12 @@ def frozen_statistics(layers: Sequence[nn.Module]) -> Iterator[None]:
 
     Idempotent (contexts nest), and `num_batches_tracked` keeps still, which `momentum = 0` would let advance.
     """
-    saved = [(layer, layer.track_running_stats, dict(layer._buffers)) for layer in layers if layer.training]
+    saved = [(layer, layer.track_running_stats, dict(layer._buffers)) for layer in layers]
     try:
         for layer, _, buffers in saved:
             if isinstance(layer, nn.modules.batchnorm._BatchNorm):
-                layer.track_running_stats = False
-            else:  # InstanceNorm writes whatever buffers it finds
+                layer.track_running_stats = False  # in evaluation too, which a closure may end
+            elif layer.training:  # InstanceNorm writes whatever buffers it finds
                 layer._buffers.update(dict.fromkeys(buffers))
         yield
     finally:

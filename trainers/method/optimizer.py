@@ -207,6 +207,7 @@ class MethodOptimizer(torch.optim.Optimizer):
         last = self._last = self._last if add else None
         if last is None:
             self._take_up_parameters()
+            require_all_parameters(self.task, self.base)
             self._state_before, self._share = dict(self.method_state), 0.0
         probe = None if last is not None else self._leftovers.foreign(self.task.parameters)
         self._leftovers.forget()
@@ -332,7 +333,6 @@ class MethodOptimizer(torch.optim.Optimizer):
         if self.task.outdated:
             before = self.task.parameters
             self.task.find_parameters()
-            require_all_parameters(self.task, self.base)
             self._move_state(before)
         if self._loaded:
             self._require_fitting_state()

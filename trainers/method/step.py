@@ -52,7 +52,9 @@ class Step:
         self.memory: dict[str, Any] = {}
         self.shared = task.world > 1 and task.synchronized and task.group_size is None
         self.size = sum(sizes) if self.shared else batch.size
-        self.sizes, self.overflow = sizes, None if task.scaler is None else torch.zeros((), device=task.device)
+        self.sizes, self.overflow = sizes, None
+        if task.scaler is not None:
+            self.overflow = torch.zeros((), dtype=torch.float32, device=task.device)
         self._indices, self._group = indices, group
         self.losses: list[Tensor] = []
         self._statistics_moved = False

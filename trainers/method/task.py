@@ -150,4 +150,4 @@ class Task:
     def scale(self) -> Tensor:
         """The scaler's present factor, 0-dim, without a host synchronization."""
         assert self.scaler is not None
-        return self.scaler.scale(torch.ones((), device=self.device))
+        return self.scaler.scale(torch.ones((), dtype=torch.float32, device=self.device))
