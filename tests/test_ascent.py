@@ -54,7 +54,8 @@ def test_every_iterate_lies_in_the_ball(p):
 
     problem.loss_and_gradient = spy
     landscape.worst_case_sharpness(problem, rho=0.3, p=p, scaling="elementwise", restarts=3)
-    assert len(radii) == 3 * 19
+    # Three candidates, since what is replaced shows no outputs: plus and minus the gradient, and a random point.
+    assert len(radii) == 19 + 3 * 3 + 2 * 15
     assert max(radii) <= 0.3 * (1 + 1e-9)
     assert max(radii) == pytest.approx(0.3, rel=1e-9)
 
@@ -195,7 +196,7 @@ def test_more_steps_and_restarts_find_no_less():
     more = landscape.worst_case_sharpness(problem, rho=1.0, steps=80)
     restarted = landscape.worst_case_sharpness(problem, rho=1.0, steps=80, restarts=4)
     assert few.value <= more.value <= restarted.value
-    assert restarted.restarts[0, 0] == more.value
+    assert restarted.restarts[0, 0] == more.restarts[0, 0]
 
 
 @pytest.mark.slow

@@ -114,8 +114,10 @@ def test_warm_starts_only_add_to_a_curve():
     single = [landscape.worst_case_sharpness(problem, rho=r).value for r in rho]
     assert (curve.sharpness >= single).all()
     np.testing.assert_array_equal(curve.restarts.max(axis=0), single)
-    # 3 outputs, both signs of them at 4 radii; 4 ascents from the one-step point, 4 from an output's and 3 warm ones.
-    assert curve.cost == {"forward": 1 + 3 + 24 + 11 * 20, "backward": 1 + 3 + 11 * 19, "hvp": 0}
+    # 3 outputs, both signs of them at 4 radii; at each an ascent from the one-step point, 4 short ones and what is left
+    # of the best, and 3 warm ones.
+    assert curve.cost["forward"] == 1 + 3 + 24 + 4 * (20 + 4 * 4 + 16) + 3 * 20
+    assert curve.cost["backward"] == 1 + 3 + 4 * (19 + 4 * 3 + 15) + 3 * 19
 
 
 def test_one_step_of_the_ascent_is_the_one_step_value():
@@ -125,7 +127,9 @@ def test_one_step_of_the_ascent_is_the_one_step_value():
         ascent = landscape.worst_case_sharpness(problem, rho=rho, p=p)
         assert ascent.one_step[0] == pytest.approx(one, rel=1e-12)
         assert landscape.worst_case_sharpness(problem, rho=rho, p=p, steps=1).value == pytest.approx(one, rel=1e-12)
-        assert ascent.cost == {"forward": 1 + 3 + 6 + 40, "backward": 1 + 3 + 38, "hvp": 0}
+        short = {"forward": 4 * 4, "backward": 4 * 3}
+        assert ascent.cost["forward"] == 1 + 3 + 6 + 20 + short["forward"] + 16
+        assert ascent.cost["backward"] == 1 + 3 + 19 + short["backward"] + 15
         alone = landscape.worst_case_sharpness(problem, rho=rho, p=p, restarts=1)
         assert alone.cost == {"forward": 21, "backward": 20, "hvp": 0}
 

@@ -53,9 +53,9 @@ def adaptive_sharpness(
         eta: added to the norms in T; by default 0.01 for asam-official, else 0.
         one_step_only: leave the worst case out.
         steps: points that each ascent evaluates.
-        restarts: ascents at each radius, the first from the one-step point, the next from where one output is above the
-            others, best first, those beyond their number from random points. They differ where the loss has several
-            maxima in the ball.
+        restarts: ascents at each radius, the first from the one-step point, the next from where short ascents led
+            highest, of those at which one output is above the others and of a random point. They differ where the loss
+            has several maxima in the ball.
         m: the step is taken for each group of m consecutive examples and the rises are averaged (m-sharpness).
         logit_normalization: center the outputs of each example and scale them to unit length before the loss, so that
             the scale of the last layer does not matter.
@@ -70,7 +70,7 @@ def adaptive_sharpness(
             number of examples, weights or loss at w not finite.
 
     Cost: 1 forward + 1 backward pass, then 1 forward a radius; with the worst case instead that of
-    `worst_case_sharpness` (for ten classes and one radius 61 forward + 49 backward); twice that with subsets.
+    `worst_case_sharpness` (for ten classes and one radius 73 forward + 57 backward); twice that with subsets.
     Source: Kwon 2021 (arXiv 2102.11600), eq. 2. Differs from its official code except with asam-official.
 
     Example:

@@ -96,7 +96,7 @@ def geodesic_sharpness(
             the number of examples; a model that cannot be traced, an objective that hides the model's inputs; heads of
             lower rank with mix; weights or loss at w not finite.
 
-    Cost: the passes of `worst_case_sharpness` (of one radius and ten classes 61 forward + 49 backward) and 3 forward
+    Cost: the passes of `worst_case_sharpness` (of one radius and ten classes 73 forward + 57 backward) and 3 forward
     passes over 8 examples; with every pass exponentials of matrices of twice the size of a head, in float64 (as much
     time as the pass over some dozens of images in a small vision transformer with inv, three times that with mix), and
     in memory an index of 8 bytes for each parameter of a head.

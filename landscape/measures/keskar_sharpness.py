@@ -60,9 +60,9 @@ def keskar_sharpness(
     Args:
         rho: Keskar's epsilon, one or several; 1e-3 and 5e-4 in the paper.
         steps: points that each ascent evaluates.
-        restarts: ascents at each radius, the first from the one-step point, the next from where one output is above the
-            others, best first, those beyond their number from random points. They differ where the loss has several
-            maxima in the ball.
+        restarts: ascents at each radius, the first from the one-step point, the next from where short ascents led
+            highest, of those at which one output is above the others and of a random point. They differ where the loss
+            has several maxima in the ball.
         m: the maximum is taken for each group of m consecutive examples and averaged.
         logit_normalization: center the outputs of each example and scale them to unit length before the loss, so that
             the scale of the last layer does not matter.
@@ -75,7 +75,7 @@ def keskar_sharpness(
     Raises:
         InputError: as `worst_case_sharpness`, and a loss of -1 or below, relative to which nothing can be stated.
 
-    Cost: that of `worst_case_sharpness` (for ten classes and one radius 61 forward + 49 backward passes); twice that
+    Cost: that of `worst_case_sharpness` (for ten classes and one radius 73 forward + 57 backward passes); twice that
     with subsets.
     Source: Keskar 2017 (arXiv 1609.04836), eq. 3 and 4 with A = I. Differs: projected ascent instead of 10 iterations
     of L-BFGS-B.

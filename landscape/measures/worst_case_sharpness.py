@@ -51,9 +51,9 @@ def worst_case_sharpness(
         biases: scaled (like weights), unscaled (T = 1) or fixed (not perturbed).
         eta: added to the norms in T; by default 0.01 for asam-official, else 0.
         steps: points that each ascent evaluates.
-        restarts: ascents at each radius, the first from the one-step point, the next from where one output is above the
-            others, best first, those beyond their number from random points. They differ where the loss has several
-            maxima in the ball.
+        restarts: ascents at each radius, the first from the one-step point, the next from where short ascents led
+            highest, of those at which one output is above the others and of a random point. They differ where the loss
+            has several maxima in the ball.
         m: the maximum is taken for each group of m consecutive examples and averaged (m-sharpness).
         logit_normalization: center the outputs of each example and scale them to unit length before the loss, so that
             the scale of the last layer does not matter.
@@ -69,8 +69,9 @@ def worst_case_sharpness(
 
     Cost: 1 forward + 1 backward pass; with restarts, 1 forward + 1 backward for each output of the model (at most ten)
     and 1 forward for each at every radius (2 of at most five outputs); then `steps` forward + (`steps` - 1) backward
-    for each of the restarts at every radius and once more at every radius but the smallest; twice that with subsets.
-    For ten classes and one radius 61 forward + 49 backward passes; restarts=1: 21 + 20.
+    for each of the restarts at every radius and once more at every radius but the smallest, and a fifth of that for
+    each of up to restarts + 2 candidates, whose steps the ascents that go on are spared; twice that with subsets.
+    For ten classes and one radius 73 forward + 57 backward passes; restarts=1: 21 + 20.
     Source: Andriushchenko 2023 (arXiv 2302.07011), section 3, with APGD (arXiv 2003.01690). Differs from their code:
     projects in u, where a zero weight is harmless and p = 2 is invariant.
 

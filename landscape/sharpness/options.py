@@ -11,7 +11,7 @@ import numpy as np
 
 from landscape.ball.scaling import Scaling
 from landscape.errors import InputError
-from landscape.sharpness.starts import MOST_OUTPUTS
+from landscape.sharpness.starts import MOST_OUTPUTS, trial_steps, trials
 from landscape.sharpness.subsets import positive
 
 
@@ -61,6 +61,7 @@ class BallOptions:
         each = len(self.radii)
         if self.steps is not None:
             tried = MOST_OUTPUTS * (1 + len(self.radii)) if self.restarts > 1 else 0
+            tried += len(self.radii) * trials(self.restarts - 1) * trial_steps(self.steps)
             each = self.ascents * self.steps + tried
         groups = math.ceil(examples / (self.m or examples))
         return each * (groups + (self.subsets and self.subsets * math.ceil(groups / self.subsets)))

@@ -6,7 +6,6 @@ group of all n by default). One-step sharpness replaces the maximizer by that of
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -26,7 +25,7 @@ from landscape.results.result import Result, array
 from landscape.sharpness.checks import check_loss, check_weights, displacement_error, resolution, scaled_ball
 from landscape.sharpness.half_precision import error_of_rise, gradient_error, start_loss
 from landscape.sharpness.options import BallOptions
-from landscape.sharpness.starts import best_outputs, starts
+from landscape.sharpness.starts import SPARE, best_outputs, first_start, other_starts
 from landscape.sharpness.subsets import both, check_division, disjoint_subsets, in_groups, positive
 from landscape.statistics import interval_around
 
@@ -45,7 +44,7 @@ class Sharpness(Result):
         late_gain: share of the worst case that its ascent gained in the last quarter of its steps: near 0 where more
             steps would find no more (of this maximum; `restart_spread` looks for others).
         restarts: (restart, rho) largest rise that each ascent found; the first starts at the one-step point, the next
-            ones where one output is above the others (see `landscape.sharpness.starts`), those beyond at random.
+            ones where one output is above the others or at random (see `landscape.sharpness.starts`), best first.
         groups: (group, rho) the measure of each group of m examples; None for one group.
         subsets: (subset, rho) the measure on each disjoint subset of the examples; None where not asked for.
         interval: (bound, rho) 95% confidence interval of the measure over samples of as many examples, from the spread
@@ -267,16 +266,18 @@ class _Group:
         known = torch.zeros_like(loss, dtype=torch.bool)
         ascending = np.argsort(setting.radii, kind="stable")
         drawn = stream(setting.seed, f"outputs of {self.purpose}")
-        outputs = best_outputs(self.problem, ball, setting.radii, setting.restarts - 1, drawn, self.bar)
+        more = setting.restarts - 1
+        outputs = best_outputs(self.problem, ball, setting.radii, more + SPARE if more else 0, drawn, self.bar)
         for i in ascending:
             rho = setting.radii[i]
-            points = starts(ball, rho, center, outputs[i], setting.restarts, stream(setting.seed, self.purpose))
-            warm = [best_u * (rho / smaller)] if smaller else []
+            drawn = stream(setting.seed, self.purpose)
+            points = [(first_start(ball, rho, center, drawn), steps)]
+            others, failed = other_starts(self.problem, ball, rho, center, outputs[i], more, steps, drawn, self.bar)
+            warm = [(best_u * (rho / smaller), steps)] if smaller else []
             reached: list[Tensor] = []
-            failed: list[Tensor] = []
             before = best
-            for start in itertools.chain(points, warm):
-                one = maximize(self.problem, ball, rho, start, center, steps, bar=self.bar)
+            for start, length in points + others + warm:
+                one = maximize(self.problem, ball, rho, start, center, length, bar=self.bar)
                 top, u = self._reached(one.u, one.loss), one.u
                 if not reached:
                     first = self._reached(start, one.first)
