@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import copy
 
 import pytest
@@ -422,3 +423,25 @@ def test_a_scaler_where_float64_is_the_default():
         assert_equal_models(model, twin, rtol=0, atol=1e-14)
     finally:
         torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.parametrize("name", ["sam", "msam", "gnp"])
+def test_an_autocast_region_around_the_step_is_as_one_within_the_closure(name):
+    """It keeps the weights that it has cast, whatever becomes of them."""
+    (x, y), weights = batches(1, dtype=torch.float32)[0], []
+    for outside in (True, False):
+        model = network(torch.float32)
+        optimizer = MethodOptimizer(sgd(model), METHODS[name](rho=2.0), model)
+
+        def closure(model=model, optimizer=optimizer, outside=outside):
+            optimizer.zero_grad()
+            with torch.autocast("cpu", torch.bfloat16) if not outside else contextlib.nullcontext():
+                loss = F.cross_entropy(model(x), y)
+            loss.backward()
+            return loss
+
+        for _ in range(2):
+            with torch.autocast("cpu", torch.bfloat16) if outside else contextlib.nullcontext():
+                optimizer.step(closure)
+        weights.append(flat(model))
+    assert torch.equal(*weights)

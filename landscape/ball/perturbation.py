@@ -62,14 +62,17 @@ def ascent(
 def perturbed(tensors: Sequence[Tensor], epsilon: Sequence[Tensor]) -> Iterator[None]:
     """Within the context the tensors hold w + epsilon; afterwards, also after an exception, w to the last bit.
 
-    The weights are restored by copying: subtracting epsilon again would drift, rebinding storage breaks DDP views.
+    The weights are restored by copying: subtracting epsilon again would drift, rebinding storage breaks DDP views. An
+    autocast region around it keeps what it has cast, and would go on with weights of before: it is told to forget.
     """
     tensors = local(tensors)
     with torch.no_grad():
         saved = [t.detach().clone() for t in tensors]
         torch._foreach_add_(tensors, local(epsilon))
+    torch.clear_autocast_cache()
     try:
         yield
     finally:
         with torch.no_grad():
             torch._foreach_copy_(tensors, saved)
+        torch.clear_autocast_cache()
