@@ -356,6 +356,22 @@ def test_a_closure_without_backward_is_refused():
         adapted(model).step(lambda: F.cross_entropy(model(x), y))
 
 
+def test_a_loss_that_was_computed_before_the_closure_is_refused():
+    """Where the gradient needs no weights, as that of a linear layer, the second pass would repeat the first."""
+    model = nn.Linear(6, 3).double()
+    optimizer, before, (x, y) = adapted(model, rho=RHO), flat(model), batches(1)[0]
+    loss = F.cross_entropy(model(x), y)
+
+    def closure():
+        optimizer.zero_grad()
+        loss.backward(retain_graph=True)
+        return loss
+
+    with pytest.raises(InputError, match="must compute the loss itself, at the weights of each pass"):
+        optimizer.step(closure)
+    assert torch.equal(flat(model), before)
+
+
 def test_functional_dropout_draws_the_same_masks_in_all_passes():
     """No name of a layer or an attribute tells of it."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -38,6 +39,7 @@ class ClosureStep(Step):
     ) -> None:
         super().__init__(task, Batch((), {}, None, 1), context, None, (1,) * task.world)
         self._closure, self._probe = closure, probe
+        self._returned: Callable[[], Any] = lambda: None
         self._averaged = task.sharded or isinstance(model, nn.parallel.DistributedDataParallel)
         local = self._averaged and not task.synchronized
         self._communication: Any = model.no_sync if local else contextlib.nullcontext
@@ -81,6 +83,12 @@ class ClosureStep(Step):
             raise InputError(
                 f"the closure returned {type(loss).__name__}: it must return the loss it called backward on"
             )
+        if loss.grad_fn is not None and loss is self._returned():
+            raise InputError(
+                "the closure returned the loss of the pass before once more: it must compute the loss itself, at the "
+                "weights of each pass"
+            )
+        self._returned = weakref.ref(loss)
         if probe is not None and marker is not None:
             diverged = self.overflow is not None or not bool(loss.detach().isfinite().all())
             require_cleared(probe, marker, self.parameters, diverged)
