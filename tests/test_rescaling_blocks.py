@@ -146,6 +146,57 @@ def test_functional_code_learned_scale_and_shared_layer():
     check(settle(Explicit()), images(5, 4), 6 + 6 + 6 + 6 + 6)
 
 
+class Tied(nn.Module):
+    """A table that embeds and, by one of several ways to write it, is the last layer's weight as well."""
+
+    def __init__(self, last):
+        super().__init__()
+        self.first, self.hidden, self.last = nn.Linear(4, 6, bias=False), nn.Linear(6, 6), last
+
+    def forward(self, x):
+        return self.last(F.relu(self.hidden(F.relu(self.first(x)))), self.first.weight)
+
+
+class Mirrored(nn.Module):
+    """An autoencoder of two layers whose decoder has the encoder's weights, transposed."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 6), nn.Linear(6, 5)
+        self.biases = nn.ParameterList([torch.randn(6), torch.randn(4)])
+
+    def forward(self, x):
+        x = F.relu(self.second(F.relu(self.first(x))))
+        x = F.relu(F.linear(x, self.second.weight.T) + self.biases[0])
+        return F.linear(x, self.first.weight.T, self.biases[1])
+
+
+class TokenTable(nn.Module):
+    """An embedding that is the last layer too: outside of transformers nothing ends its path."""
+
+    def __init__(self):
+        super().__init__()
+        self.table, self.hidden, self.head = nn.Embedding(7, 6), nn.Linear(6, 6), nn.Linear(6, 7)
+        self.head.weight = self.table.weight
+
+    def forward(self, x):
+        return self.head(F.relu(self.hidden(F.relu(self.table(x)))))
+
+
+@pytest.mark.parametrize(
+    "last", [lambda h, w: h @ w, lambda h, w: F.linear(h, w.T), lambda h, w: F.linear(h, (2.0 * w).mT)]
+)
+def test_a_matrix_that_is_first_and_last_layer(last):
+    """W' = diag(u) W and H' = diag(1/u) H diag(1/u): one factor a hidden unit, none of the hidden layer's own."""
+    check(settle(Tied(last)), images(4), 6)
+
+
+def test_tied_weights_in_deeper_networks_and_tables():
+    # The middle units have none: their factor would come back squared at each of the first layer's units.
+    check(settle(Mirrored()), images(4), 6)
+    check(settle(TokenTable()), torch.randint(7, (5,)), 6)
+
+
 class Einsum(Explicit):
     """The same attention with einsum and heads."""
 

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from landscape.errors import InputError
 from landscape.invariance.rescaling import layers, normalized, recurrent
 from landscape.invariance.rescaling.symmetries import Block, Symmetries
-from landscape.invariance.rescaling.trace import HINTS, ObservedRun, Use, tensors_of
+from landscape.invariance.rescaling.trace import HINTS, ObservedRun, tensors_of
+from landscape.invariance.rescaling.uses import Use
 from landscape.problem.batches import Batch
 from landscape.problem.evaluator import POLICIES, copied
 from landscape.problem.parameters import Parameters

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from landscape.errors import InputError
 from landscape.invariance.rescaling.heads import Head
-from landscape.invariance.rescaling.trace import Use
 from landscape.invariance.rescaling.units import ANY
+from landscape.invariance.rescaling.uses import Use
 from landscape.problem.parameters import Parameters
 
 

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
@@ -20,6 +19,7 @@ from torch.utils._pytree import tree_leaves
 from landscape.errors import InputError
 from landscape.invariance.rescaling.heads import BENT, POSITIONAL, STRAIGHT, Mixing
 from landscape.invariance.rescaling.units import ANY, Units, compact
+from landscape.invariance.rescaling.uses import LARGEST_TIED, Use, agree, entries
 from landscape.random import forked
 
 HINTS = ("opaque", "homogeneous")
@@ -38,26 +38,6 @@ _SUMS = {"add", "iadd", "radd", "sub", "isub", "rsub", "subtract"}
 _PRODUCTS = {"mul", "imul", "rmul", "multiply", "div", "idiv", "truediv", "itruediv", "divide", "true_divide"}
 NO_FACTOR = torch.zeros((), dtype=torch.int64)
 Rule = Callable[["ObservedRun", Any, tuple, dict, Any], Any]
-
-
-@dataclass
-class Use:
-    """How one parameter or buffer scales: tensor' = tensor * product of factor ** exponent, labels broadcast to it.
-
-    Attributes:
-        factors: (labels, exponent), labels broadcastable to the tensor.
-        epsilon: None, or that of a BatchNorm whose running variance this is: var' = c^2 (var + eps) - eps.
-        raw: the parameter takes part as a tensor of its own, not as the weight of a layer.
-    """
-
-    factors: list[tuple[Tensor, int]]
-    epsilon: float | None = None
-    raw: bool = False
-
-    def signed_units(self) -> np.ndarray:
-        """Every unit that scales a part of the tensor, negative where it divides."""
-        parts = [torch.unique(labels[labels != ANY]) * exponent for labels, exponent in self.factors]
-        return torch.cat([p[p != 0] for p in parts]).numpy() if parts else np.zeros(0, dtype=np.int64)
 
 
 class Untraceable(InputError):
@@ -154,7 +134,7 @@ class ObservedRun(TorchFunctionMode):
     def use(
         self, tensor: Tensor | None, *factors: tuple[Tensor, int], epsilon: float | None = None, raw: bool = False
     ) -> None:
-        """Record how a parameter or a buffer scales; one that is used twice must scale in one way."""
+        """Record how a parameter or a buffer scales; one that is used twice scales in one way that suits both."""
         if tensor is None:
             return
         if id(tensor) not in self._names:  # a constant or a computed weight: it cannot be rescaled
@@ -169,8 +149,9 @@ class ObservedRun(TorchFunctionMode):
             a.shape == b.shape and s == t for (a, s), (b, t) in zip(old.factors, factors, strict=True)
         )
         if not same or old.raw != raw:
-            self._fix(old)
-            self._fix(new)
+            if not agree(self.units, old, new, tensor.shape):
+                self._fix(old)
+                self._fix(new)
             return
         for i, ((a, s), (b, _)) in enumerate(zip(old.factors, factors, strict=True)):
             self.units.tie(a, b)
@@ -266,6 +247,8 @@ class ObservedRun(TorchFunctionMode):
         use = self.uses.get(name)
         if use is not None and use.raw:
             return use.factors[0][0]
+        if use is not None and use.epsilon is None and parameter.numel() <= LARGEST_TIED:
+            return entries(self.units, use).expand(parameter.shape)
         if use is not None or parameter.numel() > _LARGEST_RAW:
             self.end(parameter)
             return torch.zeros((), dtype=torch.int64).expand(parameter.shape)
