@@ -237,6 +237,20 @@ def test_sparse_gradients_are_refused(name):
     assert torch.equal(flat(model), flat(Bag(sparse=True)))
 
 
+def test_sparse_gradients_under_a_closure_that_does_not_clear_are_refused():
+    model = Bag(sparse=True)
+    optimizer, ids, targets = adapted(model), torch.randint(10, (8, 3)), torch.randint(3, (8,))
+
+    def closure():
+        loss = F.cross_entropy(model(ids), targets)
+        loss.backward()
+        return loss
+
+    closure()
+    with pytest.raises(InputError, match="does not clear them"):
+        optimizer.step(closure)
+
+
 # -- accumulation that the closure does not show ---------------------------------------------------------------------
 
 
@@ -331,6 +345,8 @@ def test_accelerates_accumulation_is_refused():
         model, optimizer = accelerator.prepare(model, adapted(model))
         with accelerator.accumulate(model):
             optimizer.step(lambda: pytest.fail("not called on steps that do not synchronize"))
+            with pytest.raises(InputError, match="divides its loss by 2"):  # not through Accelerate, within its bounds
+                optimizer.optimizer.gradient(closure_of(optimizer, model, *batches(1)[0]))
         with accelerator.accumulate(model), pytest.raises(InputError, match=r"one .* in 2 .*optimizer.gradient\("):
             optimizer.step(closure_of(optimizer, model, *batches(1)[0]))
         steps(adapted(plain), plain, batches(1))  # in the same process, without Accelerate

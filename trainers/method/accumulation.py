@@ -70,7 +70,7 @@ def require_cleared(probe: Tensor, marker: Tensor, parameters: Sequence[Tensor],
     """
     if probe.grad is None or bool(norm([(~probe.grad.isnan()).double()])):
         return
-    rest = [p.grad for p in parameters if p is not probe and p.grad is not None]
+    rest = [p.grad for p in parameters if p is not probe and p.grad is not None and p.grad.layout == torch.strided]
     # A closure that clips has spread the nan: then the marker itself is still there, and the loss is finite.
     spread = probe.grad is marker and not diverged
     if not rest or bool(norm(rest, torch.inf).isfinite()) or spread:
@@ -81,10 +81,16 @@ def require_cleared(probe: Tensor, marker: Tensor, parameters: Sequence[Tensor],
 
 
 def refuse_accelerate() -> None:
-    """Raise InputError if Accelerate accumulates: it calls the closure of every k-th micro-batch alone."""
-    state = sys.modules.get("accelerate.state")
-    steps = 1 if state is None else state.GradientState().num_steps
-    if steps > 1 and _caller("accelerate.optimizer"):  # its state is one for all optimizers of the process
+    """Raise InputError if Accelerate accumulates: it calls the closure of every k-th micro-batch alone.
+
+    Its state is one for all optimizers of the process; between two steps of its own, any step is one too many.
+    """
+    module = sys.modules.get("accelerate.state")
+    if module is None:
+        return
+    state = module.GradientState()
+    steps = state.num_steps
+    if steps > 1 and (not state.sync_gradients or _caller("accelerate.optimizer")):
         raise InputError(
             f"Accelerator(gradient_accumulation_steps={steps}) calls the closure of one micro-batch in {steps} and "
             f"divides its loss by {steps}: leave gradient_accumulation_steps at 1 and {_INSTEAD}"

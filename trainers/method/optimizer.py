@@ -167,7 +167,6 @@ class MethodOptimizer(torch.optim.Optimizer):
         Without a closure: the step along what `gradient` has left.
         """
         if closure is not None:
-            refuse_accelerate()
             if self.task.scaler is not None:
                 raise InputError(
                     "in float16 call optimizer.gradient(closure), then scaler.step(optimizer) and scaler.update()"
@@ -201,6 +200,7 @@ class MethodOptimizer(torch.optim.Optimizer):
             share: weight of this micro-batch.
             add: add to the gradient that the last call left instead of replacing it.
         """
+        refuse_accelerate()
         if not add and self._last is not None:  # the scaler skipped the step of the last gradient
             self.method_state = self._state_before
         require_settings(self.method, self.base, self.base.param_groups)
