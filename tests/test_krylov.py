@@ -251,3 +251,21 @@ def test_blocks_of_the_basis_follow_the_length_of_the_vectors(monkeypatch):
     for kwargs in ({}, {"capacity": 13}):
         found = run(a, 4, tol=1e-9, **kwargs)
         np.testing.assert_allclose(found.values, exact[::-1][:4], rtol=1e-10)
+
+
+def test_the_asymmetry_of_a_pair_covers_its_residual_also_after_restarts():
+    """A V s - theta V s is E s within the space and beta s_last beyond it; all pairs together have more."""
+    a = torch.randn(120, 120, dtype=torch.float64, generator=generator(2))
+    a = a + a.T + 1e-4 * torch.randn(120, 120, dtype=torch.float64, generator=generator(3))
+    state = Factorization(lambda v: a @ v, a[0], generator(4))
+    for steps in (45, 30, 30):
+        for _ in range(steps):
+            state.step()
+        values, vectors, residuals = state.ritz()
+        ends = [0, 1, -2, -1]
+        rows = state.basis.combined(vectors[:, ends])
+        true = torch.linalg.vector_norm(rows @ a.T - torch.from_numpy(values[ends])[:, None] * rows, dim=1).numpy()
+        asymmetry = state.asymmetry_of(vectors[:, ends])
+        assert np.all(true <= np.hypot(residuals[ends], asymmetry) * (1 + 1e-9))
+        assert np.all(asymmetry < state.asymmetry / 2)
+        state.restart(np.array([*range(5), *range(len(values) - 5, len(values))]))

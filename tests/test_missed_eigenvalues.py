@@ -191,6 +191,30 @@ def test_a_short_look_is_enough_for_a_large_matrix():
     assert found.missed_probability <= missed.CHANCE
 
 
+def test_few_different_eigenvalues_are_looked_for_thoroughly():
+    """Seven different ones: the process ends before its space is exhausted, with residuals a billionth of |lambda|."""
+    values = torch.cat([torch.tensor([-1.0, 0, 0, 0.5, 0.9, 0.9, 1.01]), torch.ones(693)]).double()
+    for seed in range(5):
+        found = diagonal_lanczos(values, 3, which="SA", generator=random.stream(seed, "few"))
+        assert found.converged
+        assert found.missed_probability <= missed.CHANCE
+        np.testing.assert_allclose(found.values, [0, 0, -1], atol=1e-6)
+
+
+def test_what_every_step_rounds_does_not_count_for_every_pair():
+    """At a dense lower end in float32: the roundings of 140 steps together are above what a pair is allowed."""
+    d, converged = 600, 0
+    for seed in range(3):
+        q = torch.linalg.qr(torch.randn(d, d, generator=random.stream(seed, "basis"), dtype=torch.float64))[0]
+        a = (q * torch.linspace(0.001, 1, d, dtype=torch.float64)) @ q.mT
+        a = ((a + a.mT) / 2).float()
+        operator = Operator("matrix", lambda v, a=a: a @ v, a[0])
+        found = krylov.lanczos(operator, 1, which="SA", generator=random.stream(seed, "dense"))
+        converged += found.converged
+        assert abs(found.values[0] - torch.linalg.eigvalsh(a.double())[0]) <= found.residuals[0]
+    assert converged == 3
+
+
 @pytest.mark.parametrize(("which", "ends"), [("SA", [0]), ("BE", [-1, 0]), ("LA", [-1])])
 def test_what_is_called_converged_was_looked_for_where_eigenvalues_are_dense(which, ends):
     """Four products see nothing at a dense lower end: they left probabilities of 0.99."""

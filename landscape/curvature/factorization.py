@@ -72,8 +72,8 @@ class Factorization:
     """A V = V (T + E) + beta v_next e_last': the state of a Lanczos process with full reorthogonalization.
 
     `steps` is the order of the projected matrix T, `beta` the norm of what is left of the last product. E is rounding
-    where A is symmetric; `asymmetry` is ||E||, known for nothing: reorthogonalizing computes V'A V whole, of which T
-    takes one half. A wrong second derivative shows here.
+    where A is symmetric; `asymmetry` is ||E||_F, known for nothing: reorthogonalizing computes V'A V whole, of which T
+    takes one half. A wrong second derivative shows here. `asymmetry_of` is what a single Ritz vector has of it.
 
     Args:
         matvec: v -> A v, A symmetric.
@@ -101,7 +101,8 @@ class Factorization:
         self._cause = cause
         self.dimension = dimension(like) - (locked.size if locked is not None else 0)
         self.basis = Basis(like, device)
-        self.t = np.zeros((BLOCK, BLOCK))
+        self.t, self._e = np.zeros((BLOCK, BLOCK)), np.zeros((BLOCK, BLOCK))
+        self._before_restarts = np.zeros((0, 0))
         self.beta, self.asymmetry, self.products, self.scale = 0.0, 0.0, 0, scale
         self.steps = 0
         self.exhausted = False
@@ -128,9 +129,10 @@ class Factorization:
                 "a Hessian-vector product is not finite: the derivatives overflow; use float64 or check the loss"
             )
         if j == self.t.shape[0] - 1:
-            self.t = np.pad(self.t, (0, BLOCK))
+            self.t, self._e = (np.pad(matrix, (0, BLOCK)) for matrix in (self.t, self._e))
         self.t[j, j] = alpha
-        self.asymmetry = float(np.hypot(self.asymmetry, np.linalg.norm(above - self.t[:j, j])))
+        self._e[:j, j] = above - self.t[:j, j]
+        self.asymmetry = float(np.hypot(self.asymmetry, np.linalg.norm(self._e[:j, j])))
         self.steps += 1
         self.scale = max(self.scale, float(np.abs(self.t).max()))
         if self.steps == self.dimension:
@@ -161,6 +163,18 @@ class Factorization:
         values, vectors = np.linalg.eigh(self.t[: self.steps, : self.steps])
         self.scale = max(self.scale, float(np.abs(values).max()))
         return values, vectors, np.abs(self.beta * vectors[-1])
+
+    def asymmetry_of(self, vectors: np.ndarray) -> np.ndarray:
+        """||E s|| and ||E's|| together, (m,), for combinations s of the basis, (steps, m).
+
+        The first is what E adds to the residual of a Ritz vector, far less than `asymmetry` after many steps, each of
+        which rounds. What was before a restart is kept as a matrix whose products have these lengths.
+        """
+        return np.linalg.norm(self._asymmetries(vectors), axis=0)
+
+    def _asymmetries(self, vectors: np.ndarray) -> np.ndarray:
+        e, before = self._e[: self.steps, : self.steps], self._before_restarts
+        return np.vstack([before @ vectors[: before.shape[1]], e @ vectors, e.T @ vectors])
 
     def coupling(self, vectors: np.ndarray) -> np.ndarray:
         """<locked, A v> of combinations of the basis, (steps, m) -> (locked, m): what deflation leaves out of A v."""
@@ -200,7 +214,9 @@ class Factorization:
             rows = torch.from_numpy(self.coupling(vectors[:, keep])).to(self._couplings[0])
             self._couplings = list(rows.mT)
         size = len(keep)
+        self._before_restarts = np.linalg.qr(self._asymmetries(vectors[:, keep]))[1]
         self.t = np.zeros((max(BLOCK, -(-(size + 2) // BLOCK) * BLOCK),) * 2)
+        self._e = np.zeros(self.t.shape)
         self.t[np.arange(size), np.arange(size)] = values[keep]
         self.t[:size, size] = self.t[size, :size] = coupling
         self.steps = self._first = size

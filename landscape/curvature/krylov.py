@@ -50,9 +50,9 @@ def lanczos(
     separated eigenvalues that nearly coincide, and one whose Krylov space is exhausted has seen nothing of the rest.
     Therefore a second process starts from an independent random vector in the complement of the pairs, adds what the
     first one missed, and repeats until nothing is missed. It goes on until a missed eigenvalue would have been
-    overlooked with a probability below 20%, or below 1e-5 where something was missed, the Krylov space was exhausted, A
-    has at most 500 rows, or `verify` asks for it: 1 to 4 products above a network's bulk, 10 to 40 at its dense lower
-    end. The result says the probability.
+    overlooked with a probability below 20%, or below 1e-5 where something was missed, the Krylov space was (nearly)
+    exhausted, A has at most 500 rows, or `verify` asks for it: 1 to 4 products above a network's bulk, 10 to 40 at its
+    dense lower end. The result says the probability.
 
     Args:
         operator: A.
@@ -94,7 +94,8 @@ def lanczos(
         state = Factorization(operator.matvec, like, generator, draw(), cause=operator.cause, device=device)
         pairs, others = request.first(state, bar)
         search = Search(request, operator, generator, state.scale, bar, device)
-        pairs = search.completed(pairs, others, verify or state.exhausted)
+        few = state.exhausted or request.all_but_exact(pairs)
+        pairs = search.completed(pairs, others, verify or few)
         return replace(pairs, vectors=pairs.vectors.to(like.device))
 
 

@@ -141,7 +141,7 @@ class Search:
             )
             if settled or state.products >= products:
                 break
-        bounds = self.request.bounds(residuals[index], state.asymmetry, self.scale)
+        bounds = self.request.bounds(residuals[index], state.asymmetry_of(vectors[:, index]), self.scale)
         extra = Eigenpairs(values[index], rows, bounds, state.products, settled and state.symmetric())
         return self._merged(pairs, extra, state.coupling(vectors[:, index]))
 

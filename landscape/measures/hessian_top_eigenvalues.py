@@ -100,7 +100,7 @@ def top_eigenvalues(
     (a second copy of a repeated eigenvalue, two that nearly coincide, what an exhausted Krylov space does not hold). A
     second process from an independent start vector looks for such ones in the complement, adds them, and says how
     probably it would have overlooked one: at most 20%, and below 1e-5 where something was missed, in matrices of at
-    most 500 rows, and with `verify`. See `landscape.curvature.krylov.lanczos`.
+    most 500 rows or of few different eigenvalues, and with `verify`. See `landscape.curvature.krylov.lanczos`.
 
     Cost: k + 9 to k + 20 Hessian-vector products in most networks, 20 to 170 for "SA" and "BE" (small eigenvalues lie
     dense), each about half of a product that rebuilds its graph, as long as the graphs fit in memory.
