@@ -219,6 +219,22 @@ def test_a_state_of_other_parameters_is_refused_unless_they_are_unfrozen_before_
         steps(narrow, third, batches(1))
 
 
+def test_a_state_follows_the_dtype_and_the_method_follows_the_device_of_the_parameters():
+    """As torch has it for momentum; Accelerate moves the model after the optimizer was made."""
+    model, twin = plain().float(), plain()
+    optimizer, other = adapted(model, "vasso", rho=RHO, theta=0.3), adapted(twin, "vasso", rho=RHO, theta=0.3)
+    steps(optimizer, model, batches(2, dtype=torch.float32))
+    twin.load_state_dict(model.state_dict())
+    other.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    steps(other, twin, batches(1))
+    steps(optimizer, model, batches(1, dtype=torch.float32))
+    torch.testing.assert_close(flat(twin).float(), flat(model), rtol=1e-5, atol=1e-6)
+    assert {t.dtype for t in other.method_state["mean"]} == {torch.float64}
+    twin.to("meta")  # new parameters, where a GPU would keep them
+    other.task.find_parameters()
+    assert other.task.device.type == "meta"
+
+
 def test_a_base_state_that_is_replaced_is_replaced():
     model, twin = plain(), plain()
     optimizer, base = MethodOptimizer(sgd(model), METHODS["sgd"](), model), sgd(twin)

@@ -167,7 +167,8 @@ def ratio(numerator: float | Tensor, denominator: Tensor) -> Tensor:
 def rejection(a: Sequence[Tensor], b: Sequence[Tensor]) -> list[Tensor]:
     """The part of `a` orthogonal to `b`, a - (<a, b> / <b, b>) b, over all tensors together; `a` where b is zero."""
     unit = torch._foreach_mul(list(b), ratio(1.0, norm(b)))  # squares of small entries would underflow
-    return list(torch._foreach_sub(list(a), torch._foreach_mul(unit, dot(a, unit))))
+    rest = torch._foreach_sub(list(a), torch._foreach_mul(unit, dot(a, unit)))
+    return [r.to(x.dtype) for r, x in zip(rest, a, strict=True)]  # a 0-dim tensor takes the dtype of a 0-dim factor
 
 
 def orthogonalized(vectors: Sequence[Tensor]) -> list[Tensor]:

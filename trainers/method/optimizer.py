@@ -335,7 +335,7 @@ class MethodOptimizer(torch.optim.Optimizer):
             self.task.find_parameters()
             self._move_state(before)
         if self._loaded:
-            self._require_fitting_state()
+            self._fit_loaded_state()
             self._loaded = False
 
     def _move_state(self, before: Sequence[Tensor]) -> None:
@@ -349,11 +349,16 @@ class MethodOptimizer(torch.optim.Optimizer):
                 moved = [known.get(id(p), torch.zeros_like(p)) for p in self.task.parameters]
                 self.method_state = {**self.method_state, name: moved}
 
-    def _require_fitting_state(self) -> None:
-        shapes = [p.shape for p in self.task.parameters]
+    def _fit_loaded_state(self) -> None:
+        """Bring what the method remembers to the devices and dtypes of the parameters, as torch does with momentum."""
+        parameters = self.task.parameters
         for name, value in self.method_state.items():
-            if isinstance(value, list) and [t.shape for t in value] != shapes:
+            if not isinstance(value, list):
+                continue
+            if [t.shape for t in value] != [p.shape for p in parameters]:
                 raise InputError(
                     f"the state that was loaded has {self.method.name}'s {name} of {len(value)} other parameters, and "
-                    f"{len(shapes)} are trained: freeze or unfreeze as when it was saved before loading it"
+                    f"{len(parameters)} are trained: freeze or unfreeze as when it was saved before loading it"
                 )
+            fitting = [t.to(p.device, p.dtype) for t, p in zip(value, parameters, strict=True)]
+            self.method_state = {**self.method_state, name: fitting}

@@ -73,7 +73,6 @@ class Task:
         self.sharded = closures and sharded.is_sharded(model)
         self.model, self.loss, self.optimizer = network.unwrapped(model), loss, optimizer
         self.find_parameters()
-        self.device = self.parameters[0].device
         self.precision = None if precision == "float32" else getattr(torch, precision)
         self.scaler = scaler if scaler is not None and scaler.is_enabled() else None
         self.group_size, self.synchronized = group_size, synchronized
@@ -95,6 +94,11 @@ class Task:
         self.slots = network.TensorSlots(self.model)
         self._trainable = [(p, p.requires_grad) for p in named.values()]
         self._held = self._held_now()
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are by now: Accelerate moves them after an optimizer was made."""
+        return self.parameters[0].device
 
     @property
     def outdated(self) -> bool:
