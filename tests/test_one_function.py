@@ -271,6 +271,42 @@ def test_normalizations_of_ones_own_are_seen_by_what_they_do():
     assert kinds["2.weight"] == "other"
 
 
+class ChannelsFirst(nn.Module):
+    """ConvNeXt's LayerNorm over the channels of an image, its scale and shift of one of two shapes."""
+
+    def __init__(self, channels, *places):
+        super().__init__()
+        self.scale, self.shift = (nn.Parameter(torch.full((channels, *places), x)) for x in (1.0, 0.1))
+
+    def forward(self, x):
+        x = x - x.mean(1, keepdim=True)
+        x = x * torch.rsqrt(x.square().mean(1, keepdim=True) + 1e-6)
+        return self.scale.view(-1, 1, 1) * x + self.shift.view(-1, 1, 1)
+
+
+class Grouped(ChannelsFirst):
+    """GroupNorm of two groups."""
+
+    def forward(self, x):
+        groups = x.reshape(len(x), 2, -1)
+        groups = (groups - groups.mean(-1, keepdim=True)) * torch.rsqrt(groups.var(-1, keepdim=True) + 1e-5)
+        return self.scale.view(-1, 1, 1) * groups.view(x.shape) + self.shift.view(-1, 1, 1)
+
+
+class ChannelScale(ChannelsFirst):
+    def forward(self, x):
+        return self.scale.view(-1, 1, 1) * x.relu()
+
+
+@pytest.mark.parametrize("places", [(), (1, 1)])
+def test_normalizations_over_channels_are_seen_too(places):
+    own = [ChannelsFirst(6, *places), Grouped(6, *places), ChannelScale(6, *places)]
+    assert [normalizes(module) for module in own] == [True, True, False]
+    model = nn.Sequential(nn.Conv2d(2, 6, 3), *own)
+    kinds = {slot.name: slot.kind for slot in Parameters.of(model)}
+    assert [kinds[f"{i}.scale"] == "norm" for i in (1, 2, 3)] == [True, True, False]
+
+
 def test_batch_norm_over_one_example_is_refused_in_one_line():
     x, y = data(17)
     model = nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4), nn.Linear(4, 3)).double()

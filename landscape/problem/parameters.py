@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -233,7 +234,7 @@ def _holds_inputs_first(module: nn.Module) -> bool:
 def _kind(module: nn.Module, name: str, parameter: Tensor) -> str:
     if "bias" in name:
         return "bias"
-    if isinstance(module, NORM_LAYERS) or (parameter.dim() == 1 and normalizes(module)):
+    if isinstance(module, NORM_LAYERS) or (_is_vector(parameter) and normalizes(module)):
         return "norm"
     # A token or a position embedding has a leading dimension of one: it has no output dimension to slice along.
     return "weight" if parameter.dim() >= 2 and not (parameter.shape[0] == 1 and parameter.dim() == 3) else "other"
@@ -242,22 +243,33 @@ def _kind(module: nn.Module, name: str, parameter: Tensor) -> str:
 def normalizes(module: nn.Module) -> bool:
     """Whether a module of your own is a normalization, by what it does: four times the input, the same output.
 
-    Only the user's modules that hold nothing but vectors of one length are tried; a copy of the module is called.
+    Only the user's modules that hold nothing but vectors of one length are tried, (n,) or (1, n, 1, 1); a copy of the
+    module is called with vectors, sequences and images of n features.
     """
     vectors = list(module.parameters())
     if type(module).__module__.startswith("torch.") or any(True for _ in module.children()) or not vectors:
         return False
-    if any(p.dim() != 1 or len(p) != len(vectors[0]) or not p.is_floating_point() for p in vectors):
-        return False
     first = vectors[0]
-    x = torch.linspace(-1, 1, 3 * len(first), dtype=torch.float64).sin().view(3, -1).mul(1e3).to(first)
+    if any(not _is_vector(p) or p.numel() != first.numel() or not p.is_floating_point() for p in vectors):
+        return False
+    n = first.numel()
+    shapes = ((3, n), (3, 4, n), (3, n, 4), (3, n, 4, 4), (3, 4, 4, n))
+    return any(_is_the_same_of_four_times(module, shape, first) for shape in shapes)
+
+
+def _is_vector(parameter: Tensor) -> bool:
+    return parameter.dim() > 0 and parameter.numel() == max(parameter.shape) > 0
+
+
+def _is_the_same_of_four_times(module: nn.Module, shape: tuple[int, ...], like: Tensor) -> bool:
+    x = torch.linspace(-1, 1, math.prod(shape), dtype=torch.float64).sin().view(shape).mul(1e3).to(like)
     try:
         with torch.no_grad(), forked():
             # Ones in place of the parameters, which may be sharded.
             ones = {n: torch.ones(p.shape, dtype=p.dtype, device=p.device) for n, p in module.named_parameters()}
             clone = skeleton(module, ones).eval()
             once, again = clone(x), clone(4 * x)
-    except Exception:  # another signature, another shape: no normalization of one vector
+    except Exception:  # another signature, another shape: no normalization of such an input
         return False
     same = isinstance(once, Tensor) and once.shape == x.shape and bool(once.isfinite().all())
     return same and bool(once.abs().max() > 0) and torch.allclose(once.float(), again.float(), rtol=1e-2, atol=1e-3)
