@@ -23,7 +23,7 @@ _BLOCK = 20
 
 
 def main() -> int:
-    """Run; 0 where nothing was wrong."""
+    """Run; 0 where nothing was wrong, 2 where what is to be replayed is no case."""
     asked = _arguments()
     if asked.replay:
         return _replay(asked.replay)
@@ -92,8 +92,13 @@ def _keep(folder: Path, subject: str, verdict: dict[str, Any]) -> None:
 
 
 def _replay(file: str) -> int:
-    case = json.loads(Path(file).read_text(encoding="utf-8"))
-    verdict: Verdict = importlib.import_module(f"audit.subjects.{case['subject']}").again(case["choice"])
+    try:
+        case = json.loads(Path(file).read_text(encoding="utf-8"))
+        subject, choice = SUBJECTS[SUBJECTS.index(case["subject"])], dict(case["choice"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        print(f"{file} is not a case that make audit wrote ({type(error).__name__}: {error})", file=sys.stderr)
+        return 2
+    verdict: Verdict = importlib.import_module(f"audit.subjects.{subject}").again(choice)
     print(json.dumps(verdict.plain(), indent=1))
     return int(verdict.outcome == WRONG)
 

@@ -122,3 +122,19 @@ def test_a_kept_case_runs_again(subject, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(sys, "argv", ["audit", "--replay", str(case)])
     assert main() == 0
     assert json.loads(capsys.readouterr().out)["outcome"] == verdict.outcome
+
+
+@pytest.mark.parametrize(
+    "content",
+    [None, "{", "[1]", '{"subject": "step"}', '{"subject": "os", "choice": {}}', '{"subject": "step", "choice": 3}'],
+)
+def test_what_is_no_case_is_one_line(content, monkeypatch, tmp_path, capsys):
+    case = tmp_path / "case.json"
+    if content is not None:
+        case.write_text(content)
+    monkeypatch.setattr(sys, "argv", ["audit", "--replay", str(case)])
+    assert main() == 2
+    said = capsys.readouterr()
+    assert said.err.startswith(f"{case} is not a case")
+    assert said.err.count("\n") == 1
+    assert not said.out
