@@ -333,6 +333,36 @@ def test_nan_is_neither_equal_to_nor_below_anything():
 BAD_NEWS = (" not ", "choose", "hides", "changed", "guess", "distorted", "within its", "coarse", "outside")
 
 
+class Offset(nn.Module):
+    """u_0^2 / 2 - u_1^2 / 4 above a large number, and something else past u_0 = 0.3."""
+
+    def __init__(self, offset, beyond=0.0, dtype=torch.float32):
+        super().__init__()
+        self.w, self.offset, self.beyond = nn.Parameter(torch.ones(2, dtype=dtype)), offset, beyond
+
+    def forward(self, x):
+        u = self.w - 1
+        bowl = self.offset + u[0] ** 2 / 2 - (u[1] ** 2 / 4 if self.offset else 0.0)
+        return torch.where(u[0] > 0.3, bowl + self.beyond, bowl).expand(len(x)) + 0 * x[:, 0]
+
+
+@pytest.mark.parametrize(
+    ("offset", "beyond", "ok", "text"),
+    [
+        (1e6, 0.0, True, "no point lies below the center by more than rounding, 2.4"),
+        (0.0, -np.inf, False, "is lower by inf"),
+        (0.0, np.nan, True, "the center is the lowest point of the picture, of those whose loss is a number"),
+    ],
+)
+def test_the_center_is_called_the_lowest_point_only_where_it_is(offset, beyond, ok, text):
+    batch = (torch.zeros(4, 1), torch.zeros(4))
+    problem = Problem(Offset(offset, beyond), lambda o, t: o.mean(), [batch], check=False)
+    plane = Directions("own", tuple(torch.eye(2)), problem.weights, "")
+    surface = landscape.surface(problem, described(plane, problem.parameters), radius=1.0, grid=5)
+    assert finding(surface, "minimum")["ok"] == ok
+    assert finding(surface, "minimum")["text"].endswith(text)
+
+
 def test_a_tick_never_stands_beside_bad_news():
     line = described(
         Directions("own", (torch.tensor([0.0, 1, 0]).double(),), saddle().weights, ""), saddle().parameters

@@ -227,15 +227,18 @@ def _minimum(surface: Surface, problem: Problem, sampling_error: _Errors) -> Ite
     if not math.isfinite(surface.center_loss):
         yield PictureCheck("minimum", False, f"the loss at the center is not finite ({surface.center_loss})")
         return
-    loss = np.where(np.isfinite(surface.loss), surface.loss, np.inf)
+    known = ~np.isnan(surface.loss)
+    loss = np.where(known, surface.loss, np.inf)
     lowest = int(np.argmin(loss))
     below = float(surface.loss[index] - loss.flat[lowest])
     point = _point(surface, lowest)
     rounding = _rounding(surface, problem, max(abs(surface.center_loss), 1e-12))
     if not below > rounding:
         text = "the center is the lowest point of the picture"
-        if surface.rounding is not None and below > 0:
+        if below > 0:
             text = f"no point lies below the center by more than rounding, {rounding:.2g}"
+        if not known.all():
+            text += ", of those whose loss is a number"
         yield PictureCheck("minimum", True, text, 0.0)
         return
     error = sampling_error(point)
