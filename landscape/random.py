@@ -31,12 +31,12 @@ def stream(seed: int, name: str) -> torch.Generator:
 
 def normal(like: Tensor, generator: torch.Generator) -> Tensor:
     """Standard normal vector with the length, device and dtype of `like`."""
-    return _drawn(like, lambda n: torch.randn(n, generator=generator))
+    return _drawn(like, lambda n: torch.randn(n, generator=generator, dtype=torch.float32))
 
 
 def uniform(like: Tensor, generator: torch.Generator) -> Tensor:
     """Vector uniform in [-1, 1) with the length, device and dtype of `like`."""
-    return _drawn(like, lambda n: 2 * torch.rand(n, generator=generator) - 1)
+    return _drawn(like, lambda n: 2 * torch.rand(n, generator=generator, dtype=torch.float32) - 1)
 
 
 def rademacher(like: Tensor, generator: torch.Generator) -> Tensor:
@@ -70,8 +70,12 @@ def _lengths(d: int) -> Iterator[int]:
 
 
 @contextlib.contextmanager
-def undisturbed() -> Iterator[None]:
-    """After the context the global streams of Python, NumPy and torch (of every device in use) are as they were."""
+def undisturbed(*generators: torch.Generator) -> Iterator[None]:
+    """After the context the global streams of Python, NumPy and torch (of every device in use) are as they were.
+
+    So are these generators.
+    """
+    states = [generator.get_state() for generator in generators]
     python, arrays = random.getstate(), np.random.get_state()  # noqa: NPY002  the caller's, whoever draws from it
     try:
         with forked():
@@ -79,6 +83,8 @@ def undisturbed() -> Iterator[None]:
     finally:
         random.setstate(python)
         np.random.set_state(arrays)  # noqa: NPY002
+        for generator, state in zip(generators, states, strict=True):
+            generator.set_state(state)
 
 
 def forked() -> AbstractContextManager[None]:

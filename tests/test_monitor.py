@@ -15,7 +15,7 @@ from monitor_cases import CHEAP, assert_same, dropped, loader, plain, problem_of
 from own_loop_cases import batches, closure_of, network, sgd
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from torch.utils.data import DataLoader
+from torch.utils.data import BatchSampler, DataLoader, RandomSampler
 from torch.utils.data import TensorDataset as Pairs
 
 import landscape
@@ -129,6 +129,26 @@ def test_making_a_problem_leaves_the_streams():
     model, before = dropped(), streams()
     problem_of(model, loader(shuffle=True), check=False)
     assert_same(streams(), before)
+
+
+@pytest.mark.parametrize("where", ["loader", "sampler", "batch_sampler"])
+def test_a_loader_with_a_generator_of_its_own_goes_on_as_if_nobody_had_looked(where):
+    """The Problem reads the training's own loader when it is made, and again at every measurement where it is large."""
+    generator = torch.Generator().manual_seed(5)
+    dataset = loader().dataset
+    sampler = RandomSampler(dataset, generator=generator)
+    options = {
+        "loader": {"batch_size": 8, "shuffle": True, "generator": generator},
+        "sampler": {"batch_size": 8, "sampler": sampler},
+        "batch_sampler": {"batch_sampler": BatchSampler(sampler, 8, drop_last=False)},
+    }
+    shuffling = DataLoader(dataset, **options[where])
+    before = generator.get_state()
+    problem = problem_of(dropped(), shuffling, check=False)
+    assert torch.equal(generator.get_state(), before)
+    problem.batches.kept = None
+    landscape.Monitor(problem, every=1, measures=CHEAP).step(0)
+    assert torch.equal(generator.get_state(), before)
 
 
 def test_a_model_that_draws_while_it_is_evaluated_leaves_the_streams():

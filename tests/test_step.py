@@ -190,7 +190,7 @@ def test_decay_inside_is_taken_at_the_perturbed_weights():
 
 def test_passes_are_counted_by_examples():
     own = task(conv_net())
-    step = own.step(batch())
+    step = own.step(batch(), Context())
     step.forward()
     step.backward()
     step.backward(rows=step.sample(2, "x"))
@@ -262,6 +262,33 @@ def test_a_step_that_one_process_skips_is_skipped_by_all(monkeypatch):
     step = own.step((torch.randn(6, 4), torch.arange(6) % 3), sizes=(6, 6))
     method.gradient(step, method.init(own, Context()))
     assert all(p.grad.isnan().all() for p in model.parameters())
+
+
+@pytest.mark.parametrize("name", ["random-perturbation", "esam", "subset-sam", "rst", "le-sam", "gsam", "xsam", "mesa"])
+def test_what_draws_or_follows_a_schedule_is_told_where_training_stands(name):
+    """Every step would be the first: the same draws, a radius of 0 for ever."""
+    method, model = METHODS[name](), conv_net()
+    trained = task(model, optimizer=torch.optim.SGD(model.parameters(), lr=0.1))
+    state = method.init(trained, Context())
+    with pytest.raises(InputError, match="task.step was not told where training stands: give task.step"):
+        method.gradient(trained.step(batch()), state)
+    method.gradient(trained.step(batch(), Context()), state)
+
+
+@pytest.mark.parametrize("name", ["sgd", "sam", "k-sam"])
+def test_an_autocast_region_around_a_loop_sees_the_weights_of_the_moment(name):
+    def trained(outer):
+        model = conv_net().float()
+        optimizer, method = torch.optim.SGD(model.parameters(), lr=0.1), METHODS[name]()
+        made = task(model, precision="bfloat16", optimizer=optimizer)
+        state, (x, y) = method.init(made, Context()), batch(12)
+        with torch.autocast("cpu", torch.bfloat16, enabled=outer):
+            for i in range(3):
+                method.gradient(made.step((x.float(), y), Context(step=i)), state)
+                optimizer.step()
+        return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+    assert torch.equal(trained(True), trained(False))
 
 
 def test_errors_say_what_is_needed():

@@ -29,7 +29,7 @@ def test_one_example_in_a_pass_through_batch_norm_is_refused(method, options, gr
     made = METHODS[method](**options)
     trained = task(features(), group_size=group_size)
     with pytest.raises(InputError, match="a pass of one example through BatchNorm.*--k, --s, --gamma, --m"):
-        made.gradient(trained.step((x, y)), made.init(trained, Context()))
+        made.gradient(trained.step((x, y), Context()), made.init(trained, Context()))
 
 
 def test_one_example_on_all_processes_is_refused(one_process_as_two):
@@ -76,7 +76,7 @@ def test_an_unused_head_has_no_gradient_on_several_processes(name, options, one_
     assert task.world == 2
     state = method.init(task, Context())
     for _ in range(2):
-        method.gradient(task.step((torch.randn(8, 6), torch.randint(3, (8,)))), state)
+        method.gradient(task.step((torch.randn(8, 6), torch.randint(3, (8,))), Context()), state)
         assert [p.grad is None for p in model.parameters()] == [False, False, True, True]
 
 

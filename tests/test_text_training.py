@@ -134,7 +134,7 @@ def test_the_texts_that_are_chosen_are_those_of_the_largest_mean_loss(method, op
     made = METHODS[method](rho=0.05, **options)
     task = Task(model, examples.cross_entropy)
     state = made.init(task, Context())
-    made.gradient(task.step((x, y)), state)
+    made.gradient(task.step((x, y), Context()), state)
     for p, g in zip(model.parameters(), wanted, strict=True):
         torch.testing.assert_close(p.grad, g, rtol=1e-8, atol=1e-12)
 
@@ -149,7 +149,7 @@ def test_mesa_compares_texts_over_the_tokens_that_count():
     with torch.no_grad():
         for p in model.parameters():
             p += 0.1 * torch.randn(p.shape, dtype=p.dtype, generator=torch.Generator().manual_seed(p.numel()))
-    made.gradient(task.step((x, y)), state)
+    made.gradient(task.step((x, y), Context()), state)
     found = [p.grad.clone() for p in model.parameters()]
     model.zero_grad()
     target, now = (F.log_softmax(net(x) / 2.0, dim=1) for net in (past, model))

@@ -16,6 +16,7 @@ from trainers.data import DATA, Arrays, Source, data_directory
 from trainers.data.batches import FixedBatches
 from trainers.data.fingerprint import fingerprint
 from trainers.data.standardization import NORMALIZING, moments, normalization, require_unit_range, standardized
+from trainers.default_dtype import float32_by_default
 from trainers.names import checked_arguments, parse_name
 
 STANDARDIZED_BYTES = 64 << 20
@@ -141,6 +142,7 @@ class Data:
         raise InputError(f"split {split!r}: choose train or test")
 
 
+@float32_by_default()
 def load_data(
     name: str, *, data_dir: str | Path | None = None, seed: int = 0, label_noise: float = 0.0, **arguments: Any
 ) -> Data:

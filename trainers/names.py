@@ -6,7 +6,9 @@ A value is an integer, a number, true, false, none, a tuple written ``3x32x32`` 
 from __future__ import annotations
 
 import ast
+import dataclasses
 import math
+import os
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -82,6 +84,39 @@ def checked_arguments(entry: Entry, arguments: Mapping[str, Any]) -> dict[str, A
     """
     chosen = {entry.option(name).name: value for name, value in arguments.items()}
     return {option.name: _typed(entry, option, chosen.get(option.name, option.default)) for option in entry.options}
+
+
+def convert_fields(record: Any) -> None:
+    """Give the fields of a frozen dataclass their declared types, in place: numbers of NumPy and torch become Python's.
+
+    An int stays one where a float is declared. Paths become text.
+
+    Raises:
+        InputError: a value of another type.
+    """
+    for field in dataclasses.fields(record):
+        value, type_text = getattr(record, field.name), str(field.type).replace(" ", "")
+        optional, name = type_text.endswith("|None"), type_text.removesuffix("|None")
+        if name not in _EXACT or type(value) in _EXACT[name] or (optional and value is None):
+            continue
+        try:
+            object.__setattr__(record, field.name, _converted(value, name))
+        except (TypeError, ValueError, OverflowError, RuntimeError):
+            raise InputError(f"{field.name} must be {_NEEDED[name]}, received {value!r}") from None
+
+
+def _converted(value: Any, name: str) -> Any:
+    if name == "str":
+        return str(os.fspath(value))
+    # Text is a number, or a flag, on the command line alone.
+    plain = value.item() if hasattr(value, "item") else value
+    if isinstance(plain, str) or (name == "bool" and type(plain) is not bool):
+        raise TypeError
+    return plain if name == "bool" else _CONVERTERS[name](plain)
+
+
+_EXACT: dict[str, tuple[type, ...]] = {"int": (int,), "float": (float, int), "bool": (bool,), "str": (str,)}
+_NEEDED = {"int": "a whole number", "float": "a number", "bool": "True or False", "str": "text"}
 
 
 def _typed(entry: Entry, option: Option, value: Any) -> Any:

@@ -191,6 +191,14 @@ def source_of(batches: Any, *, own_targets: bool = True) -> Iterable[Any]:
     return batches
 
 
+def generators_of(source: Any) -> list[torch.Generator]:
+    """The generators that a DataLoader draws from whenever it is iterated: its own, and those of its samplers."""
+    batch_sampler = getattr(source, "batch_sampler", None)
+    drawing = [source, getattr(source, "sampler", None), batch_sampler, getattr(batch_sampler, "sampler", None)]
+    held = [getattr(holder, "generator", None) for holder in drawing]
+    return list({id(g): g for g in held if isinstance(g, torch.Generator)}.values())
+
+
 @dataclass
 class Batches:
     """The batches of a Problem: iterating yields `Batch` on the device.

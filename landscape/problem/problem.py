@@ -15,7 +15,7 @@ from landscape.curvature.products import second_derivative
 from landscape.errors import InputError
 from landscape.problem import checks, precision
 from landscape.problem.batch_passes import Shared
-from landscape.problem.batches import Batch, Batches, Reader, source_of
+from landscape.problem.batches import Batch, Batches, Reader, generators_of, source_of
 from landscape.problem.evaluator import Evaluator, unwrapped
 from landscape.problem.fully_shard import has_shards
 from landscape.problem.memory import Plan, plan
@@ -148,7 +148,8 @@ class Problem(Variants):
         dtype = self.weights.dtype if len(dtypes) == 1 and self.weights.dtype in _WIDE else None
         source = source_of(batches, own_targets=not whole)
         weigh, counted = self.objective.weigh, self.objective.counted
-        with undisturbed():  # a loader draws its seed from the caller's global stream whenever it is iterated
+        # A loader draws from the caller's streams whenever it is iterated.
+        with undisturbed(*generators_of(source)):
             self.batches = Batches.read(source, reader, self.weights.device, dtype, weigh, counted)
             self.calibration_batches = self.batches
             checks.settle(self, check=check)

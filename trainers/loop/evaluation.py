@@ -39,9 +39,9 @@ def evaluate(model: nn.Module, data: Data, precision: str = "float32") -> tuple[
     sums = torch.zeros(2, dtype=torch.float64, device=device)
     model.eval()
     try:
-        with torch.inference_mode():
+        with torch.no_grad():  # what a network keeps of a pass must serve the next training pass
             for inputs, targets in data.batches("test", size):
-                with torch.autocast(device.type, dtype=getattr(torch, precision), enabled=precision != "float32"):
+                with network.autocast(device, None if precision == "float32" else getattr(torch, precision)):
                     outputs = network.logits_of(model(inputs))
                 named = examples.hits(outputs, targets)
                 assert named is not None

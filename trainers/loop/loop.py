@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from landscape.errors import unknown
+from landscape.errors import InputError, unknown
 from landscape.locks import locked
 from landscape.processes import rank
 from trainers import METHODS
@@ -82,6 +82,12 @@ def train(
         InputError: wrong settings, a directory that holds another run or that another process trains into, a loss that
             is not finite (the step is named, the last good checkpoint kept).
     """
+    if torch.is_inference_mode_enabled():
+        raise InputError("train is called within torch.inference_mode(), which forbids derivatives: call it outside")
+    if isinstance(method, type) or not isinstance(method, str | Method):
+        raise InputError(f"a method's name or a method such as METHODS['sam'](rho=0.05) is needed, received {method!r}")
+    if model is not None and not isinstance(model, str | nn.Module):
+        raise InputError(f"model must be a network's name or an nn.Module, received {type(model).__name__}")
     known = {f.name for f in dataclasses.fields(Settings)}
     for name in settings:
         if name not in known:
@@ -98,6 +104,7 @@ def train(
     with (
         nullcontext() if out is None else locked(out),
         _deterministic_convolutions(),
+        torch.autocast(device.type, enabled=False),  # the caller's own: the settings name the precision
         torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
     ):
         torch.manual_seed(chosen.seed + rank())

@@ -103,11 +103,13 @@ class RunState:
         """Take up a checkpoint.
 
         Raises:
-            InputError: it was written by another number of processes, or does not hold the state of this run's method.
+            InputError: it was written by another number of processes, or holds another network or the state of another
+                method.
         """
         streams = content["random"]["streams"]
         if len(streams) != self.task.world:
             raise InputError(f"the run had {len(streams)} processes, this is {self.task.world}: resume with as many")
+        _require_same_network(content, self.model, self.optimizer)
         require_like(content["method"].get("state"), self.method, "method.state")
         if self.average is not None:
             require_like(content.get("average"), self.average.state, "average")
@@ -131,6 +133,27 @@ class RunState:
         states: list[Any] = [None] * self.task.world
         torch.distributed.all_gather_object(states, here)
         return states
+
+
+def _require_same_network(content: dict[str, Any], model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Raise InputError where a checkpoint has other weights than the network, or trains others of them."""
+    need = "resume with the network that the run was started with, or choose another --out"
+    stored, now = ({n: _kind(t) for n, t in state.items()} for state in (content["model"]["state"], model.state_dict()))
+    for name in {**stored, **now}:
+        before, here = stored.get(name, "absent"), now.get(name, "absent")
+        if before != here:
+            raise InputError(f"{name} is {before} in the checkpoint and {here} in this network: {need}")
+    groups = content["optimizer"]["param_groups"], optimizer.param_groups
+    trained, trainable = ([len(group["params"]) for group in held] for held in groups)
+    if trained != trainable:
+        raise InputError(
+            f"the run trains {sum(trained)} parameters, {sum(trainable)} of this network are trainable (in groups: "
+            f"{trained} and {trainable}): {need}"
+        )
+
+
+def _kind(value: Any) -> str:
+    return f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}" if isinstance(value, Tensor) else "a state"
 
 
 def _onto(saved: Any, fresh: Any, device: torch.device | None) -> Any:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from landscape.errors import InputError, unknown
+from trainers.names import convert_fields
 
 BASES = ("sgd", "adam", "adamw", "lion", "muon")
 SCHEDULES = ("cosine", "constant", "step")
@@ -107,6 +108,7 @@ class Settings:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        convert_fields(self)
         for name, known in (("base", BASES), ("schedule", SCHEDULES), ("precision", PRECISIONS)):
             if getattr(self, name) not in known:
                 raise unknown(name, getattr(self, name), known)
@@ -122,6 +124,7 @@ class Settings:
             _need(self, name, lambda v: 0 <= v < 1, "in [0, 1)")
         _need(self, "average_start", lambda v: 0 <= v <= 1, "in [0, 1]")
         _need(self, "label_noise", lambda v: 0 <= v <= 1, "in [0, 1]")
+        _need(self, "seed", lambda v: -(2**63) <= v < 2**63, "a whole number of 64 bits")
         ends = [name for name in ENDS if getattr(self, name) is not None]
         if len(ends) > 1:
             first, second = (f"--{name.replace('_', '-')} {getattr(self, name)}" for name in ends[:2])

@@ -7,7 +7,7 @@ import math
 import platform
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -97,10 +97,20 @@ class Trainer:
         self.history: list[dict[str, Any]] = []
         if self.directory is not None:
             if self.directory.content is not None:
+                self._require_same_data(self.directory, self.directory.content)
                 self.now.restore(self.directory.content)
             self._wait_for_all()  # no process may find the files of another as those of an earlier run
             # Everything that can be wrong has been looked at: only now is a file touched.
             self.history = self.directory.start()
+
+    def _require_same_data(self, directory: RunDirectory, content: Mapping[str, Any]) -> None:
+        """Raise InputError where the data are not those of the checkpoint: a file that has changed, other Data."""
+        before = content.get("provenance", {}).get("data_sha256", self.data.sha256)
+        if before != self.data.sha256:
+            raise InputError(
+                f"the run in {directory.path} was trained on other data (SHA-256 {before[:12]}..., these have "
+                f"{self.data.sha256[:12]}...): resume with the same, or choose another --out"
+            )
 
     # -- running ---------------------------------------------------------------------------------------------------
 
@@ -110,7 +120,7 @@ class Trainer:
             try:
                 self._watch()
                 self._run()
-            except (InputError, KeyboardInterrupt):
+            except BaseException:
                 if self.directory is not None:  # what is wrong with the input may show in the first step
                     self.directory.abandon()
                 raise

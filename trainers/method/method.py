@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import functools
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -30,6 +31,7 @@ from trainers.method.averages import joined, mean, mean_over_processes
 from trainers.method.context import Context, Examples, Pass, Rows
 from trainers.method.step import Step
 from trainers.method.task import Task
+from trainers.names import convert_fields
 
 __all__ = ["Context", "Examples", "Method", "Pass", "Rows", "State", "Step", "Task", "require"]
 
@@ -88,6 +90,23 @@ class Method(abc.ABC):
     def columns(self, state: State) -> dict[str, float]:
         """The method's own columns of history.csv: the same names at every epoch, from the first state on."""
         return {}
+
+    def __post_init__(self) -> None:
+        convert_fields(self)
+
+    def __init_subclass__(cls, **arguments: Any) -> None:
+        """Have the fields converted to their declared types before a subclass checks them."""
+        super().__init_subclass__(**arguments)
+        check = vars(cls).get("__post_init__")
+        if check is None:
+            return
+
+        @functools.wraps(check)
+        def converted_and_checked(self: Method) -> None:
+            convert_fields(self)
+            check(self)
+
+        cls.__post_init__ = converted_and_checked  # type: ignore[method-assign]
 
     @property
     def name(self) -> str:

@@ -25,6 +25,17 @@ def logits_of(outputs: Any) -> Tensor:
     return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
 
 
+@contextlib.contextmanager
+def autocast(device: torch.device, dtype: torch.dtype | None) -> Iterator[None]:
+    """Context of one pass: in `dtype`, or None as the caller has it.
+
+    An autocast region around it has kept cast weights of the passes before, which a step has moved since.
+    """
+    torch.clear_autocast_cache()
+    with contextlib.nullcontext() if dtype is None else torch.autocast(device.type, dtype=dtype):
+        yield
+
+
 def equal_on_all_processes(model: nn.Module) -> None:
     """Give every process the weights and buffers of the first: networks drawn apart would train apart, unseen."""
     if in_group():

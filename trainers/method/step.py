@@ -30,7 +30,7 @@ class Step:
         parameters: the trainable tensors, each once.
         layout: `landscape.Parameters`: names and kinds of these tensors, in the same order.
         batch: the examples of this process, or of this m-group.
-        context: where training stands.
+        context: where training stands; see `Context`.
         memory: lives for this step alone, from `compute` to `after_step`.
         losses: of the passes that were made, 0-dim each, of all m-groups.
         size: examples in the scope of one perturbation: of the global batch, of this process, or of this m-group.
@@ -42,12 +42,12 @@ class Step:
         self,
         task: Task,
         batch: Batch,
-        context: Context,
+        context: Context | None,
         indices: Tensor | None,
         sizes: tuple[int, ...],
         group: int | None = None,
     ) -> None:
-        self.task, self.batch, self.context = task, batch, context
+        self.task, self.batch, self._context = task, batch, context
         self.parameters, self.layout = task.parameters, task.layout
         self.memory: dict[str, Any] = {}
         self.shared = task.world > 1 and task.synchronized and task.group_size is None
@@ -62,6 +62,20 @@ class Step:
         self._random: dict[str, Tensor] | None = None
 
     # -- what a method knows ---------------------------------------------------------------------------------------
+
+    @property
+    def context(self) -> Context:
+        """Where training stands, for methods that draw or follow a schedule.
+
+        Raises:
+            InputError: nobody said; each step would do what the first one does.
+        """
+        if self._context is None:
+            raise InputError(
+                "this method draws at random or follows a schedule, and task.step was not told where training stands: "
+                "give task.step(batch, Context(step=i, epoch=..., progress=i / total_steps, lr=...))"
+            )
+        return self._context
 
     @property
     def indices(self) -> Tensor:
@@ -185,7 +199,7 @@ class Step:
         for i, start in enumerate(range(0, self.batch.size, size)):
             rows = slice(start, start + size)
             indices = None if self._indices is None else self._indices[rows]
-            group = Step(self.task, self.batch.rows(rows.start, rows.stop), self.context, indices, self.sizes, i)
+            group = Step(self.task, self.batch.rows(rows.start, rows.stop), self._context, indices, self.sizes, i)
             group.losses = self.losses
             yield group
 

@@ -124,7 +124,7 @@ class Task:
         Args:
             batch: (inputs, targets), a dict as Hugging Face gives it, or a `Batch` of `landscape.problem`; this
                 process's.
-            context: where training stands.
+            context: where training stands; methods that draw at random or follow a schedule need it.
             indices: (n,) int64, the place of each example in the training set.
             sizes: examples on each process; None means as many as here.
 
@@ -138,18 +138,16 @@ class Task:
             )
         batch = batch if isinstance(batch, Batch) else as_batch(batch, keep_target=self.loss is None)
         sizes = (batch.size,) * self.world if sizes is None else tuple(sizes)
-        return Step(self, batch, context or Context(), indices, sizes)
+        return Step(self, batch, context, indices, sizes)
 
     def named_tensors(self) -> dict[str, Tensor]:
         """Parameters and buffers by dotted name: the model's own tensors, detached."""
         named = [*self.model.named_parameters(), *self.model.named_buffers()]
         return {name: tensor.detach() for name, tensor in named}
 
-    def autocast(self) -> Any:
+    def autocast(self) -> contextlib.AbstractContextManager[None]:
         """A fresh context a pass: its cache of cast weights must not outlive a perturbation."""
-        if self.precision is None:
-            return contextlib.nullcontext()
-        return torch.autocast(self.device.type, dtype=self.precision)
+        return network.autocast(self.device, self.precision)
 
     def scale(self) -> Tensor:
         """The scaler's present factor, 0-dim, without a host synchronization."""

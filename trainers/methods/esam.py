@@ -66,6 +66,6 @@ class ESAM(Method):
 
     def _tensors(self, step: Step) -> list[Tensor]:
         generator = step.generator("esam")
-        draws = torch.rand(len(step.parameters), generator=generator)
+        draws = torch.rand(len(step.parameters), generator=generator, dtype=torch.float32)
         keep = draws < self.beta if bool((draws < self.beta).any()) else draws == draws.min()
         return [p for p, kept in zip(step.parameters, keep.tolist(), strict=True) if kept]

@@ -71,7 +71,7 @@ class GNP(Method):
         if self.penalty_warmup == "zero" and step.context.warming:
             return clean
         gradient = step.gradients()
-        rising = {self.penalty_warmup: step.context.warmed}
+        rising = {} if self.penalty_warmup == "none" else {self.penalty_warmup: step.context.warmed}
         with step.perturbed(ascent(gradient, self.rho * rising.get("r", 1.0))):
             step.backward()
         leave_mixture(step, gradient, self.alpha * rising.get("lambda", 1.0), self.normalized)

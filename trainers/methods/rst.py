@@ -99,7 +99,7 @@ class RST(Method):
         """The gradient at w; where the draw says so, the one at w + epsilon."""
         clean = step.backward()
         # A draw on the CPU: no device is waited for.
-        if float(torch.rand((), generator=step.generator("rst"))) < self.probability(step.context):
+        if float(torch.rand((), generator=step.generator("rst"), dtype=torch.float32)) < self.probability(step.context):
             self._ascend(step)
             state["sam_steps"] += 1
         return clean

@@ -81,7 +81,7 @@ class SSAM(Method):
         """The first mask. Masks are refreshed at the first step of every `every`-th epoch after that."""
         if self.mask == "fisher":
             return {"mask": self._fisher_mask(task, context), "epoch": context.epoch}
-        scores = torch.rand(task.layout.dimension, generator=stream(context.seed, "ssam"))
+        scores = torch.rand(task.layout.dimension, generator=stream(context.seed, "ssam"), dtype=torch.float32)
         return {"mask": _top(scores, self._active(task)).to(task.device), "epoch": context.epoch}
 
     def compute(self, step: Step, state: State) -> Pass:
@@ -131,7 +131,11 @@ class SSAM(Method):
         share = self.drop * (1 + math.cos(math.pi * step.context.progress)) / 2
         exchanged = min(int(active * share), mask.numel() - active)
         size = step.layout.flatten(step.memory["gradient"]).abs().masked_fill(~mask, -1)
-        draws = torch.rand(mask.numel(), generator=step.generator("ssam")).to(mask.device).masked_fill(mask, -1)
+        draws = (
+            torch.rand(mask.numel(), generator=step.generator("ssam"), dtype=torch.float32)
+            .to(mask.device)
+            .masked_fill(mask, -1)
+        )
         return _top(size, active - exchanged) | _top(draws, exchanged)
 
 

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from landscape.errors import InputError
 from landscape.registry import Registry
+from trainers.default_dtype import float32_by_default
 from trainers.names import checked_arguments, parse_name
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ def build_model(
 
     options = checked_arguments(MODELS.entry(name), arguments)
     classes, shape = _checked_shape(classes, input_shape)
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), float32_by_default():
         # A network that looks at its weights while it is built has no sketch.
         with sketching(), contextlib.suppress(RuntimeError):
             _require_memory(name, MODELS[name](classes, shape, **options), copies)

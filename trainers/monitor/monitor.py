@@ -14,6 +14,7 @@ import torch
 from landscape import processes
 from landscape.errors import InputError
 from landscape.problem.attributes import attributes_kept
+from landscape.problem.batches import generators_of
 from landscape.problem.problem import Problem
 from landscape.random import undisturbed
 from landscape.results import digest
@@ -112,6 +113,8 @@ class Monitor:
         self._overhead = Overhead(DEFAULT_SHARE if every is None and share is None else share)
         companions = Companions(_always(optimizer), _always(other))
         self._measurements = Measurements(named([measures] if isinstance(measures, str) else measures), companions)
+        problems = [p for p in (problem, other) if p is not None]
+        self._generators = {g: None for p in problems for g in generators_of(p.batches.source)}
         self._takes_part = problem.distributed or processes.rank() == 0
         self._writes = processes.rank() == 0
         self._rows = MeasuredRows(_stem(out) if self._writes else None, resume=resume)
@@ -152,7 +155,7 @@ class Monitor:
         if step % self.every or not self._fits():
             return None
         self._wait_for_device()
-        with self._overhead.measured(), undisturbed(), attributes_kept(self.problem.model):
+        with self._overhead.measured(), undisturbed(*self._generators), attributes_kept(self.problem.model):
             row = self._row(step)
             self._rows.add(row)
             if self._rows.unwritten:
@@ -209,7 +212,8 @@ class Monitor:
         if self._step is not None and step < self._step:
             raise InputError(f"step {step} came after step {self._step}: a Monitor watches one run, forward")
         if self._step is None:
-            settings = self._settings()
+            with undisturbed(*self._generators):  # large batches are read again
+                settings = self._settings()
             if self.problem.distributed:
                 processes.on_first(lambda: self._rows.open(step, settings))
                 self._rows.held = processes.agree(self._rows.held)
