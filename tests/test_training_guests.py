@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import numpy as np
@@ -9,6 +10,8 @@ import pytest
 import torch
 from torch import nn
 
+import landscape
+from landscape import problem_from
 from landscape.errors import InputError
 from trainers import METHODS, train
 from trainers.datasets import load_data
@@ -69,16 +72,40 @@ def test_other_data_and_other_networks_do_not_go_on_with_a_run(other, message, t
     assert trained(out=tmp_path, resume=True).epochs_trained == 0
 
 
-def test_a_file_of_data_that_has_changed_does_not_go_on_with_a_run(tmp_path):
-    data = {
-        f"{axis}_{split}": getattr(toy(), f"{axis}_{split}").numpy() for axis in "xy" for split in ("train", "test")
-    }
+@pytest.fixture
+def run_on_a_file(tmp_path):
+    """A run on a file of data, its options, and what writes the file with other labels."""
+    made = toy()
+    data = {f"{axis}_{split}": getattr(made, f"{axis}_{split}").numpy() for axis in "xy" for split in ("train", "test")}
     np.savez(tmp_path / "data.npz", **data)
     options = {"data": f"npz:{tmp_path / 'data.npz'}", "model": "mlp:hidden=4", "out": tmp_path / "run"}
     trained(**options)
-    np.savez(tmp_path / "data.npz", **{**data, "y_train": 1 - data["y_train"]})
+    return options, lambda: np.savez(tmp_path / "data.npz", **{**data, "y_train": 1 - data["y_train"]})
+
+
+def test_a_file_of_data_that_has_changed_does_not_go_on_with_a_run(run_on_a_file):
+    options, change = run_on_a_file
+    assert trained(resume=True, **options).epochs_trained == 0
+    change()
     with pytest.raises(InputError, match="trained on other data"):
         trained(resume=True, **options)
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_file_of_data_that_has_changed_is_told_where_a_checkpoint_is_analyzed(run_on_a_file):
+    options, change = run_on_a_file
+    before = float(problem_from(options["out"] / "ckpt.pt").evaluate().accuracy)
+    change()
+    with pytest.warns(landscape.InputWarning, match="trained on other examples than npz:.* holds now"):
+        after = float(problem_from(options["out"] / "ckpt.pt").evaluate().accuracy)
+    assert after == pytest.approx(1 - before)
+    problem_from(options["out"] / "ckpt.pt", data=options["data"])  # what is asked for is no surprise
+
+
+def test_data_that_are_drawn_by_name_may_round_otherwise_on_another_machine(tmp_path):
+    trained(out=tmp_path)
+    rounded = dataclasses.replace(toy(), sha256="0" * 64)
+    assert trained(out=tmp_path, resume=True, data=rounded).epochs_trained == 0
 
 
 # -- a network that fails, or keeps something --------------------------------------------------------------------------
@@ -118,6 +145,33 @@ def test_what_a_network_keeps_of_an_evaluation_serves_the_next_epoch():
     kept = trained(model=caching, data=data)
     assert len(caching.mask) > RUN["batch_size"]
     assert torch.equal(weights(kept), weights(trained(model=plain, data=data)))
+
+
+class Shifting(nn.Linear):
+    """Normalizes its inputs in place, as some scripts do."""
+
+    def forward(self, x):
+        x -= 0.5
+        return super().forward(x)
+
+
+class Shifted(nn.Linear):
+    def forward(self, x):
+        return super().forward(x - 0.5)
+
+
+@pytest.mark.parametrize(
+    ("method", "settings"), [("sgd", {}), ("sam", {}), ("k-sam", {}), ("mesa", {}), ("sam", {"m": 7})]
+)
+def test_a_network_that_writes_to_its_inputs_is_trained_and_tested_on_the_same(method, settings):
+    """The second pass of a step would see them shifted twice, and each evaluation a test set shifted once more."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        writing, plain = Shifting(2, 2), Shifted(2, 2)
+        plain.load_state_dict(writing.state_dict())
+    runs = [trained(method, model=model, **{"epochs": 3, **settings}) for model in (writing, plain)]
+    assert torch.equal(*map(weights, runs))
+    assert [row["test_loss"] for row in runs[0].history] == [row["test_loss"] for row in runs[1].history]
 
 
 # -- contexts of the caller's ------------------------------------------------------------------------------------------

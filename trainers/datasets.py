@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from trainers.data.fingerprint import fingerprint
 from trainers.data.standardization import NORMALIZING, moments, normalization, require_unit_range, standardized
 from trainers.default_dtype import float32_by_default
 from trainers.names import checked_arguments, parse_name
+from trainers.storable import without_tuples
 
 STANDARDIZED_BYTES = 64 << 20
 """Up to this size examples are standardized once and kept in float32; larger sets keep their bytes."""
@@ -140,6 +142,18 @@ class Data:
         if split == "test":
             return self.stored_test, self.y_test
         raise InputError(f"split {split!r}: choose train or test")
+
+
+def are_others(data: Data, checkpoint: Mapping[str, Any]) -> bool:
+    """Whether a checkpoint was trained on other examples than these.
+
+    What is drawn by the same name may differ from machine to machine by rounding, and counts as the same.
+    """
+    stored = checkpoint["data"]["arguments"]
+    drawn = data.name in DATA and not DATA.entry(data.name).facts.keys() & {"file", "download"}
+    same = all(stored.get(k, v) == v for k, v in without_tuples(data.arguments).items())
+    before = checkpoint.get("provenance", {}).get("data_sha256", data.sha256)
+    return before != data.sha256 and not (drawn and same and checkpoint["data"]["name"] == data.name)
 
 
 @float32_by_default()

@@ -11,6 +11,7 @@ import copy
 import dataclasses
 import functools
 import json
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,14 +22,14 @@ from torch import Tensor, nn
 
 from landscape import checkpoint
 from landscape.checkpoint import Selection, UnfitWeights
-from landscape.errors import InputError
+from landscape.errors import InputError, InputWarning
 from landscape.problem.losses import NAMED
 from landscape.problem.parameters import Parameters
 from landscape.problem.problem import Problem
 from landscape.results import digest
 from trainers.architectures import BuiltIn
 from trainers.companions import NOTHING_BESIDE, Companions
-from trainers.datasets import Data, load_data
+from trainers.datasets import Data, are_others, load_data
 from trainers.hugging_face import Folder, HubExamples, adapter_folder
 from trainers.loop.base import stored_optimizer
 from trainers.names import parse_name
@@ -126,6 +127,7 @@ def subject(
     if model is None:
         with _fields(path, "data"):
             data = _data(source, sample, device)
+        _tell_if_others(path, content, data, sample)
         with _fields(path, "model"):
             network = BuiltIn(content["model"]["name"], content["model"]["arguments"]).network(data)
         content = content["model"]["state"]
@@ -283,13 +285,34 @@ def _data(content: dict[str, Any] | None, sample: Sample, device: torch.device |
     arguments = {**arguments, **sample.data_arguments}
     if sample.data_dir is not None:
         arguments |= {"data_dir": str(sample.data_dir)}
-    return _load(name, json.dumps(arguments, sort_keys=True), str(device))
+    return _load(name, json.dumps(arguments, sort_keys=True), str(device), _version(name))
 
 
 @functools.lru_cache(maxsize=2)
-def _load(name: str, arguments: str, device: str) -> Data:
-    """The data set on the device; several checkpoints of one comparison read it once."""
+def _load(name: str, arguments: str, device: str, version: tuple[int, int]) -> Data:
+    """The data set on the device; several checkpoints of one comparison read it once, while its file stays the same."""
     return load_data(name, **json.loads(arguments)).to(device)
+
+
+def _version(name: str) -> tuple[int, int]:
+    """Time and size of the file that a data set names; zeros where it names none."""
+    file = Path(name.partition(":")[2]).expanduser()
+    try:
+        status = file.stat()
+    except (OSError, ValueError):
+        return 0, 0
+    return status.st_mtime_ns, status.st_size
+
+
+def _tell_if_others(path: Path, content: dict[str, Any], data: Data | None, sample: Sample) -> None:
+    asked = sample.data is not None or sample.data_arguments  # for other examples than those of the training
+    if data is not None and not asked and are_others(data, content):
+        text = (
+            f"{path} was trained on other examples than {data.name} holds now (SHA-256 "
+            f"{content['provenance']['data_sha256'][:12]}..., now {data.sha256[:12]}...): its training loss and "
+            "accuracy are those of the examples of now"
+        )
+        warnings.warn(InputWarning(text), stacklevel=2)
 
 
 def _metadata(content: dict[str, Any] | None) -> dict[str, Any]:

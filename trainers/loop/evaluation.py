@@ -42,7 +42,9 @@ def evaluate(model: nn.Module, data: Data, precision: str = "float32") -> tuple[
         with torch.no_grad():  # what a network keeps of a pass must serve the next training pass
             for inputs, targets in data.batches("test", size):
                 with network.autocast(device, None if precision == "float32" else getattr(torch, precision)):
-                    outputs = network.logits_of(model(inputs))
+                    outputs = network.logits_of(
+                        model(inputs.clone())
+                    )  # a model may write to them: they are the test set's
                 named = examples.hits(outputs, targets)
                 assert named is not None
                 sums += torch.stack([examples.cross_entropy(outputs, targets).sum().double(), named.sum()])

@@ -21,7 +21,7 @@ from landscape.problem.batches import Batch
 from landscape.problem.problem import Problem
 from landscape.processes import rank
 from landscape.progress import Bar, is_shown
-from trainers.datasets import Data
+from trainers.datasets import Data, are_others
 from trainers.loop.averaging import Averaged, averaged_network
 from trainers.loop.budget import Budget, Schedule
 from trainers.loop.epochs import Epochs, Share
@@ -105,8 +105,8 @@ class Trainer:
 
     def _require_same_data(self, directory: RunDirectory, content: Mapping[str, Any]) -> None:
         """Raise InputError where the data are not those of the checkpoint: a file that has changed, other Data."""
-        before = content.get("provenance", {}).get("data_sha256", self.data.sha256)
-        if before != self.data.sha256:
+        if are_others(self.data, content):
+            before = content["provenance"]["data_sha256"]
             raise InputError(
                 f"the run in {directory.path} was trained on other data (SHA-256 {before[:12]}..., these have "
                 f"{self.data.sha256[:12]}...): resume with the same, or choose another --out"

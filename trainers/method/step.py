@@ -187,7 +187,7 @@ class Step:
         """
         self.task.passes.forward += self._counted(None)
         with torch.no_grad(), self.task.slots.lent(tensors), self.task.autocast():
-            return network.logits_of(self.task.model(*self.batch.args, **self.batch.kwargs))
+            return network.logits_of(self.task.outputs(self.batch))
 
     def perturbed(self, epsilon: Sequence[Tensor]) -> contextlib.AbstractContextManager[None]:
         """Context in which the weights are w + epsilon; afterwards, also after an exception, w to the last bit."""
@@ -213,7 +213,7 @@ class Step:
             self._align_masks()
         with network.frozen_statistics(() if moves else task.norms), task.autocast():
             try:
-                outputs = task.model(*batch.args, **batch.kwargs)
+                outputs = task.outputs(batch)
             except ValueError as error:
                 if "more than 1 value per channel" in str(error):
                     raise InputError(ONE_VALUE) from error

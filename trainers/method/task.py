@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from landscape import processes
 from landscape.errors import InputError
+from landscape.problem import structure
 from landscape.problem.batch_passes import Passes
 from landscape.problem.batches import Batch, as_batch
 from landscape.problem.fully_shard import reshard
@@ -78,6 +79,7 @@ class Task:
         self.group_size, self.synchronized = group_size, synchronized
         self.same_masks = same_masks
         self.passes = Passes()
+        self._writes_inputs: bool | None = None  # known after the first pass
         self.world, self.rank = processes.world(), processes.rank()
         pairs = zip(self.parameters, decay or [0.0] * len(self.parameters), strict=True)
         self.decayed = [(p, c) for p, c in pairs if c]
@@ -148,6 +150,18 @@ class Task:
     def autocast(self) -> contextlib.AbstractContextManager[None]:
         """A fresh context a pass: its cache of cast weights must not outlive a perturbation."""
         return network.autocast(self.device, self.precision)
+
+    def outputs(self, batch: Batch) -> Any:
+        """What the model returns; the batch stays as it is for the next pass where the model writes to its inputs."""
+        args, kwargs = batch.args, batch.kwargs
+        if self._writes_inputs is not False:
+            args, kwargs = structure.mapped((args, kwargs), torch.clone)
+        if self._writes_inputs is not None:
+            return self.model(*args, **kwargs)
+        before = [(t, t._version) for t in structure.tensors((args, kwargs))]
+        returned = self.model(*args, **kwargs)
+        self._writes_inputs = any(t._version != version for t, version in before)
+        return returned
 
     def scale(self) -> Tensor:
         """The scaler's present factor, 0-dim, without a host synchronization."""
