@@ -147,6 +147,27 @@ def test_what_a_network_keeps_of_an_evaluation_serves_the_next_epoch():
     assert torch.equal(weights(kept), weights(trained(model=plain, data=data)))
 
 
+class Remembering(nn.Linear):
+    """Keeps what the last training pass computed, as losses of inner layers are kept."""
+
+    def forward(self, x):
+        outputs = super().forward(x)
+        if self.training:
+            self.last, self.all = outputs, {"outputs": [outputs.sum(), (outputs.mean(),)]}
+        return outputs
+
+
+@pytest.mark.parametrize("average", ["ema", "swa", "lawa"])
+def test_a_network_that_keeps_a_computed_tensor_is_averaged(average):
+    """It could not be copied when the last epoch was over, before that was saved."""
+    model = Remembering(2, 2)
+    run = trained(model=model, average=average)
+    assert run.averaged.count
+    assert model.last.requires_grad, "the training's own goes on with its graph"
+    assert not run.averaged.model.last.requires_grad
+    assert not run.averaged.model.all["outputs"][0].requires_grad
+
+
 class Shifting(nn.Linear):
     """Normalizes its inputs in place, as some scripts do."""
 
@@ -236,6 +257,10 @@ def test_numbers_of_numpy_and_torch_are_numbers(kind, tmp_path):
         ({"lr": torch.ones(2)}, "lr must be a number, received tensor"),
         ({"nesterov": "no"}, "nesterov must be True or False, received 'no'"),
         ({"schedule": 1}, "schedule must be text, received 1"),
+        (
+            {"data": (torch.zeros(4, 2), torch.zeros(4))},
+            "data must be a data set's name or trainers.datasets.Data, rec",
+        ),
         ({"model": lambda x: x}, "model must be a network's name or an nn.Module, received function"),
     ],
 )

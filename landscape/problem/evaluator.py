@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -42,7 +43,7 @@ def unwrapped(model: Any) -> nn.Module:
 
 
 def copied(model: nn.Module) -> nn.Module:
-    """A deep copy, also of modules whose hooks left a computed tensor behind (weight_norm by hooks).
+    """A deep copy, also of modules that keep computed tensors (weight_norm by hooks): without their graph in the copy.
 
     Raises:
         InputError: a network that fully_shard has divided.
@@ -51,11 +52,8 @@ def copied(model: nn.Module) -> nn.Module:
         raise InputError(
             "a network that fully_shard has divided cannot be copied: take problem.gathered(), whose weights are whole"
         )
-    with _computed_attributes(model):
-        for module in model.modules():
-            for name in _computed(module):
-                vars(module)[name] = vars(module)[name].detach()
-        return copy.deepcopy(model)
+    computed = [tensor for module in model.modules() for tensor in _computed(vars(module))]
+    return copy.deepcopy(model, {id(tensor): tensor.detach().clone() for tensor in computed})
 
 
 class Evaluator:
@@ -270,9 +268,16 @@ def _is_compiled(module: nn.Module) -> bool:
     return type(module).__name__ == "OptimizedModule" or getattr(module, "_compiled_call_impl", None) is not None
 
 
-def _computed(module: nn.Module) -> list[str]:
-    """Attributes that are tensors with a graph behind them: what a hook computed from parameters."""
-    return [k for k, v in vars(module).items() if isinstance(v, Tensor) and v.grad_fn is not None]
+def _computed(held: Any) -> Iterator[Tensor]:
+    """Tensors with a graph behind them, in containers too: what a hook or a pass computed from parameters."""
+    if isinstance(held, Tensor):
+        if held.grad_fn is not None:
+            yield held
+    elif isinstance(held, Mapping):
+        yield from _computed(list(held.values()))
+    elif isinstance(held, list | tuple | set | deque):
+        for value in held:
+            yield from _computed(value)
 
 
 @contextlib.contextmanager

@@ -9,7 +9,6 @@ at the ends of the latest epochs (Kaddour 2022, arXiv 2209.14981).
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from landscape import processes
+from landscape.problem.evaluator import copied
 from landscape.random import stream
 from trainers.data.batches import TrainingBatches
 from trainers.datasets import Data
@@ -113,7 +113,7 @@ def averaged_network(model: nn.Module, average: WeightAverage, data: Data, chann
     """
     places = {id(p): i for i, p in enumerate(average.parameters)}
     numbers = [places.get(id(p)) for p in model.parameters()]
-    network, weights = copy.deepcopy(model), average.weights()
+    network, weights = copied(model), average.weights()
     with torch.no_grad():
         for p, number in zip(network.parameters(), numbers, strict=True):
             if number is not None:

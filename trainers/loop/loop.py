@@ -88,6 +88,8 @@ def train(
         raise InputError(f"a method's name or a method such as METHODS['sam'](rho=0.05) is needed, received {method!r}")
     if model is not None and not isinstance(model, str | nn.Module):
         raise InputError(f"model must be a network's name or an nn.Module, received {type(model).__name__}")
+    if data is not None and not isinstance(data, str | Data):
+        raise InputError(f"data must be a data set's name or trainers.datasets.Data, received {type(data).__name__}")
     known = {f.name for f in dataclasses.fields(Settings)}
     for name in settings:
         if name not in known:
