@@ -48,7 +48,7 @@ def context(t, *, epoch=None, progress=None, lr=0.2, steps=10, seed=SEED, **more
         step=t,
         total_steps=steps,
         steps_per_epoch=2,
-        progress=t / steps if progress is None else progress,
+        progress=min(1.0, t / steps) if progress is None else progress,
         lr=lr,
         lr_min=0.0,
         lr_max=0.2,

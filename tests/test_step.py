@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from landscape.errors import InputError
-from trainers import METHODS, Context, Task
+from trainers import METHODS, Context, MethodOptimizer, Task
 from trainers.method import network
 
 
@@ -291,11 +291,58 @@ def test_an_autocast_region_around_a_loop_sees_the_weights_of_the_moment(name):
     assert torch.equal(trained(True), trained(False))
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"group_size": 2.5}, "m must be a whole number of at least 1, received 2.5"),
+        ({"group_size": True}, "must be a whole number of at least 1, received True"),
+        ({"group_size": 0}, "must be a whole number of at least 1, received 0"),
+        ({"decay": [0.1]}, r"for each of the 6 trainable parameters, received \[0.1\]"),
+        ({"decay": [0.1] * 5 + [float("nan")]}, "decay must hold a coefficient of at least 0 for each of the 6"),
+        ({"decay": [-0.1] * 6}, "decay must hold a coefficient of at least 0"),
+    ],
+)
+def test_a_task_takes_counts_and_coefficients(options, message):
+    with pytest.raises(InputError, match=message):
+        task(conv_net(), **options)
+
+
+@pytest.mark.parametrize("progress", [2.0, -0.1, float("nan"), 50])
+def test_progress_is_a_share(progress):
+    """Schedules read beyond their ends: LE-SAM's radius came back, RST never ascended."""
+    with pytest.raises(InputError, match="progress is the share of the run that is done, from 0 to 1, received"):
+        Context(progress=progress)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"total_steps": -3}, "total_steps must be a whole number of at least 1, received -3"),
+        ({"total_steps": "9"}, "total_steps must be a whole number of at least 1, received '9'"),
+        ({"total_steps": 9.5}, "total_steps must be a whole number of at least 1, received 9.5"),
+        ({"steps_per_epoch": 0}, "steps_per_epoch must be a whole number of at least 1, received 0"),
+        ({"warmup": -1}, "warmup must be a whole number of at least 0, received -1"),
+        ({"method": "sam"}, "a method such as METHODS.* is needed, received 'sam'"),
+    ],
+)
+def test_an_optimizer_takes_counts_and_a_method(options, message):
+    model = conv_net()
+    arguments = {"method": METHODS["sam"](), "model": model, **options}
+    with pytest.raises(InputError, match=message):
+        MethodOptimizer(torch.optim.SGD(model.parameters(), lr=0.1), **arguments)
+
+
+def test_a_step_within_inference_mode_is_refused():
+    own = task(conv_net())
+    with torch.inference_mode(), pytest.raises(InputError, match=r"a step within torch.inference_mode\(\)"):
+        own.step(batch())
+
+
 def test_errors_say_what_is_needed():
     x, y = batch()
     with pytest.raises(InputError, match="precision must be one of"):
         task(conv_net(), precision="half")
-    with pytest.raises(InputError, match="m must be at least 1"):
+    with pytest.raises(InputError, match="m must be a whole number of at least 1"):
         task(conv_net(), group_size=0)
     with pytest.raises(InputError, match=r"shape \(6, 3\) for 6 examples"):
         Task(conv_net(), lambda o, t: o).step((x, y)).backward()

@@ -105,6 +105,21 @@ def convert_fields(record: Any) -> None:
             raise InputError(f"{field.name} must be {_NEEDED[name]}, received {value!r}") from None
 
 
+def whole_number(name: str, value: Any, least: int) -> int:
+    """The value as an int.
+
+    Raises:
+        InputError: no whole number, or one below `least`.
+    """
+    try:
+        number = _integer(value)
+    except (TypeError, ValueError, OverflowError):
+        number = least - 1
+    if isinstance(value, str) or number < least:
+        raise InputError(f"{name} must be a whole number of at least {least}, received {value!r}")
+    return number
+
+
 def _converted(value: Any, name: str) -> Any:
     if name == "str":
         return str(os.fspath(value))

@@ -65,6 +65,10 @@ class Context:
     seed: int = 0
     training_set: Examples | None = None
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.progress <= 1:
+            raise InputError(f"progress is the share of the run that is done, from 0 to 1, received {self.progress}")
+
 
 @dataclass(frozen=True)
 class Rows:

@@ -39,6 +39,7 @@ from trainers.method.context import Context
 from trainers.method.method import Method, State
 from trainers.method.step import Step
 from trainers.method.task import Task
+from trainers.names import whole_number
 from trainers.storable import without_tuples
 
 
@@ -121,6 +122,11 @@ class MethodOptimizer(torch.optim.Optimizer):
         synchronized: bool = True,
         same_masks: bool = True,
     ) -> None:
+        if not isinstance(method, Method):
+            raise InputError(f"a method such as METHODS['sam'](rho=0.05) is needed, received {method!r}")
+        total_steps = None if total_steps is None else whole_number("total_steps", total_steps, 1)
+        steps_per_epoch = None if steps_per_epoch is None else whole_number("steps_per_epoch", steps_per_epoch, 1)
+        warmup = whole_number("warmup", warmup, 0)
         self.task = Task(
             model,
             None,

@@ -8,7 +8,9 @@ step, and the count of forward and backward examples.
 from __future__ import annotations
 
 import contextlib
+import math
 import operator
+import reprlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -26,6 +28,7 @@ from trainers.method import network, sharded
 from trainers.method.batch_norm import SynchronizedBatchNorm
 from trainers.method.context import Context
 from trainers.method.step import Step
+from trainers.names import whole_number
 
 PRECISIONS = ("float32", "bfloat16", "float16")
 
@@ -67,8 +70,7 @@ class Task:
     ) -> None:
         if precision not in PRECISIONS:
             raise InputError(f"precision must be one of {', '.join(PRECISIONS)}, received {precision!r}")
-        if group_size is not None and group_size < 1:
-            raise InputError(f"m must be at least 1 example per group, received {group_size}")
+        group_size = None if group_size is None else whole_number("m", group_size, 1)
         if not closures:
             sharded.require_whole(model)
         self.sharded = closures and sharded.is_sharded(model)
@@ -81,8 +83,13 @@ class Task:
         self.passes = Passes()
         self._writes_inputs: bool | None = None  # known after the first pass
         self.world, self.rank = processes.world(), processes.rank()
-        pairs = zip(self.parameters, decay or [0.0] * len(self.parameters), strict=True)
-        self.decayed = [(p, c) for p, c in pairs if c]
+        decay = [0.0] * len(self.parameters) if decay is None else decay
+        if len(decay) != len(self.parameters) or not all(0 <= c < math.inf for c in decay):
+            raise InputError(
+                f"decay must hold a coefficient of at least 0 for each of the {len(self.parameters)} trainable "
+                f"parameters, received {reprlib.repr(decay)}"
+            )
+        self.decayed = [(p, c) for p, c in zip(self.parameters, decay, strict=True) if c]
 
     def find_parameters(self) -> None:
         """Take up the model as it is now: `layout`, its trainable `parameters`, and layers that are treated apart."""
@@ -131,8 +138,11 @@ class Task:
             sizes: examples on each process; None means as many as here.
 
         Raises:
-            InputError: parameters were frozen, unfrozen, added or replaced since the Task was made.
+            InputError: parameters were frozen, unfrozen, added or replaced since the Task was made; a call within
+                torch.inference_mode().
         """
+        if torch.is_inference_mode_enabled():
+            raise InputError("a step within torch.inference_mode(), which forbids derivatives: call it outside")
         if self.outdated:
             raise InputError(
                 "parameters were frozen or unfrozen since this Task was made, or added or replaced: make a new Task, "
