@@ -154,8 +154,18 @@ def test_a_surface_refuses_to_divide_what_may_not_be_divided():
 
 def test_inference_mode_around_a_problem_is_refused():
     x, y = examples()
-    with torch.inference_mode(), pytest.raises(InputError, match="make it outside"):
+    with torch.inference_mode(), pytest.raises(InputError, match="Problem is made within"):
         Problem(classifier(), F.cross_entropy, [(x, y)])
+
+
+@pytest.mark.parametrize("derivative", [Problem.gradient, landscape.top_eigenvalues, landscape.trace])
+def test_derivatives_within_inference_mode_are_refused(derivative):
+    problem = Problem(classifier(), F.cross_entropy, [examples()])
+    rise = landscape.average_sharpness(problem, draws=4).value
+    with torch.inference_mode():
+        assert landscape.average_sharpness(problem, draws=4).value == rise  # forward passes need none
+        with pytest.raises(InputError, match="derivative is asked for within"):
+            derivative(problem)
 
 
 def test_an_objective_that_weighs_some_batches_only():

@@ -15,7 +15,7 @@ from landscape.ball.spread import spread_of
 from landscape.ball.vectors import dimension
 from landscape.errors import InputError
 from landscape.problem.batches import Batch, Batches
-from landscape.problem.evaluator import Evaluator
+from landscape.problem.evaluator import Evaluator, require_derivatives
 from landscape.problem.objective import Objective, Pair, telling
 from landscape.problem.outputs import logits_of
 from landscape.problem.parameters import Parameters
@@ -100,6 +100,7 @@ class BatchPasses:
 
         The flat vector itself never takes part: the backward pass of slicing it would cost a copy of it per slice.
         """
+        require_derivatives("a derivative is asked for")
         return [t.detach().requires_grad_() for t in self.parameters.typed(self.at(w))]
 
     def bindable(self, w: Tensor | None = None) -> list[Tensor]:

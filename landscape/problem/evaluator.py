@@ -56,6 +56,12 @@ def copied(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model, {id(tensor): tensor.detach().clone() for tensor in computed})
 
 
+def require_derivatives(what: str) -> None:
+    """Raise InputError within torch.inference_mode(), in which nothing has a derivative."""
+    if torch.is_inference_mode_enabled():
+        raise InputError(f"{what} within torch.inference_mode(), which forbids derivatives: call it outside")
+
+
 class Evaluator:
     """Binds flat-vector views to a model's parameters for the length of a context.
 

@@ -16,7 +16,7 @@ from landscape.errors import InputError
 from landscape.problem import checks, precision
 from landscape.problem.batch_passes import Shared
 from landscape.problem.batches import Batch, Batches, Reader, generators_of, source_of
-from landscape.problem.evaluator import Evaluator, unwrapped
+from landscape.problem.evaluator import Evaluator, require_derivatives, unwrapped
 from landscape.problem.fully_shard import has_shards
 from landscape.problem.memory import Plan, plan
 from landscape.problem.objective import Objective, telling
@@ -120,10 +120,7 @@ class Problem(Variants):
         distributed: bool = False,
         check: bool = True,
     ) -> None:
-        if torch.is_inference_mode_enabled():
-            raise InputError(
-                "Problem is made within torch.inference_mode(), which forbids derivatives: make it outside"
-            )
+        require_derivatives("Problem is made")
         self.objective = Objective.of(loss, objective, weight)
         if logit_normalization and (self.objective.by_model or self.objective.function is not None):
             raise InputError("logit_normalization needs a loss(outputs, targets): give one")

@@ -19,6 +19,7 @@ from torch import nn
 
 from landscape.errors import InputError, unknown
 from landscape.locks import locked
+from landscape.problem.evaluator import require_derivatives
 from landscape.processes import rank
 from trainers import METHODS
 from trainers.datasets import Data
@@ -82,8 +83,7 @@ def train(
         InputError: wrong settings, a directory that holds another run or that another process trains into, a loss that
             is not finite (the step is named, the last good checkpoint kept).
     """
-    if torch.is_inference_mode_enabled():
-        raise InputError("train is called within torch.inference_mode(), which forbids derivatives: call it outside")
+    require_derivatives("train is called")
     if isinstance(method, type) or not isinstance(method, str | Method):
         raise InputError(f"a method's name or a method such as METHODS['sam'](rho=0.05) is needed, received {method!r}")
     if model is not None and not isinstance(model, str | nn.Module):

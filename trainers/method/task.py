@@ -22,6 +22,7 @@ from landscape.errors import InputError
 from landscape.problem import structure
 from landscape.problem.batch_passes import Passes
 from landscape.problem.batches import Batch, as_batch
+from landscape.problem.evaluator import require_derivatives
 from landscape.problem.fully_shard import reshard
 from landscape.problem.parameters import Parameters
 from trainers.method import network, sharded
@@ -141,8 +142,7 @@ class Task:
             InputError: parameters were frozen, unfrozen, added or replaced since the Task was made; a call within
                 torch.inference_mode().
         """
-        if torch.is_inference_mode_enabled():
-            raise InputError("a step within torch.inference_mode(), which forbids derivatives: call it outside")
+        require_derivatives("a step")
         if self.outdated:
             raise InputError(
                 "parameters were frozen or unfrozen since this Task was made, or added or replaced: make a new Task, "

@@ -15,6 +15,7 @@ from landscape import processes
 from landscape.errors import InputError
 from landscape.problem.attributes import attributes_kept
 from landscape.problem.batches import generators_of
+from landscape.problem.evaluator import require_derivatives
 from landscape.problem.problem import Problem
 from landscape.random import undisturbed
 from landscape.results import digest
@@ -246,8 +247,7 @@ class Monitor:
             torch.cuda.synchronize(self.problem.weights.device)
 
     def _row(self, step: int) -> dict[str, Any]:
-        if torch.is_inference_mode_enabled():
-            raise InputError("Monitor.step is called within torch.inference_mode(), which forbids derivatives")
+        require_derivatives("Monitor.step is called")
         before = [n for n in self.history[0] if n not in ("step", *SECONDS)] if self.history else None
         values = self._measurements(self.problem.updated(), columns=before)
         seconds = self._overhead.training, self._overhead.measuring + self._overhead.lap()
