@@ -51,7 +51,7 @@ def with_a_frozen_bias():
     [
         (
             {"data": toy(seed=1)},
-            "trained on other data .SHA-256 [0-9a-f]{12}..., these have [0-9a-f]{12}.*: resume with",
+            "trained on other data .SHA-256 [0-9a-f]{12}..., now [0-9a-f]{12}.*: resume with",
         ),
         ({"model": network(5)}, r"0.weight is float32 \(4, 2\) in the checkpoint and float32 \(5, 2\) in this network"),
         (
@@ -100,6 +100,21 @@ def test_a_file_of_data_that_has_changed_is_told_where_a_checkpoint_is_analyzed(
         after = float(problem_from(options["out"] / "ckpt.pt").evaluate().accuracy)
     assert after == pytest.approx(1 - before)
     problem_from(options["out"] / "ckpt.pt", data=options["data"])  # what is asked for is no surprise
+
+
+@pytest.mark.parametrize("written", [5, None, [1], "\x1b[31m\nred"])
+def test_what_a_checkpoint_says_of_its_data_is_taken_for_text(written, run_on_a_file):
+    options, _ = run_on_a_file
+    file = options["out"] / "ckpt.pt"
+    content = torch.load(file, weights_only=True)
+    content["provenance"]["data_sha256"] = written
+    torch.save(content, file)
+    with pytest.warns(landscape.InputWarning, match="trained on other examples") as said:
+        problem_from(file)
+    with pytest.raises(InputError, match="trained on other data") as refused:
+        trained(resume=True, **options)
+    for text in (str(said[0].message), str(refused.value)):
+        assert text.isprintable()
 
 
 def test_data_that_are_drawn_by_name_may_round_otherwise_on_another_machine(tmp_path):

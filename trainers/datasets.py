@@ -144,8 +144,8 @@ class Data:
         raise InputError(f"split {split!r}: choose train or test")
 
 
-def are_others(data: Data, checkpoint: Mapping[str, Any]) -> bool:
-    """Whether a checkpoint was trained on other examples than these.
+def change_since(checkpoint: Mapping[str, Any], data: Data) -> str | None:
+    """How a checkpoint names other examples than these, in words; None where it was trained on these.
 
     What is drawn by the same name may differ from machine to machine by rounding, and counts as the same.
     """
@@ -153,7 +153,9 @@ def are_others(data: Data, checkpoint: Mapping[str, Any]) -> bool:
     drawn = data.name in DATA and not DATA.entry(data.name).facts.keys() & {"file", "download"}
     same = all(stored.get(k, v) == v for k, v in without_tuples(data.arguments).items())
     before = checkpoint.get("provenance", {}).get("data_sha256", data.sha256)
-    return before != data.sha256 and not (drawn and same and checkpoint["data"]["name"] == data.name)
+    if before == data.sha256 or (drawn and same and checkpoint["data"]["name"] == data.name):
+        return None
+    return f"SHA-256 {str(before)[:12]}..., now {data.sha256[:12]}..."
 
 
 @float32_by_default()

@@ -29,7 +29,7 @@ from landscape.problem.problem import Problem
 from landscape.results import digest
 from trainers.architectures import BuiltIn
 from trainers.companions import NOTHING_BESIDE, Companions
-from trainers.datasets import Data, are_others, load_data
+from trainers.datasets import Data, change_since, load_data
 from trainers.hugging_face import Folder, HubExamples, adapter_folder
 from trainers.loop.base import stored_optimizer
 from trainers.names import parse_name
@@ -306,10 +306,9 @@ def _version(name: str) -> tuple[int, int]:
 
 def _tell_if_others(path: Path, content: dict[str, Any], data: Data | None, sample: Sample) -> None:
     asked = sample.data is not None or sample.data_arguments  # for other examples than those of the training
-    if data is not None and not asked and are_others(data, content):
+    if data is not None and not asked and (change := change_since(content, data)):
         text = (
-            f"{path} was trained on other examples than {data.name} holds now (SHA-256 "
-            f"{content['provenance']['data_sha256'][:12]}..., now {data.sha256[:12]}...): its training loss and "
+            f"{path} was trained on other examples than {data.name} holds now ({change}): its training loss and "
             "accuracy are those of the examples of now"
         )
         warnings.warn(InputWarning(text), stacklevel=2)

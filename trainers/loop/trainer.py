@@ -21,7 +21,7 @@ from landscape.problem.batches import Batch
 from landscape.problem.problem import Problem
 from landscape.processes import rank
 from landscape.progress import Bar, is_shown
-from trainers.datasets import Data, are_others
+from trainers.datasets import Data, change_since
 from trainers.loop.averaging import Averaged, averaged_network
 from trainers.loop.budget import Budget, Schedule
 from trainers.loop.epochs import Epochs, Share
@@ -105,11 +105,10 @@ class Trainer:
 
     def _require_same_data(self, directory: RunDirectory, content: Mapping[str, Any]) -> None:
         """Raise InputError where the data are not those of the checkpoint: a file that has changed, other Data."""
-        if are_others(self.data, content):
-            before = content["provenance"]["data_sha256"]
+        if change := change_since(content, self.data):
             raise InputError(
-                f"the run in {directory.path} was trained on other data (SHA-256 {before[:12]}..., these have "
-                f"{self.data.sha256[:12]}...): resume with the same, or choose another --out"
+                f"the run in {directory.path} was trained on other data ({change}): resume with the same, or choose "
+                "another --out"
             )
 
     # -- running ---------------------------------------------------------------------------------------------------
