@@ -134,14 +134,14 @@ def test_weights_alone_have_no_optimizer(runs, tmp_path, capsys):
 
 
 def test_a_callables_data_have_no_other_split(runs, tmp_path, capsys, monkeypatch):
-    (tmp_path / "mine.py").write_text(
+    (tmp_path / "alone.py").write_text(
         "import torch\n\n\ndef batches():\n    return [(torch.ones(4, 2), torch.zeros(4, dtype=torch.long))]\n"
     )
     monkeypatch.chdir(tmp_path)
     path = str(runs / "sgd" / "ckpt.pt")
-    wanted = ["analyze", path, "--data", "mine:batches", "--measure", "relative_critical_sharpness"]
+    wanted = ["analyze", path, "--data", "alone:batches", "--measure", "relative_critical_sharpness"]
     assert cli.run([*wanted, "--out", str(tmp_path / "a")]) == 2
-    assert "--data mine:batches has no other split: name the other data with --other-data" in capsys.readouterr().err
+    assert "--data alone:batches has no other split: name the other data with --other-data" in capsys.readouterr().err
 
 
 # -- while training ----------------------------------------------------------------------------------------------------

@@ -69,6 +69,7 @@ def home(tmp_path_factory):
         torch.save(getattr(mine, name)().state_dict(), home / f"{name}.pt")
     yield home
     sys.path.remove(str(home))
+    del sys.modules["mine"]
 
 
 def analyze(home, file, model, data, *options):
