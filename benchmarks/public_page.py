@@ -201,7 +201,7 @@ def _limits(done: list[Record], names: Sequence[str]) -> str:
     there = {(r["network"], r["images"]) for r in done}
     missing = [f"{n}, {i:,}" for i in (128, 1024) for n in names if (n, i) not in there]
     arms = {arm for r in done for q in ("eigenvalues", "trace") for arm in r["runs"][q]}
-    lines = ["### Not run", f"* Networks and images: {'; '.join(missing) or 'none'}."]
+    lines = ["### Not run", *([f"* Networks and images: {'; '.join(missing)}."] if missing else [])]
     for record in done:
         absent = [a for a in sorted(arms) if not any(a in record["runs"][q] for q in ("eigenvalues", "trace"))]
         if absent:
