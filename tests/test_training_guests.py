@@ -15,6 +15,7 @@ from landscape import problem_from
 from landscape.errors import InputError
 from trainers import METHODS, train
 from trainers.datasets import load_data
+from trainers.loop.evaluation import evaluate
 
 RUN = {"epochs": 2, "batch_size": 50, "lr": 0.05}
 
@@ -305,3 +306,11 @@ def test_hyperparameters_of_another_type_are_refused(name, options, message):
 def test_what_is_no_method_is_refused(method):
     with pytest.raises(InputError, match="a method's name or a method such as"):
         trained(method)
+
+
+def test_an_evaluation_is_in_the_precision_that_it_names():
+    model, data = network(), toy()
+    outside = evaluate(model, data)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert evaluate(model, data) == outside
+        assert evaluate(model, data, "bfloat16") != outside

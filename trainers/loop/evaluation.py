@@ -39,12 +39,12 @@ def evaluate(model: nn.Module, data: Data, precision: str = "float32") -> tuple[
     sums = torch.zeros(2, dtype=torch.float64, device=device)
     model.eval()
     try:
-        with torch.no_grad():  # what a network keeps of a pass must serve the next training pass
+        # What a network keeps of a pass must serve the next training pass; a caller's autocast region has no say.
+        with torch.no_grad(), torch.autocast(device.type, enabled=False):
             for inputs, targets in data.batches("test", size):
                 with network.autocast(device, None if precision == "float32" else getattr(torch, precision)):
-                    outputs = network.logits_of(
-                        model(inputs.clone())
-                    )  # a model may write to them: they are the test set's
+                    # A model may write to its inputs, which are the test set's.
+                    outputs = network.logits_of(model(inputs.clone()))
                 named = examples.hits(outputs, targets)
                 assert named is not None
                 sums += torch.stack([examples.cross_entropy(outputs, targets).sum().double(), named.sum()])
